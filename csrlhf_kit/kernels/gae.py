@@ -1,0 +1,39 @@
+"""Generalised advantage estimation for reward and cost in one scan, correct under padding on either side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae_reference(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """The recursion as written in the paper; one vector operation per time step."""
+    mask = mask.bool().expand(rewards.shape)
+    advantages = torch.zeros_like(rewards)
+    carry = torch.zeros_like(rewards[..., 0])  # A_{t+1} of the next real position
+    next_value = torch.zeros_like(carry)  # V_{t+1}; 0 after the end: episodes end, they are not cut
+    for t in range(rewards.shape[-1] - 1, -1, -1):
+        keep, value = mask[..., t], values[..., t]
+        delta = rewards[..., t] + gamma * next_value - value
+        carry = torch.where(keep, delta + gamma * lam * carry, carry)
+        next_value = torch.where(keep, value, next_value)
+        advantages[..., t] = torch.where(keep, carry, 0.0)
+    returns = torch.where(mask, advantages + values, 0.0)
+    return advantages, returns
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of whole episodes.
+
+    rewards, values: (..., batch, length), any leading dimensions (stack reward and cost: one scan does both).
+    mask: broadcastable to that shape, true at real positions; padding may stand left, right or in between and
+    is skipped, so that a real position's successor is the next real one. After the last the value is 0.
+    Returns (advantages, returns), both (..., batch, length), 0 at masked positions; no gradient flows.
+    Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16: A_t = delta_t + gamma lam A_{t+1}.
+    """
+    return gae_reference(rewards, values, mask, gamma, lam)
