@@ -1,0 +1,59 @@
+"""Which implementation runs: torch or Triton. The one place that decides."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from torch import Tensor
+
+from csrlhf_kit.errors import UserError
+
+CHOICES = ("auto", "torch", "triton")
+_override: list[str] = []
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported; it is absent on macOS and Windows and never imported here."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within the block every kernel runs as `name`: auto, torch or triton.
+
+    Outside, the environment variable CSRLHF_KERNELS says the same for a whole process (default: auto).
+    """
+    _check(name)
+    _override.append(name)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """Whether the Triton kernel runs for `tensor`: on a GPU where Triton is installed, unless overridden.
+
+    Raises UserError where Triton is demanded and cannot run.
+    """
+    name = _override[-1] if _override else os.environ.get("CSRLHF_KERNELS", "auto")
+    _check(name)
+    if name != "triton":
+        return name == "auto" and tensor.is_cuda and triton_installed()
+    if not triton_installed():
+        raise UserError("The Triton kernels were asked for, but triton is not installed: install csrlhf-kit[kernels].")
+    if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(
+            f"The Triton kernels were asked for on {tensor.device}; they need a GPU, or TRITON_INTERPRET=1 to interpret."
+        )
+    return True
+
+
+def _check(name: str) -> None:
+    if name not in CHOICES:
+        raise UserError(f"Kernel backend {name!r} is unknown: expected one of {', '.join(CHOICES)}.")
