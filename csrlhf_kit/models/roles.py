@@ -1,0 +1,316 @@
+"""One frozen base, many roles: policy, reference, reward, cost and critic are adapters on the same weights.
+
+Safe RLHF keeps six models in memory. Here one base (dense or NF4) carries four LoRA adapters (Hu et al. 2021,
+arXiv 2106.09685) and three small heads; the reference policy is the base with its adapters off, and the
+values of reward and cost are two outputs of one critic trunk.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels import linear_logprob
+from csrlhf_kit.models.base import freeze
+from csrlhf_kit.models.scorers import load_scorer, score_texts
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Tensor]
+"""(prompts, responses) -> logits (batch,). For a reward or cost model that does not share the policy's
+base.
+"""
+
+SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Positions (batch, length) that count real tokens only, so that padding on either side changes
+    nothing.
+    """
+    return (mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """Column (batch,) of the last real token of each row, whatever the padding."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return (mask.long() * columns).argmax(1)
+
+
+class Roles(nn.Module):
+    """A frozen causal LM with adapters `policy`, `critic` and, where they share its base, `reward` and
+    `cost`.
+
+    base: causal LM from `load_base`; it is wrapped by peft in place.
+    reward, cost: a folder with a PEFT SEQ_CLS adapter trained on this very base, or any `Scorer`.
+    policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
+    rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
+    critic_from_reward: start the critic's trunk and reward head from the reward model (Safe RLHF does too).
+    seed: fresh adapters are drawn from it; the global generators are left alone.
+
+    Only `policy`, `critic` and `value_head` can have gradients. Raises UserError for an adapter that does
+    not fit.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        *,
+        reward: str | Path | Scorer,
+        cost: str | Path | Scorer,
+        policy: str | Path | None = None,
+        rank: int = 16,
+        alpha: int = 32,
+        targets: str | list[str] = "all-linear",
+        critic_from_reward: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        hidden_size = base.get_input_embeddings().weight.shape[1]
+        fresh = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model = PeftModel(base, copy.deepcopy(fresh), adapter_name="policy")
+            self.scorers: dict[str, Scorer] = {}
+            self.score_heads = nn.ModuleDict()
+            for name, source in (("reward", reward), ("cost", cost)):
+                if callable(source):
+                    self.scorers[name] = source
+                else:
+                    self.score_heads[name] = self._add_scorer(name, Path(source), hidden_size)
+            start = (
+                self.model.peft_config["reward"]
+                if critic_from_reward and "reward" in self.score_heads
+                else None
+            )
+            self.model.add_adapter("critic", _without_dropout(start or fresh))
+        if policy is not None:
+            self._load_adapter("policy", Path(policy))
+        self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        if start is not None:
+            self._copy_adapter("reward", "critic")
+            head = self.score_heads["reward"]
+            with torch.no_grad():
+                self.value_head.weight[0] = head.weight[0]
+                if head.bias is not None:
+                    self.value_head.bias[0] = head.bias[0]
+        self.to(base.device)
+        self.trunk = base.base_model  # the transformer without its language-model head
+        self.lm_head = base.get_output_embeddings()
+        self.eval()
+        freeze(base)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(
+                ".policy." in name or ".critic." in name or name.startswith("value_head.")
+            )
+        for parameter in self.trainable("policy") + self.trainable("critic"):
+            parameter.data = parameter.data.float()  # small, and Adam's steps vanish in half precision
+        self._check_head()
+
+    # --- forward passes ---
+
+    @property
+    def device(self) -> torch.device:
+        return self.value_head.weight.device
+
+    def activate(self, adapter: str | None) -> None:
+        """Make `adapter` the one in use; None switches all off (the reference policy).
+
+        peft's own `set_adapter` also rewrites `requires_grad`, which would give the frozen scorers gradients.
+        """
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module._disable_adapters = adapter is None
+                if adapter is not None:
+                    module._active_adapter = [adapter]
+
+    def hidden(self, ids: Tensor, mask: Tensor, adapter: str | None) -> Tensor:
+        """Last hidden states (batch, length, hidden) of `ids` (batch, length) under `adapter`.
+
+        mask: (batch, length), true at real tokens, which are contiguous in each row; padding on either side.
+        Rows padded on the right only need no mask at all: a causal model never looks at what follows.
+        """
+        self.activate(adapter)
+        if bool(mask[:, 0].all()):
+            output = self.trunk(input_ids=ids, use_cache=False)
+        else:
+            output = self.trunk(
+                input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+            )
+        return output.last_hidden_state
+
+    def log_probs(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        actions: Tensor,
+        *,
+        adapter: str | None = "policy",
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy (nats) of each action token under softmax(logits / temperature).
+
+        ids, mask, actions: (batch, length); `actions` is true at the tokens that the policy chose. Returns
+        two float32 tensors (batch, length), zero elsewhere. Column t belongs to token t, predicted from t -
+        1. The language-model head runs at action positions only.
+        """
+        hidden = self.hidden(ids, mask, adapter)
+        rows, columns = actions.nonzero(as_tuple=True)
+        log_probs, entropy = linear_logprob(
+            hidden[rows, columns - 1],  # (tokens, hidden)
+            self.lm_head.weight,
+            ids[rows, columns],
+            temperature=temperature,
+            bias=getattr(self.lm_head, "bias", None),
+        )
+        empty = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        return empty.masked_scatter(actions, log_probs.float()), empty.masked_scatter(
+            actions, entropy.float()
+        )
+
+    def values(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0."""
+        values = self.value_head(self.hidden(ids, mask, "critic").float())
+        return nn.functional.pad(values[:, :-1], (0, 0, 1, 0))
+
+    def score(self, name: str, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logit (batch,) of the `reward` or `cost` adapter, read at the last real token of each row."""
+        hidden = self.hidden(ids, mask, name)
+        last = hidden[torch.arange(ids.shape[0], device=ids.device), last_token(mask)]
+        return self.score_heads[name](last.float()).squeeze(-1)
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits (batch, 2) of the reward and the cost adapter at the last real token."""
+        return torch.stack([self.score(name, ids, mask) for name in ("reward", "cost")], dim=1)
+
+    # --- what is trained, and how it is stored ---
+
+    def trainable(self, role: str) -> list[nn.Parameter]:
+        """Parameters of the `policy` or of the `critic` (with its value head), in a fixed order."""
+        found = [parameter for name, parameter in self.model.named_parameters() if f".{role}." in name]
+        return found + (list(self.value_head.parameters()) if role == "critic" else [])
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Tensors that training changes, by name: policy adapter, critic adapter, value head."""
+        return {
+            name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad
+        }
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Undo of `trained_state`. Raises UserError where the names or shapes differ."""
+        own = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+            odd = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+            raise UserError(f"the checkpoint does not fit these adapters: expected the same {odd[0]}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def save_policy(self, folder: str | Path) -> Path:
+        """Save the policy as a PEFT adapter that `PeftModel.from_pretrained(base, folder)` loads."""
+        self.model.save_pretrained(str(folder), selected_adapters=["policy"])
+        written = Path(folder) / "policy"  # peft gives each named adapter a folder of its own
+        for file in written.iterdir():
+            file.replace(Path(folder) / file.name)
+        written.rmdir()
+        return Path(folder)
+
+    # --- set-up ---
+
+    def _add_scorer(self, name: str, folder: Path, hidden_size: int) -> nn.Linear:
+        """Mount a SEQ_CLS adapter on the causal LM; return its score head. The trunks' key names are the
+        same.
+        """
+        config, state = _read_adapter(folder, name)
+        self.model.add_adapter(name, _without_dropout(config))
+        heads = {key: value for key, value in state.items() if key.split(".")[-2] in SCORE_HEADS}
+        self._set_adapter(name, {k: v for k, v in state.items() if k not in heads}, folder)
+        weight = next((value for key, value in heads.items() if key.endswith(".weight")), None)
+        bias = next((value for key, value in heads.items() if key.endswith(".bias")), None)
+        if weight is None or weight.shape != (1, hidden_size):
+            raise UserError(
+                f"{folder} has no score head of shape (1, {hidden_size}): expected a PEFT SEQ_CLS adapter "
+                "with num_labels=1 and its head in modules_to_save"
+            )
+        head = nn.Linear(hidden_size, 1, bias=bias is not None)
+        head.load_state_dict({"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()}))
+        return head
+
+    def _load_adapter(self, name: str, folder: Path) -> None:
+        config, state = _read_adapter(folder, name)
+        own = self.model.peft_config[name]
+        if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
+            raise UserError(
+                f"{folder} has rank {config.r} and alpha {config.lora_alpha}: expected "
+                f"{own.r} and {own.lora_alpha}"
+            )
+        self._set_adapter(name, state, folder)
+
+    def _set_adapter(self, name: str, state: dict[str, Tensor], folder: Path) -> None:
+        expected = get_peft_model_state_dict(self.model, adapter_name=name)
+        odd = sorted(expected.keys() ^ state.keys()) or [
+            k for k in state if state[k].shape != expected[k].shape
+        ]
+        if odd:
+            raise UserError(
+                f"the adapter {folder} does not fit this base: {odd[0]} is in only one of them or differs"
+            )
+        set_peft_model_state_dict(self.model, state, adapter_name=name)
+
+    def _copy_adapter(self, source: str, target: str) -> None:
+        state = get_peft_model_state_dict(self.model, adapter_name=source)
+        set_peft_model_state_dict(self.model, {k: v.clone() for k, v in state.items()}, adapter_name=target)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Some models scale or cap their logits after the head; their log-probabilities would be silently
+        wrong.
+        """
+        ids = torch.arange(4, device=self.device).unsqueeze(0)
+        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        ours = self.lm_head(
+            self.hidden(ids, torch.ones_like(ids), "policy").to(self.lm_head.weight.dtype)
+        ).float()
+        self.activate("policy")
+        if not torch.allclose(logits.log_softmax(-1), ours.log_softmax(-1), atol=2e-2):
+            raise UserError(
+                f"{type(self.lm_head).__name__} of {self.model.config.model_type} is not the whole head: "
+                "expected logits that are a linear function of the last hidden state (no scale, no soft cap)"
+            )
+
+
+def text_scorer(folder: str | Path, *, batch_size: int = 64) -> Scorer:
+    """A saved reward or cost model with a base and a tokenizer of its own, as a `Scorer`: it reads text."""
+    scorer = load_scorer(folder, merge=True)
+    return lambda prompts, responses: torch.as_tensor(
+        score_texts(scorer, prompts, responses, batch_size=batch_size), dtype=torch.float32
+    )
+
+
+def _read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]]:
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder} is no {role} model: expected a PEFT adapter (adapter_model.safetensors)")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{folder} is a {config.peft_type} adapter: expected LoRA")
+    return config, load_file(weights)
+
+
+def _without_dropout(config: LoraConfig) -> LoraConfig:
+    """The same LoRA shape, to be mounted on the causal LM: no dropout, and heads are kept outside peft."""
+    config = copy.deepcopy(config)
+    config.lora_dropout, config.modules_to_save, config.task_type = 0.0, None, "CAUSAL_LM"
+    config.inference_mode = False
+    return config

@@ -1,0 +1,59 @@
+"""From scores and log-ratios to one advantage per token: rewards, costs, GAE, whitening. Pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csrlhf_kit.kernels import gae
+
+
+def last_action(actions: Tensor) -> Tensor:
+    """Column (batch,) of the last true entry of `actions` (batch, length)."""
+    columns = torch.arange(actions.shape[1], device=actions.device)
+    return (actions.long() * columns).argmax(1)
+
+
+def token_rewards(scores: Tensor, log_ratios: Tensor, actions: Tensor, kl_coefficient: float) -> Tensor:
+    """Per-token rewards (batch, length): -coefficient * (log pi - log pi_ref), and the score on the last
+    action.
+
+    scores: (batch,); log_ratios: (batch, length), log pi - log pi_ref of the sampled tokens; actions: (batch,
+    length), true at response tokens. Zero outside the response.
+
+    Costs are built by the same function with **minus** the coefficient: in (A_R - lambda A_C) / (1 + lambda)
+    the KL terms then add up to (1 + lambda) / (1 + lambda), so that the KL weight stays beta whatever lambda
+    is (Safe RLHF, Dai et al. 2023, arXiv 2310.12773, Appendix B).
+    """
+    rewards = torch.where(actions, -kl_coefficient * log_ratios, 0.0)
+    rows = torch.arange(actions.shape[0], device=actions.device)
+    rewards[rows, last_action(actions)] += scores
+    return rewards
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is true (both (batch, length))."""
+    return (values * mask).sum() / mask.sum()
+
+
+def whiten(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero mean and unit variance over all true entries of the *whole batch*; zero elsewhere.
+
+    Returns the whitened values and the factor 1 / std. The mean is removed: adding it back, as several
+    implementations do, lets a constant advantage push every sampled token up. Advantages that are all equal
+    become zero, not noise divided by zero.
+    """
+    centred = torch.where(mask, values - masked_mean(values, mask), 0.0)
+    std = (centred.square().sum() / mask.sum()).sqrt()
+    scale = 1.0 / (std + 1e-8)
+    return centred * scale, scale
+
+
+def advantages_and_returns(
+    rewards: Tensor, costs: Tensor, values: Tensor, actions: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """GAE of reward and cost in one scan: (advantages, returns), each (2, batch, length), reward first.
+
+    rewards, costs: (batch, length); values: (batch, length, 2), of the state before each action.
+    """
+    return gae(torch.stack([rewards, costs]), values.movedim(-1, 0), actions, gamma=gamma, lam=lam)

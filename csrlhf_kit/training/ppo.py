@@ -1,0 +1,481 @@
+"""PPO for language models under a cost constraint, on one frozen base with adapters.
+
+A step, top to bottom: sample answers; score them (policy, reference, values, reward, cost); let the
+constraint look at the costs; turn scores into advantages; take clipped gradient steps on the policy and on
+the critic.
+
+Sources: PPO, Schulman et al. 2017, arXiv 1707.06347; RLHF with a per-token KL, Ziegler et al. 2019, arXiv
+1909.08593; reward and cost streams, Safe RLHF, Dai et al. 2023, arXiv 2310.12773. Metric names follow the
+field's custom.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everything
+from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
+from csrlhf_kit.training.constraints import Constraint
+from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
+
+
+@dataclass
+class PPOConfig:
+    """Settings of PPO; the constraint has its own."""
+
+    steps: int = 60
+    """Number of PPO steps: one batch of fresh episodes each."""
+    batch_size: int = 64
+    """Episodes a step."""
+    epochs: int = 1
+    """Passes over each batch of episodes."""
+    minibatch_size: int = 32
+    """Episodes behind one optimiser step, drawn at random."""
+    microbatch_size: int = 32
+    """Episodes of one forward and backward pass: similar lengths, gradients summed over the mini-batch."""
+    learning_rate: float = 1e-3
+    """Policy's Adam step size."""
+    critic_learning_rate: float = 1e-3
+    """Critic's Adam step size."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of both learning rates after the warm-up; linear and cosine end at a tenth."""
+    warmup_steps: int = 0
+    """Steps over which both learning rates rise linearly."""
+    kl_coefficient: float = 0.02
+    """beta: weight of the KL to the reference, per nat."""
+    clip: float = 0.2
+    """Clip range of the policy's probability ratio."""
+    value_clip: float = 5.0
+    """Largest move of a value away from its old one that still lowers the value loss."""
+    score_clip: float = 50.0
+    """Scores (and costs on the logit scale) are clipped to plus or minus this."""
+    cost_scale: Literal["probability", "logit"] = "probability"
+    """Cost of an episode: sigmoid of the cost logit, so that a threshold reads as a rate, or the logit
+    itself.
+    """
+    missing_eos_penalty: float = 1.0
+    """Taken off the reward of an answer that is cut at `max_new_tokens` without EOS."""
+    gamma: float = 1.0
+    """Discount per token."""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation (no relation to the multiplier)."""
+    whiten_advantages: bool = True
+    """Whiten the combined advantages over the whole batch, mean removed."""
+    target_kl: float | None = 0.1
+    """Policy updates of a step stop once the approximate KL to the sampling policy exceeds this; None for
+    never.
+    """
+    max_grad_norm: float = 1.0
+    """Largest gradient norm, for policy and critic apart."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    temperature: float = 1.0
+    """Sampling temperature, in every log-probability too."""
+    max_new_tokens: int = 32
+    """Longest answer in tokens, EOS included."""
+    max_prompt_length: int = 512
+    """Longest prompt in tokens; longer ones lose their beginning."""
+    checkpoint_every: int = 1
+    """Steps between checkpoints, where a run's folder is given; the last step is always stored."""
+    seed: int = 0
+    """Seed of sampling, shuffling and the order of prompts."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "batch_size",
+            "epochs",
+            "minibatch_size",
+            "microbatch_size",
+            "max_new_tokens",
+            "temperature",
+        )
+        for name in (*positive, "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
+        for name, known in (
+            ("schedule", ("constant", "linear", "cosine")),
+            ("cost_scale", ("probability", "logit")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
+
+
+# --- losses: pure functions on tensors ---
+
+
+def policy_loss(ratio: Tensor, advantages: Tensor, actions: Tensor, clip: float) -> Tensor:
+    """Sum over action tokens of -min(ratio A, clip(ratio) A) (Schulman et al. 2017, eq. 7). All (batch,
+    length).
+    """
+    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    return (torch.maximum(-ratio * advantages, -clipped * advantages) * actions).sum()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float) -> Tensor:
+    """Sum over action tokens of the clipped squared error / 2. All (batch, length); other positions do not
+    count.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    errors = torch.maximum((values - returns).square(), (clipped - returns).square())
+    return 0.5 * torch.where(actions, errors, 0.0).sum()
+
+
+def approximate_kl(log_ratio: Tensor, actions: Tensor) -> Tensor:
+    """Sum over action tokens of ratio - 1 - log ratio: KL(old || new) without bias, and never negative."""
+    return torch.where(actions, log_ratio.exp() - 1.0 - log_ratio, 0.0).sum()
+
+
+def learning_rate_factor(step: int, config: PPOConfig) -> float:
+    """Multiple of the learning rates at `step` (from 0): a function of the step alone, so there is nothing
+    to store.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    if config.schedule == "linear":
+        return 1.0 - 0.9 * progress
+    if config.schedule == "cosine":
+        return 0.1 + 0.45 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def prompt_rows(count: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Which prompts step `step` (from 0) uses: fresh permutations end to end, a function of step and seed
+    alone.
+    """
+    rows: list[int] = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, offset = divmod(position, count)
+        if not rows or offset == 0:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            permutation = torch.randperm(count, generator=generator).tolist()
+        rows.append(permutation[offset])
+    return rows
+
+
+# --- one step ---
+
+
+def episode_costs(logits: Tensor, config: PPOConfig) -> Tensor:
+    """Costs (batch,) of cost logits, on the scale that the threshold is on."""
+    if config.cost_scale == "probability":
+        return logits.sigmoid()
+    return logits.clamp(-config.score_clip, config.score_clip)
+
+
+def episode_rewards(trajectory: Trajectory, config: PPOConfig) -> Tensor:
+    """Rewards (batch,): clipped score, less the penalty where the answer was cut before EOS."""
+    clipped = trajectory.reward.clamp(-config.score_clip, config.score_clip)
+    return clipped - config.missing_eos_penalty * (~trajectory.ended)
+
+
+def estimate(
+    trajectory: Trajectory, constraint: Constraint, config: PPOConfig
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """(advantages (batch, length), cost advantages, returns (2, batch, length), whitening factor) of a batch.
+
+    The constraint observes the batch's costs here.
+    """
+    costs = episode_costs(trajectory.cost, config)
+    constraint.observe(costs)
+    log_ratios = trajectory.log_probs - trajectory.reference_log_probs
+    beta, actions = config.kl_coefficient, trajectory.actions
+    token_scores = token_rewards(episode_rewards(trajectory, config), log_ratios, actions, beta)
+    cost_kl = -beta if constraint.kl_in_costs else 0.0
+    token_costs = token_rewards(constraint.shape(costs), log_ratios, actions, cost_kl)
+    (reward_advantages, cost_advantages), returns = advantages_and_returns(
+        token_scores, token_costs, trajectory.values, actions, gamma=config.gamma, lam=config.gae_lambda
+    )
+    advantages = constraint.combine(reward_advantages, cost_advantages)
+    if not config.whiten_advantages:
+        return advantages, cost_advantages, returns, 1.0
+    advantages, scale = whiten(advantages, actions)
+    return advantages, cost_advantages, returns, float(scale)
+
+
+def update(
+    roles: Roles,
+    optimizers: dict[str, torch.optim.Optimizer],
+    trajectory: Trajectory,
+    constraint: Constraint,
+    config: PPOConfig,
+) -> dict[str, float]:
+    """Turn one batch of episodes into gradient steps on policy and critic; return what happened.
+
+    All losses are means over a mini-batch's action tokens, however it is split into micro-batches.
+    """
+    advantages, cost_advantages, returns, scale = estimate(trajectory, constraint, config)
+    batch = trajectory.ids.shape[0]
+    sums: dict[str, float] = {}
+    minibatches = policy_steps = 0
+    stopped = False
+    for _ in range(config.epochs):
+        for rows in torch.randperm(batch).to(trajectory.ids.device).split(config.minibatch_size):
+            tokens = trajectory.actions[rows].sum()
+            chunks = by_length(trajectory.mask, rows, config.microbatch_size)
+            stats = torch.zeros(6, device=trajectory.ids.device)
+            largest = 0.0
+            for chunk, longest in chunks:
+                ids, mask, actions, old, old_values, adv, cost_adv = (
+                    tensor[chunk, :longest]
+                    for tensor in (
+                        trajectory.ids,
+                        trajectory.mask,
+                        trajectory.actions,
+                        trajectory.log_probs,
+                        trajectory.values,
+                        advantages,
+                        cost_advantages,
+                    )
+                )
+                if not stopped:
+                    log_probs, entropy = roles.log_probs(ids, mask, actions, temperature=config.temperature)
+                    log_ratio = torch.where(actions, log_probs - old, 0.0)
+                    ratio = log_ratio.exp()
+                    loss = policy_loss(ratio, adv, actions, config.clip) / tokens
+                    extra = constraint.extra_loss(ratio, cost_adv, actions)
+                    if extra is not None:  # per episode; the reward's loss is per token and may be whitened
+                        loss = loss + extra * scale * len(chunk) / tokens
+                    loss.backward()
+                    with torch.no_grad():
+                        kl = approximate_kl(log_ratio, actions) / tokens
+                        clipped = (((ratio - 1.0).abs() > config.clip) & actions).sum() / tokens
+                        stats[:4] += torch.stack([loss.detach(), kl, clipped, entropy.sum() / tokens])
+                        largest = max(largest, float(log_ratio.abs().max()))
+                values = roles.values(ids, mask)
+                losses = [
+                    value_loss(
+                        values[..., i],
+                        old_values[..., i],
+                        returns[i, chunk, :longest],
+                        actions,
+                        config.value_clip,
+                    )
+                    / tokens
+                    for i in range(2)
+                ]
+                (losses[0] + losses[1]).backward()
+                stats[4:] += torch.stack(losses).detach()
+            loss, kl, clipped, entropy, reward_loss, cost_loss = stats.tolist()
+            minibatches += 1
+            sums["val/reward_loss"] = sums.get("val/reward_loss", 0.0) + reward_loss
+            sums["val/cost_loss"] = sums.get("val/cost_loss", 0.0) + cost_loss
+            _descend(optimizers["critic"], config.max_grad_norm)
+            if stopped:
+                continue
+            if minibatches == 1:
+                sums["policy/max_log_ratio_first"] = largest
+            if config.target_kl is not None and kl > config.target_kl:
+                optimizers["policy"].zero_grad(set_to_none=True)
+                stopped = True  # the critic goes on: its targets stay valid
+                sums["policy/approxkl_stop"] = kl
+                continue
+            norm = _descend(optimizers["policy"], config.max_grad_norm)
+            policy_steps += 1
+            for name, value in (
+                ("policy/loss", loss),
+                ("policy/approxkl", kl),
+                ("policy/clipfrac", clipped),
+                ("policy/entropy", entropy),
+                ("policy/grad_norm", norm),
+            ):
+                sums[name] = sums.get(name, 0.0) + value
+    first, stop_kl = sums.pop("policy/max_log_ratio_first"), sums.pop("policy/approxkl_stop", None)
+    means = {
+        name: total / (policy_steps if name.startswith("policy/") else minibatches)
+        for name, total in sums.items()
+    }
+    means |= {
+        "policy/max_log_ratio_first": first,
+        "policy/updates": policy_steps,
+        "policy/stopped": float(stopped),
+    }
+    if stop_kl is not None:
+        means["policy/approxkl_stop"] = stop_kl
+    return means
+
+
+def _descend(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+    """Clip the gradient norm, take one step; return the norm before clipping."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def ppo_step(
+    roles: Roles,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    encoded: dict[str, Tensor],
+    optimizers: dict[str, torch.optim.Optimizer],
+    constraint: Constraint,
+    config: PPOConfig,
+) -> dict[str, float]:
+    """One PPO step on `prompts` (encoded: left-padded `input_ids` and `attention_mask`); returns its
+    statistics.
+    """
+    start = time.perf_counter()
+    episodes = sample_episodes(
+        roles,
+        tokenizer,
+        encoded["input_ids"],
+        encoded["attention_mask"],
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+    )
+    sampled = time.perf_counter()
+    trajectory = score_episodes(
+        roles,
+        tokenizer,
+        prompts,
+        episodes,
+        temperature=config.temperature,
+        chunk_size=config.microbatch_size,
+    )
+    scored = time.perf_counter()
+    updated = update(roles, optimizers, trajectory, constraint, config)
+    log_ratios = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.actions
+    return {
+        "objective/kl": float(log_ratios.sum(1).mean()),
+        "objective/reward": float(trajectory.reward.mean()),
+        "objective/cost": float(episode_costs(trajectory.cost, config).mean()),
+        "objective/harmful": float((trajectory.cost > 0).float().mean()),
+        "objective/length": float(trajectory.actions.sum(1).float().mean()),
+        "objective/ended": float(trajectory.ended.float().mean()),
+        "constraint/multiplier": constraint.multiplier,
+        "constraint/window_cost": constraint.window_cost,
+        "constraint/threshold": constraint.threshold,
+        **updated,
+        "time/rollout": sampled - start,
+        "time/score": scored - sampled,
+        "time/update": time.perf_counter() - scored,
+    }
+
+
+# --- the whole run ---
+
+
+def train_ppo(
+    roles: Roles,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    constraint: Constraint,
+    config: PPOConfig,
+    run: Run | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train the policy of `roles` (in place) on `prompts` (requests as text); return one row of statistics a
+    step.
+
+    run: an open folder; each step is logged and stored there, and if it holds a checkpoint, training goes on
+    from it with the result that an unbroken run would have had (bit for bit on the same machine).
+    on_step: called with each new row.
+
+    Raises UserError where there is no prompt, or where training has diverged (a loss that is not a number).
+    """
+    if not prompts:
+        raise UserError("there is no prompt to train on: expected at least one")
+    seed_everything(config.seed)
+    roles.eval()  # no dropout anywhere: the ratio must compare policies, not noise
+    optimizers = {
+        role: torch.optim.AdamW(
+            roles.trainable(role), lr=rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        )
+        for role, rate in (("policy", config.learning_rate), ("critic", config.critic_learning_rate))
+    }
+    rates = {role: optimizer.param_groups[0]["lr"] for role, optimizer in optimizers.items()}
+    encoded = encode_prompts(tokenizer, list(prompts), max_length=config.max_prompt_length)
+    history: list[dict[str, float]] = []
+    first = 0
+    if run is not None and (checkpoint := run.load()) is not None:
+        _restore(checkpoint.tensors, checkpoint.state, roles, optimizers, constraint)
+        first, history = checkpoint.step, run.history()
+    with tqdm(total=config.steps, initial=first, desc=type(constraint).__name__, unit="step") as bar:
+        for step in range(first, config.steps):
+            for role, optimizer in optimizers.items():
+                optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
+            rows = prompt_rows(len(prompts), config.batch_size, step, config.seed)
+            batch = {name: tensor[rows] for name, tensor in encoded.items()}
+            stats = ppo_step(
+                roles, tokenizer, [prompts[row] for row in rows], batch, optimizers, constraint, config
+            )
+            if not math.isfinite(
+                stats["val/reward_loss"] + stats.get("policy/loss", 0.0) + stats["objective/kl"]
+            ):
+                raise UserError(
+                    f"training diverged in step {step + 1} (a loss is not a finite number): "
+                    "expected a smaller learning_rate, or a larger kl_coefficient"
+                )
+            row = {"step": step + 1, **stats}
+            history.append(row)
+            if run is not None:
+                run.log(row)
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                    run.save(step + 1, *_snapshot(roles, optimizers, constraint))
+            bar.set_postfix(
+                harm=f"{row['objective/harmful']:.2f}",
+                reward=f"{row['objective/reward']:.2f}",
+                kl=f"{row['objective/kl']:.2f}",
+                multiplier=f"{row['constraint/multiplier']:.2f}",
+                refresh=False,
+            )
+            bar.update()
+            if on_step is not None:
+                on_step(row)
+    return history
+
+
+def _snapshot(
+    roles: Roles, optimizers: dict[str, torch.optim.Optimizer], constraint: Constraint
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that a step changes, as (tensors, JSON values)."""
+    tensors, generators = random_state()
+    tensors |= {f"roles.{name}": tensor for name, tensor in roles.trained_state().items()}
+    for role, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{role}.{index}.{name}": value for name, value in moments.items()}
+    return tensors, {"generators": generators, "constraint": constraint.state_dict()}
+
+
+def _restore(
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    roles: Roles,
+    optimizers: dict[str, torch.optim.Optimizer],
+    constraint: Constraint,
+) -> None:
+    """Undo of `_snapshot`."""
+    prefix = "roles."
+    roles.load_trained_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    for role, optimizer in optimizers.items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer.{role}."):
+                index, name = key.removeprefix(f"optimizer.{role}.").split(".")
+                moments.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    constraint.load_state_dict(state["constraint"])
+    restore_random_state(tensors, state["generators"])
+
+
+def config_dict(config: PPOConfig, constraint: Constraint) -> dict[str, Any]:
+    """What a run's folder stores to tell whether it may be resumed: PPO's settings and the constraint's."""
+    settings = {k: v for k, v in asdict(constraint).items() if k in _settings(constraint)}
+    return {**asdict(config), "constraint": {"name": type(constraint).__name__, **settings}}
+
+
+def _settings(constraint: Constraint) -> set[str]:
+    return {name for name, spec in type(constraint).__dataclass_fields__.items() if spec.init}
