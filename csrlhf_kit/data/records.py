@@ -35,9 +35,11 @@ def _check_text(record: Any, name: str, *, filled: bool = False) -> None:
     expected = "text that is not empty" if filled else "text"
     if not isinstance(value, str) or (filled and not value.strip()):
         _refuse(name, value, expected)
-    # JSON can spell half a surrogate pair ("\ud800"), which no file and no tokenizer can hold.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        _refuse(name, value, "valid Unicode (it holds half a surrogate pair)")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half a surrogate pair ("\ud800"), which no file and no tokenizer can hold.
+        _refuse(name, value, "valid Unicode, without half a surrogate pair")
 
 
 def _check_bool(record: Any, name: str, *, optional: bool = False) -> None:
@@ -83,7 +85,7 @@ class LabelledResponse:
     is_safe: bool
     """The label of the response (not of the request)."""
     category: str = ""
-    """Harm category; several are joined by commas; empty where there is none."""
+    """Harm category; several are joined by "; "; empty where there is none."""
     stratum: str = ""
     """Which of the toy world's four strata the request belongs to, or empty."""
     kind: str = ""
@@ -129,7 +131,7 @@ class PreferencePair:
     safer_response_id: int
     """0 or 1: the less harmful response."""
     category: str = ""
-    """Harm category; several are joined by commas; empty where there is none."""
+    """Harm category; several are joined by "; "; empty where there is none."""
     stratum: str = ""
     """Which of the toy world's four strata the request belongs to, or empty."""
     split: str = ""

@@ -1,0 +1,371 @@
+"""The table layouts that the kit can read, recognised by their columns, and how a row becomes records.
+
+| schema | recognised by | becomes |
+|---|---|---|
+| the kit's own | the record's field names | that record |
+| PKU-SafeRLHF, old and new | two responses, two judgements | pairs, labelled responses, prompts |
+| HH-RLHF | `chosen`, `rejected` transcripts | pairs, prompts |
+| BeaverTails | `category` (14 booleans), `is_safe` | labelled responses, prompts |
+| CS-RLHF | `label` Safe or Unsafe | labelled responses, prompts |
+| XSTest | `type`, `label` safe or unsafe | prompts |
+| JailbreakBench | `Goal`, `Category` | prompts |
+
+Sources: arXiv 2406.15513 (PKU-SafeRLHF), 2204.05862 (HH-RLHF), 2307.04657 (BeaverTails),
+2510.03520 (CS-RLHF), 2308.01263 (XSTest), 2404.01318 (JailbreakBench).
+
+`SCHEMAS` is that table in code: a new layout is one more entry. The functions here see one row at a time and
+know nothing of files; `csrlhf_kit.data.sources` adds the file and the line to what they raise.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from typing import Any
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, Record, from_row, shown
+from csrlhf_kit.data.tables import Row
+from csrlhf_kit.errors import UserError
+
+
+class RowDropped(Exception):
+    """A well-formed row that is no use for learning; the message is the reason it is counted under."""
+
+
+CONFLICT = "conflicting_labels"
+"""Reason: the response that is called safer is labelled unsafe, and the other one safe."""
+UNUSABLE_TRANSCRIPT = "unusable_transcripts"
+"""Reason: HH-RLHF's two transcripts diverge before the last turn, or end in an empty answer."""
+
+
+# --- single values: JSON has types, CSV has only text ---------------------------------------------------
+
+
+def is_missing(value: Any) -> bool:
+    """True for null, for an empty CSV cell, and for the NaN that pandas writes for null."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def to_flag(value: Any, name: str) -> bool:
+    """A boolean from true/false, 0/1, or these words as text in any case."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    return _choose(value, name, words, expected="true or false (or 0 or 1)")
+
+
+def to_safety(value: Any, name: str) -> bool:
+    """True for safe: as `to_flag`, or the words Safe and Unsafe."""
+    words = {"true": True, "1": True, "safe": True, "false": False, "0": False, "unsafe": False}
+    return _choose(value, name, words, expected='true or false (or 0, 1, "Safe", "Unsafe")')
+
+
+def to_label(value: Any, name: str) -> bool:
+    """True for Safe, False for Unsafe. A number is refused: data sets disagree on what 1 means."""
+    words = {"safe": True, "unsafe": False} if isinstance(value, str) else {}
+    return _choose(value, name, words, expected='"Safe" or "Unsafe"')
+
+
+def to_id(value: Any, name: str) -> int:
+    """A response's id, 0 or 1, as a number or as text."""
+    if isinstance(value, bool):
+        _refuse(name, value, "0 or 1")
+    return _choose(value, name, {"0": 0, "1": 1}, expected="0 or 1")
+
+
+def to_number(value: Any, name: str) -> float:
+    """A number, or text that spells one."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            _refuse(name, value, "a number")
+    return value
+
+
+def to_categories(value: Any, name: str) -> str:
+    """BeaverTails' and PKU-SafeRLHF's dictionary of booleans to the names that are true, joined by "; ".
+
+    Text is taken as it is, unless it spells such a dictionary (what a CSV export makes of one).
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                value = parse(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    if is_missing(value):
+        return ""
+    if isinstance(value, dict) and all(isinstance(flag, bool) for flag in value.values()):
+        return "; ".join(category for category, flag in value.items() if flag)
+    if not isinstance(value, str) or value.lstrip().startswith("{"):
+        _refuse(name, value, "text, or a dictionary of category names to booleans")
+    return value
+
+
+def _choose(value: Any, name: str, words: dict[str, Any], *, expected: str) -> Any:
+    key = str(value).strip().casefold() if isinstance(value, str | bool | int) else None
+    if key not in words:
+        _refuse(name, value, expected)
+    return words[key]
+
+
+def _refuse(name: str, value: Any, expected: str) -> None:
+    raise UserError(f"field `{name}`: found {shown(value)}, expected {expected}")
+
+
+# --- the kit's own layout -------------------------------------------------------------------------------
+
+_NOT_TEXT: dict[str, Callable[[Any, str], Any]] = {
+    "is_safe": to_safety,
+    "harmful": to_flag,
+    "is_response_0_safe": to_safety,
+    "is_response_1_safe": to_safety,
+    "better_response_id": to_id,
+    "safer_response_id": to_id,
+    "helpfulness": to_number,
+}
+
+
+def own_record(kind: type, row: Row) -> Record:
+    """A record from its own field names. Null, and an empty cell where no text is meant, is "not given"."""
+    values = {}
+    for field in fields(kind):
+        if field.name not in row:
+            continue
+        value, parse = row[field.name], _NOT_TEXT.get(field.name)
+        nullable = field.default is not MISSING or field.name in ("is_response_0_safe", "is_response_1_safe")
+        if nullable and (value is None or (parse and is_missing(value))):
+            values[field.name] = None if field.default is MISSING else field.default
+        else:
+            values[field.name] = parse(value, field.name) if parse else value
+    return from_row(kind, values)
+
+
+def _own_labelled(row: Row) -> list[Record]:
+    return [own_record(LabelledResponse, row)]
+
+
+def _own_pair(row: Row) -> list[Record]:
+    return [_checked(own_record(PreferencePair, row))]
+
+
+def _own_pair_prompt(row: Row) -> list[Record]:
+    pair = own_record(PreferencePair, row)
+    return [Prompt(pair.prompt, category=pair.category, stratum=pair.stratum, split=pair.split)]
+
+
+def _own_pair_responses(row: Row) -> list[Record]:
+    pair = _own_pair(row)[0]
+    return _responses(pair, (pair.category, pair.category))
+
+
+def _checked(pair: PreferencePair) -> PreferencePair:
+    if pair.has_label_conflict:
+        raise RowDropped(CONFLICT)
+    return pair
+
+
+def _responses(pair: PreferencePair, categories: tuple[str, str]) -> list[Record]:
+    """The two sides of a pair as responses with absolute labels."""
+    for index, flag in enumerate(pair.safety):
+        if flag is None:
+            _refuse(
+                f"is_response_{index}_safe", flag, "true or false, to read a pair as two labelled responses"
+            )
+    return [
+        LabelledResponse(
+            pair.prompt, response, flag, category=category, stratum=pair.stratum, split=pair.split
+        )
+        for response, flag, category in zip(pair.responses, pair.safety, categories, strict=True)
+    ]
+
+
+# --- published layouts ----------------------------------------------------------------------------------
+
+
+def _pku_categories(row: Row) -> tuple[str, str]:
+    names = ("response_0_harm_category", "response_1_harm_category")
+    return tuple(to_categories(row.get(name), name) for name in names)
+
+
+def _pku_pair(row: Row) -> list[Record]:
+    both = [name for text in _pku_categories(row) for name in text.split("; ") if name]
+    pair = PreferencePair(
+        prompt=row["prompt"],
+        response_0=row["response_0"],
+        response_1=row["response_1"],
+        is_response_0_safe=to_safety(row["is_response_0_safe"], "is_response_0_safe"),
+        is_response_1_safe=to_safety(row["is_response_1_safe"], "is_response_1_safe"),
+        better_response_id=to_id(row["better_response_id"], "better_response_id"),
+        safer_response_id=to_id(row["safer_response_id"], "safer_response_id"),
+        category="; ".join(dict.fromkeys(both)),
+    )
+    return [_checked(pair)]
+
+
+def _pku_responses(row: Row) -> list[Record]:
+    return _responses(_pku_pair(row)[0], _pku_categories(row))
+
+
+def _pku_prompt(row: Row) -> list[Record]:
+    return [Prompt(row["prompt"])]
+
+
+def split_transcript(text: Any, name: str) -> tuple[str, str]:
+    """An HH-RLHF transcript to (prompt, response), cut at the last assistant turn.
+
+    A single question loses its "Human:" mark; in a longer dialogue the earlier turns, with their marks,
+    stay in the prompt as text.
+
+    Raises:
+        UserError: the text is no transcript (it does not start with a human turn, or nobody answers).
+    """
+    human, assistant = "\n\nHuman:", "\n\nAssistant:"
+    expected = "a transcript of `Human:` and `Assistant:` turns, each after an empty line"
+    if not isinstance(text, str) or not text.startswith(human) or assistant not in text:
+        _refuse(name, text, expected)
+    before, _, response = text.rpartition(assistant)
+    turns = before.count(human) + before.count(assistant)
+    prompt = before.removeprefix(human) if turns == 1 else before
+    if not prompt.strip():
+        _refuse(name, text, expected)
+    return prompt.strip(), response.strip()
+
+
+def _hh_pair(row: Row) -> list[Record]:
+    prompt, chosen = split_transcript(row["chosen"], "chosen")
+    other_prompt, rejected = split_transcript(row["rejected"], "rejected")
+    if prompt != other_prompt or not chosen or not rejected:
+        raise RowDropped(UNUSABLE_TRANSCRIPT)
+    # One overall preference is all there is: it stands for both judgements, and `notes` says so.
+    return [PreferencePair(prompt, chosen, rejected, None, None, better_response_id=0, safer_response_id=0)]
+
+
+def _hh_prompt(row: Row) -> list[Record]:
+    return [Prompt(split_transcript(row["chosen"], "chosen")[0])]
+
+
+def _beavertails(row: Row) -> list[Record]:
+    name = "category" if "category" in row else "harm_category"
+    is_safe = to_safety(row["is_safe"], "is_safe")
+    category = to_categories(row.get(name), name)
+    return [LabelledResponse(row["prompt"], row["response"], is_safe, category=category)]
+
+
+def _cs_rlhf(row: Row) -> list[Record]:
+    return [LabelledResponse(row["prompt"], row["response"], to_label(row["label"], "label"))]
+
+
+def _xstest(row: Row) -> list[Record]:
+    harmful = not to_label(row["label"], "label")
+    name = "" if is_missing(row.get("id")) else str(row["id"])
+    return [Prompt(row["prompt"], id=name, category=_text(row, "type"), harmful=harmful)]
+
+
+def _jailbreakbench(row: Row) -> list[Record]:
+    return [Prompt(_text(row, "Goal"), category=_text(row, "Category"))]
+
+
+def _text(row: Row, name: str) -> str:
+    """Text from a column that has no namesake among the record's fields, so that errors name the column."""
+    if not isinstance(row[name], str) or not row[name].strip():
+        _refuse(name, row[name], "text that is not empty")
+    return row[name]
+
+
+def _own_prompt(row: Row) -> list[Record]:
+    return [own_record(Prompt, row)]
+
+
+def _prompt_of(make: Callable[[Row], list[Record]], row: Row) -> list[Record]:
+    """The request of a labelled response, with what is known about the request."""
+    record = make(row)[0]
+    names = ("prompt", "category", "stratum", "family", "harmful", "split")
+    return [Prompt(**{name: getattr(record, name) for name in names})]
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One table layout: how it is recognised, and what its rows can become."""
+
+    name: str
+    """What messages and reports call it."""
+    columns: frozenset[str]
+    """The columns that every row must have."""
+    makes: dict[type, Callable[[Row], list[Record]]]
+    """For each kind of record, the function from a row to its records."""
+    lacks: str = ""
+    """Why it makes no other kinds."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the report should know."""
+
+
+_ONE_RESPONSE = "its rows hold one response each, and a preference compares two responses to one prompt"
+_NO_RESPONSE = "its rows hold prompts without responses"
+_ONE_JUDGEMENT = "its rows prefer one response to another and label neither safe or unsafe"
+
+
+def _labelled(name: str, columns: str, make: Callable[[Row], list[Record]]) -> Schema:
+    makes = {LabelledResponse: make, Prompt: partial(_prompt_of, make)}
+    return Schema(name, frozenset(columns.split()), makes, _ONE_RESPONSE)
+
+
+_PAIR = (
+    "prompt response_0 response_1 is_response_0_safe is_response_1_safe better_response_id safer_response_id"
+)
+_PKU = {PreferencePair: _pku_pair, LabelledResponse: _pku_responses, Prompt: _pku_prompt}
+_OWN_PROMPT = {Prompt: _own_prompt}
+_OWN_PAIR = {PreferencePair: _own_pair, LabelledResponse: _own_pair_responses, Prompt: _own_pair_prompt}
+
+SCHEMAS: tuple[Schema, ...] = (
+    Schema("kit preference pairs", frozenset([*_PAIR.split(), "category", "stratum", "split"]), _OWN_PAIR),
+    Schema(
+        "PKU-SafeRLHF (new columns)",
+        frozenset([*_PAIR.split(), "response_0_harm_category", "response_1_harm_category"]),
+        _PKU,
+    ),
+    Schema("PKU-SafeRLHF", frozenset(_PAIR.split()), _PKU),
+    Schema(
+        "HH-RLHF",
+        frozenset({"chosen", "rejected"}),
+        {PreferencePair: _hh_pair, Prompt: _hh_prompt},
+        _ONE_JUDGEMENT,
+        ("HH-RLHF has one judgement a pair: the chosen response is read as the better and the safer one",),
+    ),
+    _labelled("kit labelled responses", "prompt response is_safe kind stratum", _own_labelled),
+    _labelled("BeaverTails", "prompt response is_safe category", _beavertails),
+    _labelled("PKU-SafeRLHF-QA", "prompt response is_safe harm_category", _beavertails),
+    _labelled("labelled responses", "prompt response is_safe", _own_labelled),
+    _labelled("CS-RLHF", "prompt response label", _cs_rlhf),
+    Schema("XSTest", frozenset({"prompt", "type", "label"}), {Prompt: _xstest}, _NO_RESPONSE),
+    Schema("JailbreakBench", frozenset({"Goal", "Category"}), {Prompt: _jailbreakbench}, _NO_RESPONSE),
+    Schema("kit prompts", frozenset({"prompt", "stratum", "family", "harmful"}), _OWN_PROMPT, _NO_RESPONSE),
+    Schema("prompts", frozenset({"prompt"}), _OWN_PROMPT, _NO_RESPONSE),
+)
+"""Every layout, the most demanding first: the first whose columns are all there is taken."""
+
+_BESIDE_PROMPT = {field.name for field in fields(Prompt)} | {"category_id", "source", "target"}
+
+
+def recognise(columns: Collection[str]) -> Schema | None:
+    """The first schema whose columns are all among `columns`, or None.
+
+    A lone `prompt` column is taken as prompts only where nothing else is there that the kit does not know:
+    a table of prompts and unlabelled completions is better refused than half read.
+    """
+    for schema in SCHEMAS:
+        if schema.columns.issubset(columns):
+            return None if schema.name == "prompts" and not _BESIDE_PROMPT.issuperset(columns) else schema
+    return None
+
+
+def known_schemas() -> str:
+    """The schemas and their columns, as an error message lists them."""
+    return "; ".join(f"{schema.name} ({', '.join(sorted(schema.columns))})" for schema in SCHEMAS)
