@@ -1,0 +1,510 @@
+"""The page of one figure: where its axes lie, which ranges they have, and how each part is drawn on them.
+
+Input is the JSON of a plotly figure, with its template merged in; output is artists on a matplotlib page. A
+pixel of plotly's is a point of matplotlib's, so that sizes carry over as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
+from matplotlib.transforms import IdentityTransform
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures import GRID, INK, MUTED
+from csrlhf_kit.static_words import (
+    cell_edges,
+    error_ends,
+    faint,
+    first_given,
+    fitting_columns,
+    formatted,
+    legend_handle,
+    line_look,
+    listed,
+    marker_look,
+    merge,
+    plain,
+    rgba,
+    set_ticks,
+)
+
+
+class Canvas:
+    """The page of one figure: its axes with their ranges, and how each part of the figure is drawn on it."""
+
+    def __init__(self, page: Figure, width: int, height: int, layout: dict, data: list[dict]) -> None:
+        self.page, self.width, self.height, self.layout = page, width, height, layout
+        margin = {"l": 80, "r": 80, "t": 100, "b": 80, **layout.get("margin", {})}
+        self.left, self.right = margin["l"], width - margin["r"]  # the plotting area, in pixels from
+        self.bottom, self.top = margin["b"], height - margin["t"]  # the page's lower left corner
+        self.traces = [dict(trace) for trace in data if trace.get("visible", True) is True]
+        for trace in self.traces:
+            if trace.get("type", "scatter") not in ("scatter", "bar", "heatmap"):
+                raise UserError(
+                    f"a figure's static twin cannot draw the trace type {trace['type']!r}; "
+                    "it draws scatter, bar and heatmap"
+                )
+        self.axes: dict[tuple[str, str], Axes] = {}
+        self.categories: dict[str, list[str]] = {}
+        self.previous: dict[tuple[str, str], tuple[list, list]] = {}
+        self._place_bars()
+        pairs = dict.fromkeys((t.get("xaxis", "x"), t.get("yaxis", "y")) for t in self.traces)
+        for x, y in pairs or {("x", "y"): None}:
+            for name in (x, y):
+                self.categories.setdefault(name, self._categories(name))
+        for x, y in pairs or {("x", "y"): None}:
+            self._make_axes(x, y)
+
+    # Where things are
+
+    def axis(self, name: str) -> dict:
+        key = f"{name[0]}axis{name[1:]}"
+        template = self.layout.get("template", {}).get("layout", {}).get(f"{name[0]}axis", {})
+        return merge(template, self.layout.get(key, {}))
+
+    def numbers(self, values: Any, axis: str) -> list[float]:
+        """`values` as floats: categories by their place, gaps as NaN."""
+        names = self.categories.get(axis) or []
+        return [
+            names.index(value) if isinstance(value, str) else math.nan if value is None else float(value)
+            for value in (values if values is not None else ())
+        ]
+
+    def _categories(self, axis: str) -> list[str]:
+        found: dict[str, None] = {}
+        for trace in self.traces:
+            if trace.get(f"{axis[0]}axis", axis[0]) == axis:
+                found.update(dict.fromkeys(v for v in listed(trace.get(axis[0])) if isinstance(v, str)))
+        return list(found)
+
+    def _range(self, name: str) -> tuple[float, float]:
+        """The axis's own range, or what its data (and those of axes that must match it) need and 5% more."""
+        axis = self.axis(name)
+        log = axis.get("type") == "log"
+        if axis.get("range"):
+            low, high = axis["range"]
+            return (10.0**low, 10.0**high) if log else (float(low), float(high))
+        leader = axis.get("matches", name)
+        if leader != name and self.axis(leader).get("range"):
+            return self._range(leader)
+        letter, values = name[0], []
+        for trace in self.traces:
+            own = trace.get(f"{letter}axis", letter)
+            if leader in (own, self.axis(own).get("matches")):
+                values += self._extent(trace, own)
+        values = [v for v in values if math.isfinite(v) and not (log and v <= 0)] or [1.0, 10.0]
+        if axis.get("rangemode") in ("tozero", "nonnegative") and not log:
+            values.append(0.0)
+        low, high = min(values), max(values)
+        if log:
+            room = (high / low) ** 0.04 if high > low else 2.0
+            low, high = low / room, high * room
+        else:
+            if any(trace.get("type") == "heatmap" for trace in self.traces):
+                room = 0.0
+            else:
+                room = 0.05 * (high - low) or 0.5
+            low = 0.0 if low == 0.0 and axis.get("rangemode") else low - room
+            high += room
+        return (high, low) if axis.get("autorange") == "reversed" else (low, high)
+
+    def _extent(self, trace: dict, name: str) -> list[float]:
+        letter = name[0]
+        if trace.get("type") == "heatmap":
+            ends = cell_edges(self._cells(trace, letter))
+            return [ends[0], ends[-1]]
+        if trace.get("type") == "bar":
+            if letter == trace["_value"]:
+                lengths = self.numbers(trace[letter], name)
+                ends = [b + v for b, v in zip(trace["_base"], lengths, strict=True)]
+                return [*trace["_base"], *ends, *error_ends(trace, letter, ends)]
+            return [p + s * trace["_thick"] for p in trace["_place"] for s in (-0.75, 0.75)]
+        values = self.numbers(trace.get(letter), name)
+        if letter == "y" and trace.get("fill") == "tozeroy":
+            values = [*values, 0.0]
+        return [*values, *error_ends(trace, letter, values)]
+
+    def _cells(self, trace: dict, letter: str) -> list[float]:
+        rows = trace["z"]
+        count = len(rows) if letter == "y" else len(rows[0])
+        given = trace.get(letter)
+        return list(map(float, range(count))) if given is None else self.numbers(given, letter)
+
+    def _make_axes(self, x: str, y: str) -> None:
+        wide, tall = self.right - self.left, self.top - self.bottom
+        across, up = self.axis(x), self.axis(y)
+        x0, x1 = across.get("domain", (0, 1))
+        y0, y1 = up.get("domain", (0, 1))
+        box = [self.left + x0 * wide, self.bottom + y0 * tall, (x1 - x0) * wide, (y1 - y0) * tall]
+        scale = [self.width, self.height] * 2
+        ax = self.page.add_axes([value / whole for value, whole in zip(box, scale, strict=True)])
+        ax.patch.set_visible(False)
+        self.axes[x, y] = ax
+        over = up.get("overlaying") is not None
+        for axis, settings, name, length in ((ax.xaxis, across, x, box[2]), (ax.yaxis, up, y, box[3])):
+            letter = name[0]
+            low, high = self._range(name)
+            if settings.get("type") == "log":
+                getattr(ax, f"set_{letter}scale")("log")
+            getattr(ax, f"set_{letter}lim")(low, high)
+            hidden = settings.get("showticklabels") is False
+            set_ticks(axis, settings, self.categories[name], (low, high), length, hidden)
+            color = settings.get("tickcolor", MUTED)
+            size = settings.get("tickfont", {}).get("size", 12)
+            marks = settings.get("ticklen", 4) if settings.get("ticks") == "outside" else 0
+            ax.tick_params(letter, which="major", length=marks, color=color, labelsize=size, labelcolor=INK)
+            ax.tick_params(letter, which="minor", length=0)
+            if settings.get("showgrid", True) and not over:
+                axis.grid(True, which="major", color=settings.get("gridcolor", GRID), linewidth=0.8)
+            title = settings.get("title", {})
+            if title.get("text"):
+                axis.set_label_text(
+                    plain(title["text"]), fontsize=title.get("font", {}).get("size", 13), color=INK
+                )
+            if settings.get("zeroline") and min(low, high) < 0 < max(low, high):
+                (ax.axvline if letter == "x" else ax.axhline)(0, color=MUTED, linewidth=1, zorder=1)
+        ax.set_axisbelow(True)
+        if up.get("side") == "right":
+            ax.yaxis.tick_right()
+            ax.yaxis.set_label_position("right")
+        for side, settings in (("left", up), ("bottom", across), ("right", {}), ("top", {})):
+            ax.spines[side].set_visible(bool(settings.get("showline")) and not over)
+            ax.spines[side].set_color(settings.get("linecolor", MUTED))
+
+    def pixel(self, reference: str, value: Any) -> float:
+        """One coordinate of a shape or an annotation in pixels; `reference` as plotly's xref or yref."""
+        name, _, domain = reference.partition(" ")
+        along = 0 if reference == "x" or name[0] == "x" else 1
+        if reference.startswith("paper"):
+            raise AssertionError("paper coordinates are resolved by pixel_xy")
+        pair, ax = next((p, a) for p, a in self.axes.items() if p[along] == name)
+        if domain:
+            box = ax.get_position()
+            low, high = ((box.x0, box.x1), (box.y0, box.y1))[along]
+            return (low + float(value) * (high - low)) * (self.width, self.height)[along]
+        [number] = self.numbers([value], pair[along])
+        point = [ax.get_xlim()[0], ax.get_ylim()[0]]
+        point[along] = number
+        return float(ax.transData.transform(point)[along])
+
+    def pixel_xy(self, item: dict, x: Any, y: Any) -> tuple[float, float]:
+        """A point of a shape or an annotation in pixels from the page's lower left corner."""
+        spans = ((self.left, self.right), (self.bottom, self.top))
+        pages = (self.width, self.height)
+        point = []
+        for along, (letter, value) in enumerate((("x", x), ("y", y))):
+            reference = item.get(f"{letter}ref", letter)
+            if reference == "paper":
+                low, high = spans[along]
+                point.append(low + float(value) * (high - low))
+            elif reference == "container":
+                point.append(float(value) * pages[along])
+            else:
+                point.append(self.pixel(reference, value))
+        return point[0], point[1]
+
+    # What is drawn
+
+    def draw(self, trace: dict) -> None:
+        """Draw one trace on its axes."""
+        pair = trace.get("xaxis", "x"), trace.get("yaxis", "y")
+        ax = self.axes[pair]
+        kind = trace.get("type", "scatter")
+        {"scatter": self._scatter, "bar": self._bar, "heatmap": self._heatmap}[kind](ax, trace, pair)
+
+    def _scatter(self, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
+        x, y = self.numbers(trace.get("x"), pair[0]), self.numbers(trace.get("y"), pair[1])
+        mode = trace.get("mode", "lines+markers" if len(x) < 20 else "lines")
+        line, marker = trace.get("line") or {}, trace.get("marker") or {}
+        colour = first_given(line.get("color"), marker.get("color"), "#0072B2")
+        opacity = first_given(trace.get("opacity"), 1.0)
+        step = {"hv": "post", "vh": "pre", "hvh": "mid"}.get(line.get("shape"))
+        if trace.get("fill"):
+            fill = rgba(first_given(trace.get("fillcolor"), faint(colour)), opacity)
+            if trace["fill"] == "toself":
+                ax.fill(x, y, facecolor=fill, edgecolor="none", zorder=1.5)
+            else:
+                below = self.previous[pair][1] if trace["fill"] == "tonexty" else [0.0] * len(x)
+                ax.fill_between(x, y, below, facecolor=fill, edgecolor="none", step=step, zorder=1.5)
+        self.previous[pair] = (x, y)
+        if "lines" in mode and line.get("width", 2):
+            path = Line2D([], [], **line_look(line, colour, opacity))
+            path.set_data(x, y)
+            path.set_drawstyle(f"steps-{step}" if step else "default")
+            path.set_zorder(2)
+            ax.add_line(path)
+        for letter in "xy":
+            self._error_bars(ax, trace, letter, x, y, colour, opacity)
+        if "markers" in mode:
+            self._markers(ax, marker, colour, opacity, x, y, self.traces.index(trace))
+        if "text" in mode:
+            where = trace.get("textposition", "middle center").split()
+            vertical, horizontal = [*where, "center"][:2]
+            for px, py, words in zip(x, y, listed(trace.get("text"), len(x)), strict=True):
+                ax.annotate(
+                    plain(words),
+                    (px, py),
+                    xytext=(
+                        {"left": -7, "right": 7}.get(horizontal, 0),
+                        {"top": 7, "bottom": -7}.get(vertical, 0),
+                    ),
+                    textcoords="offset points",
+                    ha={"left": "right", "right": "left"}.get(horizontal, "center"),
+                    va={"top": "bottom", "bottom": "top"}.get(vertical, "center"),
+                    fontsize=(trace.get("textfont") or {}).get("size", 12),
+                    color=(trace.get("textfont") or {}).get("color", INK),
+                )
+
+    def _markers(
+        self, ax: Axes, marker: dict, colour: Any, opacity: float, x: list, y: list, place: int
+    ) -> None:
+        count, most = len(x), marker.get("maxdisplayed", 0)
+        every = math.ceil(count / most) if most and count > most else 1
+        looks = [listed(marker.get(key), count) for key in ("color", "size", "symbol")]
+        looks = [
+            (first_given(c, colour), first_given(s, 6), first_given(m, "circle"))
+            for c, s, m in zip(*looks, strict=True)
+        ]
+        opacity = opacity * first_given(marker.get("opacity"), 1.0)
+        edge = marker.get("line") or {}
+        for look in dict.fromkeys(looks):
+            chosen = [i for i in range(2 * place % every, count, every) if looks[i] == look]
+            dots = Line2D([], [], linestyle="none", **marker_look(*look, edge, opacity))
+            dots.set_data([x[i] for i in chosen], [y[i] for i in chosen])
+            dots.set_zorder(3)
+            ax.add_line(dots)
+
+    def _error_bars(
+        self, ax: Axes, trace: dict, letter: str, x: list, y: list, colour: Any, opacity: float
+    ) -> None:
+        bars = trace.get(f"error_{letter}")
+        if not bars or bars.get("visible") is False:
+            return
+        plus = self.numbers(bars["array"], "")
+        minus = (
+            plus if bars.get("symmetric", "arrayminus" not in bars) else self.numbers(bars["arrayminus"], "")
+        )
+        ax.errorbar(
+            x,
+            y,
+            **{f"{letter}err": [minus, plus]},
+            fmt="none",
+            ecolor=rgba(first_given(bars.get("color"), colour if isinstance(colour, str) else INK), opacity),
+            elinewidth=bars.get("thickness", 2),
+            capsize=bars.get("width", 4),
+            capthick=bars.get("thickness", 2),
+            zorder=2.5,
+        )
+
+    def _place_bars(self) -> None:
+        """Give each bar trace its places, thickness and bases, as plotly's barmode arranges them."""
+        bars = [trace for trace in self.traces if trace.get("type") == "bar"]
+        mode = self.layout.get("barmode", "group")
+        for trace in bars:
+            trace["_value"] = "x" if trace.get("orientation") == "h" else "y"
+        for pair in dict.fromkeys((t.get("xaxis", "x"), t.get("yaxis", "y")) for t in bars):
+            group = [t for t in bars if (t.get("xaxis", "x"), t.get("yaxis", "y")) == pair]
+            share = (1 - self.layout.get("bargap", 0.2)) / (len(group) if mode == "group" else 1)
+            heights: dict[tuple[float, bool], float] = {}
+            for index, trace in enumerate(group):
+                along, name = ("y", pair[1]) if trace["_value"] == "x" else ("x", pair[0])
+                self.categories.setdefault(name, self._categories(name))
+                places = self.numbers(trace[along], name)
+                gaps = sorted({b - a for a, b in itertools.pairwise(places) if b > a})
+                unit = gaps[0] if gaps else 1.0
+                shift = (index - (len(group) - 1) / 2) * share * unit if mode == "group" else 0.0
+                trace["_thick"] = first_given(trace.get("width"), share * unit)
+                trace["_place"] = [place + shift for place in places]
+                lengths = self.numbers(trace[trace["_value"]], "")
+                trace["_base"] = [0.0] * len(lengths)
+                if mode in ("stack", "relative"):
+                    for i, (place, length) in enumerate(zip(places, lengths, strict=True)):
+                        trace["_base"][i] = heights.get((place, length < 0), 0.0)
+                        heights[place, length < 0] = trace["_base"][i] + length
+
+    def _bar(self, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
+        marker = trace.get("marker") or {}
+        lengths = self.numbers(trace[trace["_value"]], "")
+        colours = [
+            rgba(first_given(c, "#0072B2"), first_given(trace.get("opacity"), 1.0))
+            for c in listed(marker.get("color"), len(lengths))
+        ]
+        upright = trace["_value"] == "y"
+        draw = ax.bar if upright else ax.barh
+        thick = {
+            ("width" if upright else "height"): trace["_thick"],
+            ("bottom" if upright else "left"): trace["_base"],
+        }
+        draw(trace["_place"], lengths, color=colours, zorder=2, **thick)
+        ends = [base + length for base, length in zip(trace["_base"], lengths, strict=True)]
+        x, y = (trace["_place"], ends) if upright else (ends, trace["_place"])
+        self._error_bars(ax, trace, trace["_value"], x, y, INK, 1.0)
+        words = listed(trace.get("text"), len(ends))
+        for px, py, word in zip(x, y, words, strict=True):
+            if word is not None:
+                place = {"xytext": (0, 4) if upright else (4, 0), "textcoords": "offset points"}
+                align = {"ha": "center", "va": "bottom"} if upright else {"ha": "left", "va": "center"}
+                ax.annotate(plain(word), (px, py), fontsize=11, color=INK, **place, **align)
+
+    def _heatmap(self, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
+        rows = [self.numbers(row, "") for row in trace["z"]]
+        known = [value for row in rows for value in row if math.isfinite(value)]
+        limits = Normalize(
+            first_given(trace.get("zmin"), min(known)), first_given(trace.get("zmax"), max(known))
+        )
+        scale = trace.get("colorscale") or [[0, "white"], [1, "#0072B2"]]
+        colours = LinearSegmentedColormap.from_list("scale", [(at, rgba(c, 1.0)) for at, c in scale])
+        across, up = self._cells(trace, "x"), self._cells(trace, "y")
+        mesh = ax.pcolormesh(cell_edges(across), cell_edges(up), rows, cmap=colours, norm=limits, zorder=0.5)
+        words = trace.get("text")
+        pattern = re.fullmatch(r"%\{(z|text)(?::([^}]*))?\}", trace.get("texttemplate") or "")
+        for i, row in enumerate(rows if pattern else ()):
+            for j, value in enumerate(row):
+                word = words[i][j] if pattern[1] == "text" else formatted(value, pattern[2] or "")
+                red, green, blue, _ = mesh.to_rgba(value)
+                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
+                ink = "white" if dark else INK
+                ax.text(across[j], up[i], plain(word), ha="center", va="center", fontsize=11, color=ink)
+        if trace.get("showscale", True):
+            box = ax.get_position()
+            side = self.page.add_axes([box.x1 + 12 / self.width, box.y0, 12 / self.width, box.height])
+            bar = self.page.colorbar(mesh, cax=side)
+            bar.solids.set_edgecolor("face")
+            bar.outline.set_visible(False)
+            title = (trace.get("colorbar") or {}).get("title") or {}
+            bar.set_label(plain(title.get("text")), fontsize=12, color=INK)
+            side.tick_params(labelsize=11, length=3, color=MUTED, labelcolor=INK)
+
+    def draw_shape(self, shape: dict) -> None:
+        """Draw a line or a rectangle at its place in pixels, inside its axes where it belongs to some."""
+        if shape.get("type", "rect") not in ("line", "rect"):
+            raise UserError(
+                f"a figure's static twin cannot draw a {shape['type']!r} shape; it draws line and rect"
+            )
+        first = self.pixel_xy(shape, shape["x0"], shape["y0"])
+        second = self.pixel_xy(shape, shape["x1"], shape["y1"])
+        line, opacity = shape.get("line") or {}, first_given(shape.get("opacity"), 1.0)
+        level = {"below": 0.2}.get(shape.get("layer"), 2.2)
+        if shape.get("type", "rect") == "line":
+            corners: Any = Line2D(*zip(first, second, strict=True), **line_look(line, INK, opacity))
+        else:
+            outline = [first, (second[0], first[1]), second, (first[0], second[1])]
+            corners = Polygon(
+                outline,
+                facecolor=rgba(first_given(shape.get("fillcolor"), "rgba(0,0,0,0)"), opacity),
+                edgecolor=rgba(first_given(line.get("color"), INK), opacity)
+                if line.get("width", 2)
+                else "none",
+                linewidth=line.get("width", 2),
+            )
+        corners.set_transform(IdentityTransform())
+        corners.set_zorder(level)
+        names = [shape.get("xref", "x").split()[0], shape.get("yref", "y").split()[0]]
+        inside = [ax for pair, ax in self.axes.items() if set(names) - {"paper"} <= set(pair)]
+        if inside and names != ["paper", "paper"]:
+            corners.set_clip_path(inside[0].patch)
+            inside[0].add_artist(corners)
+            corners.set_clip_path(inside[0].patch)
+        else:
+            self.page.add_artist(corners)
+
+    def draw_annotation(self, note: dict) -> None:
+        """Write an annotation, with its arrow if it has one."""
+        at = self.pixel_xy(note, note.get("x", 0.5), note.get("y", 0.5))
+        at = at[0] + note.get("xshift", 0), at[1] + note.get("yshift", 0)
+        font = note.get("font") or {}
+        arrow = note.get("showarrow", True)
+        text = at[0] + note.get("ax", -10 if arrow else 0) * arrow, at[1] - note.get("ay", -30) * arrow
+        self.page.text(
+            text[0] / self.width,
+            text[1] / self.height,
+            plain(note.get("text")),
+            ha={"left": "left", "right": "right"}.get(note.get("xanchor"), "center"),
+            va={"top": "top", "bottom": "bottom"}.get(note.get("yanchor"), "center"),
+            fontsize=font.get("size", 12),
+            color=font.get("color", INK),
+            rotation=-note.get("textangle", 0),
+            rotation_mode="anchor",
+            zorder=4,
+            bbox={"facecolor": note["bgcolor"], "edgecolor": "none", "pad": 2}
+            if note.get("bgcolor")
+            else None,
+        )
+        if arrow:
+            shaft = Line2D(
+                (text[0], at[0]), (text[1], at[1]), color=note.get("arrowcolor", MUTED), linewidth=1
+            )
+            shaft.set_transform(IdentityTransform())
+            shaft.set_zorder(3.5)
+            self.page.add_artist(shaft)
+
+    def draw_legend(self) -> None:
+        """The legend where the layout wants it: under the plot by default, wrapped to the page's width."""
+        named = [t for t in self.traces if t.get("name") and t.get("showlegend", t.get("type") != "heatmap")]
+        wanted = self.layout.get(
+            "showlegend", len(self.traces) > 1 or any(t.get("showlegend") for t in named)
+        )
+        if not named or not wanted:
+            return
+        settings = self.layout.get("legend") or {}
+        handles, labels = [legend_handle(trace) for trace in named], [plain(trace["name"]) for trace in named]
+        size = (settings.get("font") or {}).get("size", 12)
+        flat = settings.get("orientation") == "h"
+        wide = self.right - self.left
+        columns = fitting_columns(labels, size, wide) if flat else 1
+        order = [i for start in range(columns) for i in range(start, len(labels), columns)]  # row by row
+        handles, labels = [handles[i] for i in order], [labels[i] for i in order]
+        at = self.pixel_xy(
+            {"xref": settings.get("xref", "paper"), "yref": settings.get("yref", "paper")},
+            settings.get("x", 0 if flat else 1.02),
+            settings.get("y", -0.1 if flat else 1),
+        )
+        vertical = {"top": "upper", "middle": "center", "bottom": "lower"}[
+            settings.get("yanchor", "bottom" if at[1] < self.height / 3 else "top")
+        ]
+        horizontal = {"left": "left", "right": "right", "center": "center"}[settings.get("xanchor", "left")]
+        self.page.legend(
+            handles,
+            labels,
+            loc="center" if (vertical, horizontal) == ("center", "center") else f"{vertical} {horizontal}",
+            bbox_to_anchor=(at[0] / self.width, at[1] / self.height),
+            ncols=columns,
+            frameon=False,
+            fontsize=size,
+            labelcolor=INK,
+            handlelength=2.6,
+            columnspacing=1.4,
+            borderaxespad=0.3,
+        )
+
+    def draw_title(self) -> None:
+        """The title and its subtitle, top left."""
+        title = self.layout.get("title") or {}
+        left, top = 12, self.height - 12
+        for part in (title, title.get("subtitle") or {}):
+            words = plain(part.get("text"))
+            if words:
+                size = (part.get("font") or {}).get("size", 16)
+                colour = (part.get("font") or {}).get("color", INK)
+                weight = (part.get("font") or {}).get("weight", "normal")
+                self.page.text(
+                    left / self.width,
+                    top / self.height,
+                    words,
+                    ha="left",
+                    va="top",
+                    fontsize=size,
+                    color=colour,
+                    weight=weight,
+                    linespacing=1.2,
+                )
+                top -= (size * 1.25) * (words.count("\n") + 1) + 4
