@@ -262,6 +262,8 @@ def _to_records(
         inside = [record for record in records if record.split == split]
         dropped["other_splits"] += len(records) - len(inside)
         records = inside
+    elif named - {"", split}:
+        notes = [*notes, f"every row is of split `{named.pop()}`, where `{split}` was asked for"]
     kept, repeated = _without_repetitions(records)
     dropped += repeated
     if not kept:
