@@ -1,0 +1,473 @@
+"""Reward and cost models: a standard sequence classifier with one output, on any `transformers` backbone.
+
+    score(x, y) = w · h(x, y) + b
+
+A decoder reads the dialogue in the kit's chat format and h is the state of its last real token; an encoder
+reads the pair (prompt, response) as it was pre-trained to, and h is what its own architecture pools. A cost
+above 0 means unsafe, and sigmoid(cost) = P(unsafe). A reward is on a scale whose standard deviation is 1.
+
+What is saved is what plain `AutoModelForSequenceClassification` loads (and `peft`, where LoRA was used): no
+class of ours is needed to read it. `scorer.json` beside it only says how its text is to be encoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from csrlhf_kit.data.chat import encode_dialogues
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import write_atomic
+
+SCORER_FILE = "scorer.json"
+ADAPTER_FILE = "adapter_config.json"
+MAX_LENGTH = 512
+
+
+@dataclass
+class Scorer:
+    """A reward or cost model with the tokenizer and the length that it was trained with."""
+
+    model: nn.Module
+    """`AutoModelForSequenceClassification` with one output, or a `PeftModel` around one."""
+    tokenizer: Any
+    """The backbone's tokenizer."""
+    decoder: bool
+    """Whether the backbone is a causal language model (chat format) or an encoder (text pair)."""
+    max_length: int = MAX_LENGTH
+    """Most tokens of a dialogue; what is beyond is cut."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What `scorer.json` says besides: objective, temperature, and so on."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        return self.model.config.get_text_config().pad_token_id
+
+
+# --- from a base model to a scorer -----------------------------------------------------------------
+
+
+def new_scorer(
+    base: str | Path,
+    *,
+    adaptation: str = "auto",
+    rank: int = 16,
+    alpha: float = 32.0,
+    dropout: float | None = None,
+    max_length: int = MAX_LENGTH,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Scorer:
+    """Put a fresh scoring head on a base model, and LoRA adapters around it where asked.
+
+    Args:
+        base: A folder, or a hub id.
+        adaptation: `full` trains every weight; `lora` trains adapters on every linear map of the backbone,
+            and the head; `auto` is `lora` for decoders and `full` for encoders.
+        rank: LoRA's rank.
+        alpha: LoRA's scale; the update is alpha / rank · B A.
+        dropout: Every dropout probability of the backbone while training; None leaves an encoder's own,
+            and switches a decoder's off.
+        max_length: Most tokens of a dialogue.
+        dtype: The frozen backbone's number format, `float32` or `bfloat16`; what is trained stays float32.
+        seed: Seed of the head's and the adapters' first values.
+
+    Raises:
+        UserError: `base` cannot be loaded, or an option has no such value.
+    """
+    if adaptation not in ("auto", "lora", "full"):
+        raise UserError(f"adaptation: found {adaptation!r}, expected auto, lora or full")
+    config = load_config(base)
+    decoder = is_decoder(config)
+    tokenizer = load_tokenizer(base)
+    config.num_labels = 1
+    config.problem_type = None
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if dropout is not None or decoder:
+        _set_dropout(config, dropout or 0.0)
+    torch.manual_seed(seed)
+    with _quiet():
+        model, info = _from_pretrained(base, config=config, dtype=dtype, output_loading_info=True)
+    if adaptation == "lora" or (adaptation == "auto" and decoder):
+        fresh = _fresh_modules(model, info["missing_keys"])
+        lora = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules=_linear_names(model, fresh),
+            modules_to_save=fresh,
+        )
+        model = get_peft_model(model, lora)
+        # A relative path would break as soon as somebody loads the adapter from another folder.
+        if Path(base).exists():
+            model.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    else:
+        model = model.float()
+    return Scorer(model, tokenizer, decoder, _fitting_length(config, max_length))
+
+
+def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool = False) -> Scorer:
+    """Load a saved scorer: our own, or any sequence classifier with one output, with or without LoRA.
+
+    Args:
+        path: Its folder (or hub id).
+        base: The base model, if it is no longer where the adapter says.
+        merge: Fold the adapters into the weights: faster, the same scores up to rounding.
+
+    Raises:
+        UserError: there is no such model, or it has more than one output.
+    """
+    path = Path(path) if Path(path).exists() else path
+    notes: dict[str, Any] = {}
+    if isinstance(path, Path) and (path / SCORER_FILE).exists():
+        notes = json.loads((path / SCORER_FILE).read_text())
+    if isinstance(path, Path) and (path / ADAPTER_FILE).exists():
+        base = base or PeftConfig.from_pretrained(path).base_model_name_or_path
+        config = load_config(base)
+        tokenizer = load_tokenizer(path)
+        config.num_labels = 1
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        with _quiet():
+            model = _from_pretrained(base, config=config)
+            model = PeftModel.from_pretrained(model, path)
+        if merge:
+            model = model.merge_and_unload()
+    else:
+        config = load_config(path)
+        if config.num_labels != 1:
+            raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
+        tokenizer = load_tokenizer(path)
+        with _quiet():
+            model, info = _from_pretrained(path, config=config, output_loading_info=True)
+        if info["missing_keys"]:
+            missing = min(info["missing_keys"])
+            raise UserError(f"scorer {path}: found no weights for {missing}, expected a trained scorer")
+    max_length = int(notes.pop("max_length", _fitting_length(config, MAX_LENGTH)))
+    return Scorer(model.eval(), tokenizer, is_decoder(config), max_length, notes)
+
+
+def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
+    """Write the model (safetensors), its tokenizer, `scorer.json` and a README with plain loading code."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        scorer.model.save_pretrained(folder, safe_serialization=True)
+        scorer.tokenizer.save_pretrained(folder)
+    if isinstance(scorer.model, PeftModel):
+        # Beside the adapter, so that AutoModelForSequenceClassification builds one output, not two.
+        scorer.model.get_base_model().config.save_pretrained(folder)
+    notes = {"max_length": scorer.max_length, "decoder": scorer.decoder, **scorer.notes}
+    write_atomic(folder / SCORER_FILE, json.dumps(notes, indent=2) + "\n")
+    write_atomic(folder / "README.md", _readme(scorer))
+    return folder
+
+
+# --- text to scores --------------------------------------------------------------------------------
+
+
+def encode(
+    scorer: Scorer, prompts: Sequence[str], responses: Sequence[str], *, chunk: int = 1024
+) -> list[dict[str, list[int]]]:
+    """Token ids of each dialogue, unpadded: `input_ids`, and an encoder's `token_type_ids` where it has them.
+
+    Raises:
+        UserError: the lists differ in length, or `max_length` leaves no room for a response.
+    """
+    if len(prompts) != len(responses):
+        raise UserError(f"found {len(prompts)} prompts and {len(responses)} responses, expected as many")
+    rows: list[dict[str, list[int]]] = []
+    for start in range(0, len(prompts), chunk):
+        some_prompts = list(prompts[start : start + chunk])
+        some_responses = list(responses[start : start + chunk])
+        if scorer.decoder:
+            batch = encode_dialogues(
+                scorer.tokenizer, some_prompts, some_responses, max_length=scorer.max_length
+            )
+            lengths = batch["attention_mask"].sum(1).tolist()
+            ids = batch["input_ids"].tolist()
+            rows += [{"input_ids": row[:length]} for row, length in zip(ids, lengths, strict=True)]
+        else:
+            rows += _encode_pairs(scorer, some_prompts, some_responses)
+    return rows
+
+
+def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-pad encoded rows to the longest of them: long tensors, (batch, length), with attention mask."""
+    length = max(len(row["input_ids"]) for row in rows)
+    batch = {"attention_mask": np.zeros((len(rows), length), dtype=np.int64)}
+    for name in rows[0]:
+        batch[name] = np.full((len(rows), length), pad_id if name == "input_ids" else 0, dtype=np.int64)
+    for index, row in enumerate(rows):
+        batch["attention_mask"][index, : len(row["input_ids"])] = 1
+        for name, ids in row.items():
+            batch[name][index, : len(ids)] = ids
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+@torch.inference_mode()
+def score_rows(scorer: Scorer, rows: Sequence[dict[str, list[int]]], *, batch_size: int = 64) -> np.ndarray:
+    """Scores (logits) of encoded rows, float64, (rows,): sorted by length inside, original order outside."""
+    model = scorer.model.eval()
+    options = {"use_cache": False} if scorer.decoder else {}
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    scores = np.empty(len(rows))
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = pad([rows[index] for index in chosen], scorer.pad_id)
+        batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
+        with _autocast(model):
+            logits = model(**batch, **options).logits  # (batch, 1)
+        scores[chosen] = logits[:, 0].float().cpu().numpy()
+    return scores
+
+
+def score_texts(
+    model: str | Path | Scorer,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Score dialogues: one logit for each (prompt, response), float64, (dialogues,), in the order given.
+
+    Args:
+        model: A saved scorer's folder (or hub id), or a loaded `Scorer`.
+        prompts: The bare requests, without chat template.
+        responses: One response for each prompt.
+        batch_size: Rows of one forward pass.
+
+    Raises:
+        UserError: there is no such model, or the lists differ in length.
+    """
+    scorer = model if isinstance(model, Scorer) else load_scorer(model, merge=True)
+    return score_rows(scorer, encode(scorer, prompts, responses), batch_size=batch_size)
+
+
+def fold_temperature(scorer: Scorer, temperature: float) -> None:
+    """Divide every later score by `temperature`: the head's weight and bias, in place (Guo et al. 2017).
+
+    Raises:
+        ValueError: `temperature` is not a positive finite number.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive and finite, found {temperature}")
+    head = output_layer(scorer.model)
+    with torch.no_grad():
+        head.weight /= temperature
+        if head.bias is not None:
+            head.bias /= temperature
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The linear map that writes the score: the last one with a single output that is in use."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        # PEFT keeps the head's first values under `original_module`; they are not in use.
+        if isinstance(module, nn.Linear) and module.out_features == 1 and "original_module" not in name
+    ]
+    if not layers:
+        raise UserError(
+            f"{type(model).__name__}: found no linear layer with one output, expected a score head"
+        )
+    return layers[-1]
+
+
+# --- base models -----------------------------------------------------------------------------------
+
+
+def load_config(base: str | Path) -> Any:
+    """The configuration of a folder or hub id, or a `UserError` that says what is missing."""
+    base = os.fspath(base)
+    if Path(base).exists() and not (Path(base) / "config.json").exists():
+        raise UserError(f"base model {base}: found no config.json there, expected a saved transformers model")
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base model {base}: neither a folder here nor a model that can be fetched from the hub, "
+            "expected one of them"
+        ) from error
+
+
+def load_tokenizer(base: str | Path) -> Any:
+    """The tokenizer of a folder or hub id; where it has no pad token, its end token pads."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(base), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"base model {base}: found no tokenizer that loads, expected its files there"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"base model {base}: its tokenizer has neither pad nor end token, expected one")
+    return tokenizer
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether an architecture is a causal language model (and not one that also fills masks, like BERT)."""
+    kind = type(config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """Number of parameters, or only of those that training moves."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def _from_pretrained(base: str | Path, *, config: Any, dtype: str = "float32", **options: Any) -> Any:
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype: found {dtype!r}, expected float32 or bfloat16")
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            os.fspath(base),
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base model {base}: its weights do not load as a sequence classifier ({error}), "
+            "expected a safetensors model of an architecture that has one"
+        ) from error
+
+
+def _fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
+    """Modules that the base had no weights for: LoRA has nothing to adapt there, so they are trained whole."""
+    prefix = f"{model.base_model_prefix}."
+    names = {key.rpartition(".")[0] if key.startswith(prefix) else key.partition(".")[0] for key in missing}
+    head = next(name for name, _ in model.named_children() if name != model.base_model_prefix)
+    return sorted(names | {head})
+
+
+def _linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
+    """Last names (`q_proj`, `dense` ...) of the backbone's linear maps, as LoRA's `target_modules`."""
+    backbone = getattr(model, model.base_model_prefix)
+    names = {
+        name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
+    }
+    return sorted(names - set(fresh))
+
+
+def _set_dropout(config: Any, probability: float) -> None:
+    text = config.get_text_config()
+    for name, value in text.to_dict().items():
+        if name.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(value, int | float):
+            setattr(text, name, probability)
+
+
+def _fitting_length(config: Any, max_length: int) -> int:
+    """`max_length`, or the longest input that learnt position embeddings allow, whichever is less."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and not is_decoder(config):
+        # RoBERTa and its kin have 514 rows for 512 tokens: two are spent on padding.
+        return min(max_length, positions - 2 if positions % 8 == 2 else positions)
+    return max_length
+
+
+def _encode_pairs(scorer: Scorer, prompts: list[str], responses: list[str]) -> list[dict[str, list[int]]]:
+    """[CLS] prompt [SEP] response [SEP], the longer of the two cut first; control tokens in text are text."""
+    least = scorer.tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if scorer.max_length < least:
+        raise UserError(
+            f"max_length: found {scorer.max_length}, expected at least {least} for one token of the response"
+        )
+    batch = scorer.tokenizer(
+        prompts,
+        responses,
+        truncation="longest_first",
+        max_length=scorer.max_length,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return [{name: batch[name][index] for name in batch} for index in range(len(prompts))]
+
+
+def _autocast(model: nn.Module) -> contextlib.AbstractContextManager:
+    parameter = next(model.parameters())
+    if parameter.dtype == torch.bfloat16:
+        return torch.autocast(parameter.device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report that the head is new and the language model's own head unused."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _readme(scorer: Scorer) -> str:
+    adapter = isinstance(scorer.model, PeftModel)
+    if adapter:
+        load = (
+            "from peft import AutoPeftModelForSequenceClassification as Classifier\n\n"
+            "model = Classifier.from_pretrained(folder, num_labels=1).eval()"
+        )
+    else:
+        load = (
+            "from transformers import AutoModelForSequenceClassification as Classifier\n\n"
+            "model = Classifier.from_pretrained(folder).eval()"
+        )
+    if scorer.decoder and scorer.tokenizer.chat_template:
+        text = (
+            'text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,\n'
+            "                                     add_generation_prompt=True)\n"
+            "inputs = tokenizer(text + response + tokenizer.eos_token, add_special_tokens=False,\n"
+            '                   return_tensors="pt")'
+        )
+    elif scorer.decoder:
+        text = (
+            'text = f"User:\\n{prompt}\\n\\nAssistant:\\n" + response + tokenizer.eos_token\n'
+            'inputs = tokenizer(text, return_tensors="pt")'
+        )
+    else:
+        text = (
+            f'inputs = tokenizer(prompt, response, truncation="longest_first",\n'
+            f'                   max_length={scorer.max_length}, return_tensors="pt")'
+        )
+    meaning = scorer.notes.get("meaning", "one score for each dialogue")
+    return (
+        f"# {scorer.notes.get('objective', 'scorer')}\n\nMade by the CS-RLHF Kit. Score: {meaning}.\n\n"
+        f"```python\nimport torch\nfrom transformers import AutoTokenizer\n{load}\n"
+        f"tokenizer = AutoTokenizer.from_pretrained(folder)\n{text}\n"
+        "with torch.inference_mode():\n    score = model(**inputs).logits[0, 0].item()\n```\n"
+    )
