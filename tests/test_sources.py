@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from csrlhf_kit.data import sources
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
-from csrlhf_kit.data.schemas import SCHEMAS, split_transcript
+from csrlhf_kit.data.schemas import SCHEMAS, split_transcript, to_categories
 from csrlhf_kit.data.sources import data_folder, read_records, split_by_prompt, take, write_records
 from csrlhf_kit.errors import UserError
 
@@ -476,6 +476,15 @@ def test_wrong_pku_values(tmp_path, name, value):
     )
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["{[]: 1}", "{1: True}", '{"a": 1}', "{'a': None}", "{" * 10_000, "{", 3, ["a"], {"a": "no"}, True],
+)
+def test_what_is_no_category(value):
+    with pytest.raises(UserError, match=r"field `category`: found .* expected text, or a dictionary"):
+        to_categories(value, "category")
+
+
 def test_wrong_values_are_named_by_their_own_column(tmp_path):
     xstest = {"prompt": "p", "type": 3, "label": "safe"}
     assert "line 1: field `type`: found 3" in message(jsonl(tmp_path / "x.jsonl", [xstest]), Prompt)
@@ -487,6 +496,46 @@ def test_wrong_values_are_named_by_their_own_column(tmp_path):
     path = write_records(tmp_path / "n.jsonl", [pair])
     assert read_records(path, PreferencePair).records == [pair]
     assert "line 1: field `is_response_1_safe`: found None" in message(path)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 2),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["Safe", "{[]: 1}", "{1: True}", "{'a': True}", '{"a": 1}', "{" * 300, "\n\nHuman: a\n\nAssistant: b"]
+    ),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.booleans() | st.none(), max_size=2),
+)
+TYPICAL = {
+    **pku(),
+    **dict.fromkeys(("chosen", "rejected"), "\n\nHuman: a\n\nAssistant: b"),
+    **dict.fromkeys(("is_safe", "harmful"), True),
+    **dict.fromkeys(("response", "category", "stratum", "split", "kind", "family", "type"), "text"),
+    **dict.fromkeys(("Goal", "Category", "extra"), "text"),
+    **{f"{side}harm_category": {"theft": True} for side in ("", "response_0_", "response_1_")},
+    "label": "Safe",
+}
+LAYOUTS = [*(sorted(schema.columns) for schema in SCHEMAS), ["prompt", "extra"]]
+
+
+@settings(relaxed, max_examples=100)
+@given(st.sampled_from(LAYOUTS), st.sampled_from([Prompt, LabelledResponse, PreferencePair]), st.data())
+def test_any_row_is_read_or_refused_and_never_crashes(tmp_path, columns, kind, data):
+    row = {name: TYPICAL[name] for name in columns}
+    for name in data.draw(st.lists(st.sampled_from(columns), min_size=1, max_size=2)):
+        row[name] = data.draw(ODD)
+    (tmp_path / "odd.json").write_text(json.dumps([row]))
+    try:
+        loaded = read_records(tmp_path / "odd.json", kind)
+    except UserError as error:
+        assert str(error).startswith(str(tmp_path / "odd.json"))
+    else:
+        assert all(type(record) is kind for record in loaded.records)
+        assert loaded.report["kept"] == len(loaded.records) > 0
 
 
 # --- shipped world, folders, hub ------------------------------------------------------------------------

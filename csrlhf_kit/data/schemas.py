@@ -95,11 +95,12 @@ def to_categories(value: Any, name: str) -> str:
             try:
                 value = parse(value)
                 break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
     if is_missing(value):
         return ""
-    if isinstance(value, dict) and all(isinstance(flag, bool) for flag in value.values()):
+    named = isinstance(value, dict) and all(isinstance(category, str) for category in value)
+    if named and all(isinstance(flag, bool) for flag in value.values()):
         return "; ".join(category for category, flag in value.items() if flag)
     if not isinstance(value, str) or value.lstrip().startswith("{"):
         _refuse(name, value, "text, or a dictionary of category names to booleans")
