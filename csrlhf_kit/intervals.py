@@ -74,7 +74,7 @@ def hoeffding(values: np.ndarray, *, confidence: float = 0.95, side: Side = "two
 def empirical_bernstein(
     values: np.ndarray, *, confidence: float = 0.95, side: Side = "two-sided"
 ) -> Interval:
-    """mean ± sqrt(2 V L / n) + 7 L / 3(n − 1), L = log(2/tail): shrinks with the observed variance V.
+    """mean ± sqrt(2 V L / n) + 7 L / 3(n - 1), L = log(2/tail): shrinks with the observed variance V.
 
     Source: Maurer and Pontil, COLT 2009, theorem 4. `values`: (samples,) in [0, 1].
     """
@@ -135,7 +135,7 @@ class ConfidenceSequence:
 
 
 def _bets(x: np.ndarray, tail: float, *, horizon: int | None) -> np.ndarray:
-    """Predictable plug-in bets, (samples,): the t-th uses values 1 … t − 1 and two pseudo-observations."""
+    """Predictable plug-in bets, (samples,): the t-th uses values 1 … t - 1 and two pseudo-observations."""
     t = np.arange(1, len(x) + 1)
     means = (0.5 + np.cumsum(x)) / (t + 1)
     variances = (0.25 + np.cumsum((x - means) ** 2)) / (t + 1)
@@ -157,7 +157,7 @@ def _betting_interval(
 def _ruled_out(x: np.ndarray, bets: np.ndarray, tail: float, truncation: float) -> float:
     """The largest mean that the "truth is larger" gambler refutes.
 
-    His capital falls with m (each factor 1 + min(bet, truncation/m)·(x − m) does), so bisection finds the
+    His capital falls with m (each factor 1 + min(bet, truncation/m)·(x - m) does), so bisection finds the
     end of the refuted means exactly; a grid would only come close.
     """
     low, high = 0.0, 1.0  # every mean ≤ low is refuted; 0 is at worst the trivial bound
@@ -172,7 +172,7 @@ def _ruled_out(x: np.ndarray, bets: np.ndarray, tail: float, truncation: float) 
 
 
 def tail_probability(confidence: float, side: Side) -> float:
-    """The error allowed in each tail: 1 − confidence, halved where there are two."""
+    """The error allowed in each tail: 1 - confidence, halved where there are two."""
     if not 0 < confidence < 1:
         raise UserError(f"confidence is {confidence}; a number strictly between 0 and 1 was expected")
     if side not in ("two-sided", "lower", "upper"):

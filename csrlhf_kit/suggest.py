@@ -1,0 +1,419 @@
+"""The penalty before training: the optimal multiplier and the whole frontier from scored reference samples.
+
+Sample a few responses a prompt from the reference model, score them with the reward and the cost model, and
+the dual of the constrained problem is a function of one number: reweight the samples by
+exp((reward - multiplier * cost) / beta), normalise per prompt, and look where the mean cost meets the
+threshold. The empirical problem *is* a `FiniteProblem` whose responses are the samples.
+Source of the idea: one-shot dual optimisation, CAN (arXiv 2405.19544).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import brentq
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.tables import read_file
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.finite import FiniteProblem
+from csrlhf_kit.intervals import Interval, tail_probability
+from csrlhf_kit.runs import write_atomic
+
+Resample = Literal["prompts", "responses"]
+_HALVINGS = 8
+_FEW_SAMPLES = 5.0  # effective samples a prompt, below which a reweighted mean is one or two responses
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The best tilt at one multiplier, as the samples show it."""
+
+    multiplier: float
+    reward: float
+    cost: float
+    kl: float
+    """Nats; cannot exceed log(samples), however far the true tilt is."""
+    effective_samples: float
+    """1 / sum of squared weights, the median over prompts."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What the reference samples say about the penalty."""
+
+    multiplier: float
+    """The optimal multiplier, corrected for the bias of self-normalised weights."""
+    interval: Interval
+    """Its bootstrap interval; `high` may be infinite."""
+    bias: float
+    """The correction that was subtracted."""
+    recommended: float
+    """The fixed penalty to train with."""
+    rule: str
+    """Why that one."""
+    frontier: list[FrontierPoint]
+    warnings: list[str]
+    prompts: int
+    samples: float
+    """Responses a prompt, the median."""
+    beta: float
+    threshold: float
+    confidence: float
+
+    def __str__(self) -> str:
+        level, width = f"{self.confidence:.0%}", 12
+        names = ("multiplier", "reward", "cost", "kl", "effective samples")
+        lines = [
+            f"{self.prompts} prompts, {self.samples:g} samples each, beta {self.beta:g}, threshold {self.threshold:g}",
+            f"optimal multiplier  {self.multiplier:.4g}   {level} interval "
+            f"[{self.interval.low:.4g}, {self.interval.high:.4g}]",
+            f"recommended penalty {self.recommended:.4g}",
+            f"  {self.rule}",
+            "",
+            "".join(f"{name:>{max(width, len(name) + 2)}}" for name in names),
+        ]
+        for p in self.frontier:
+            values = (p.multiplier, p.reward, p.cost, p.kl, p.effective_samples)
+            lines.append(
+                "".join(f"{v:>{max(width, len(name) + 2)}.4g}" for v, name in zip(values, names, strict=True))
+            )
+        return "\n".join(lines + [f"warning: {w}" for w in self.warnings])
+
+
+def suggest_penalty(
+    reward: np.ndarray,
+    cost: np.ndarray,
+    *,
+    beta: float,
+    threshold: float,
+    prompt_weights: np.ndarray | None = None,
+    normalised: bool = False,
+    resample: Resample = "prompts",
+    confidence: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Suggestion:
+    """The optimal multiplier, its bootstrap interval, the frontier, and a fixed penalty with its rule.
+
+    reward, cost: (prompts, samples) scores of responses sampled from the *reference* model; nan where a
+    prompt has fewer. beta: the KL weight of the training to come, in the unit of the reward. normalised: the
+    trainer divides by 1 + multiplier while its KL weight stays beta, as Safe RLHF's and the kit's PPO do (so
+    that the tilt is by (reward - m * cost) / (beta * (1 + m))); False is the textbook objective.
+    resample: "prompts" if the prompts are themselves a sample of those to come (the usual case), "responses"
+    if they are all there are.
+
+    Raises UserError for scores that make no problem and for a threshold that no tilt of the samples reaches.
+    """
+    r, c = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (reward, cost))
+    if r.shape != c.shape or r.ndim != 2 or (np.isnan(r) != np.isnan(c)).any():
+        raise UserError("reward and cost must be (prompts, samples) of one shape, nan in the same places")
+    if not beta > 0:
+        raise UserError(f"beta is {beta}; a positive KL weight was expected (reweighting needs one)")
+    if resample not in ("prompts", "responses"):
+        raise UserError(f"resample is {resample!r}; 'prompts' or 'responses' was expected")
+    valid = ~np.isnan(r)
+    if (valid.sum(axis=1) < 2).any():
+        raise UserError(
+            f"prompt {int(np.argmin(valid.sum(axis=1)))}: at least two scored samples were expected"
+        )
+    rng = np.random.default_rng(seed)
+
+    def problem(chosen: np.ndarray) -> FiniteProblem:
+        """The empirical problem on a subset of the samples, a mask (prompts, samples)."""
+        return FiniteProblem(
+            chosen / chosen.sum(axis=1, keepdims=True),
+            np.where(chosen, r, 0.0),
+            np.where(chosen, c, 0.0),
+            beta=beta,
+            threshold=threshold,
+            prompt_weights=prompt_weights,
+        )
+
+    whole = problem(valid)
+    estimate = _optimal_multiplier(whole, normalised)
+    if np.isinf(estimate):
+        least = whole.smallest_cost() if not normalised else _tilt(whole, np.inf, True).cost
+        raise UserError(
+            f"no tilt of the samples meets threshold {threshold:g}: the smallest reachable cost is {least:.4g}; "
+            "raise the threshold, lower beta or draw more samples a prompt"
+        )
+    # Weights normalised by their own sample sum are biased by b/N. Half the samples show b/(N/2), so the
+    # difference between the halves' mean and the whole is the bias itself.
+    halves = [_optimal_multiplier(problem(mask), normalised) for mask in _random_halves(valid, rng)]
+    bias = float(np.mean(halves)) - estimate if np.isfinite(halves).all() else 0.0
+    replicates = _bootstrap(whole, valid, estimate, normalised, resample, bootstrap, rng)
+    tail = tail_probability(confidence, "two-sided")
+    ends = np.quantile(replicates, [tail, 1 - tail], method="inverted_cdf") - bias
+    interval = Interval(*(float(max(end, 0.0)) for end in ends))
+    multiplier = max(estimate - bias, 0.0)
+    recommended, rule = _recommend(multiplier, interval, normalised)
+    frontier = [_frontier_point(whole, m, normalised) for m in _frontier_multipliers(whole, multiplier)]
+    at_optimum = _frontier_point(whole, multiplier, normalised)
+    warnings = _warnings(at_optimum, valid, interval, bias, np.isfinite(halves).all(), multiplier, resample)
+    return Suggestion(
+        multiplier=multiplier,
+        interval=interval,
+        bias=bias,
+        recommended=recommended,
+        rule=rule,
+        frontier=frontier,
+        warnings=warnings,
+        prompts=len(r),
+        samples=float(np.median(valid.sum(axis=1))),
+        beta=float(beta),
+        threshold=float(threshold),
+        confidence=confidence,
+    )
+
+
+def _tilt(problem: FiniteProblem, multiplier: float, normalised: bool):
+    """The Solution at one multiplier. (r - m c) / (1 + m) = r - w (r + c) with w = m / (1 + m) in [0, 1]: the
+    normalised tilt is a plain one, priced w, of the cost r + c."""
+    if not normalised:
+        return problem.tilted(multiplier)
+    share = 1.0 if np.isinf(multiplier) else multiplier / (1 + multiplier)
+    mixed = FiniteProblem(
+        problem.reference,
+        problem.reward - share * (problem.reward + problem.cost),
+        problem.cost,
+        beta=problem.beta,
+        threshold=problem.threshold,
+        prompt_weights=problem.weights,
+    )
+    return problem.evaluate(mixed.tilted(0.0).policy, multiplier)
+
+
+def _optimal_multiplier(problem: FiniteProblem, normalised: bool) -> float:
+    """The price at which the tilt's cost is the threshold; 0 if slack, infinite if out of reach."""
+    if not normalised:
+        try:
+            return float(problem.constrained_optimum().multiplier)
+        except UserError:
+            return np.inf
+
+    def violation(share: float) -> float:
+        price = share / (1 - share) if share < 1 else np.inf
+        return _tilt(problem, price, True).cost - problem.threshold
+
+    if violation(0.0) <= 0:
+        return 0.0
+    # Reward and cost may be opposed so strongly that the cost is not monotone in the share: first crossing.
+    shares = np.linspace(0, 1, 33)
+    reached = next((share for share in shares if violation(share) <= 0), None)
+    if reached is None:
+        return np.inf
+    share = brentq(violation, reached - shares[1], reached, xtol=1e-12)
+    return share / (1 - share) if share < 1 else np.inf
+
+
+def _random_halves(valid: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """2 * _HALVINGS masks: each prompt's samples split at random into two halves."""
+    masks = []
+    for _ in range(_HALVINGS):
+        order = np.where(valid, rng.random(valid.shape), np.inf).argsort(axis=1).argsort(axis=1)
+        first = valid & (order < valid.sum(axis=1, keepdims=True) // 2)
+        masks += [first, valid & ~first]
+    return masks
+
+
+def _bootstrap(
+    problem: FiniteProblem,
+    valid: np.ndarray,
+    estimate: float,
+    normalised: bool,
+    resample: Resample,
+    replicates: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(replicates,) multipliers. Cost curves on a grid around the estimate, resampled, then inverted."""
+    spread = float(np.ptp(problem.cost[valid])) or 1.0
+    unit = estimate if estimate > 0 else problem.beta / spread
+    grid = np.concatenate([np.linspace(0, 4 * unit, 257), 4 * unit * np.geomspace(1.05, 1e3, 63)])
+    scale = problem.beta * (1 + grid if normalised else np.ones_like(grid))
+    prompts, samples = valid.shape
+    curves = np.zeros((replicates, len(grid)))
+    by_prompts = resample == "prompts" and prompts > 1
+    if by_prompts:  # (replicates, prompts): how often each prompt was drawn, times its weight
+        counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=replicates) * problem.weights
+        counts = counts / counts.sum(axis=1, keepdims=True)
+    for x in tqdm(range(prompts), desc="bootstrap", leave=False, disable=prompts * replicates < 10**6):
+        r, c = problem.reward[x, valid[x]], problem.cost[x, valid[x]]  # (samples of x,)
+        logits = (r[:, None] - grid * c[:, None]) / scale  # (samples of x, grid)
+        # The floor keeps 0/0 away from a replicate that drew none of the samples with any weight.
+        weight = np.maximum(np.exp(logits - logits.max(axis=0)), 1e-290)
+        if by_prompts:
+            curves += counts[:, x, None] * ((weight * c[:, None]).sum(axis=0) / weight.sum(axis=0))
+        else:
+            drawn = rng.multinomial(len(r), np.full(len(r), 1 / len(r)), size=replicates).astype(np.float64)
+            curves += problem.weights[x] * (drawn @ (weight * c[:, None])) / (drawn @ weight)
+    return np.array([_first_crossing(grid, curve, problem.threshold) for curve in curves])
+
+
+def _first_crossing(grid: np.ndarray, curve: np.ndarray, threshold: float) -> float:
+    below = np.flatnonzero(curve <= threshold)
+    if len(below) == 0:
+        return np.inf
+    i = below[0]
+    if i == 0:
+        return 0.0
+    share = (curve[i - 1] - threshold) / (curve[i - 1] - curve[i])
+    return float(grid[i - 1] + share * (grid[i] - grid[i - 1]))
+
+
+def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple[float, str]:
+    """A fixed penalty and its rule in words. The reason for 2: see `hinge.equilibrium_violation`."""
+    if interval.high == 0:
+        return 0.0, "no penalty: the reference, tilted by the reward alone, already meets the threshold."
+    if normalised and 2 * interval.high >= 1 + interval.high:
+        share = multiplier / (1 + multiplier)
+        return max(20.0, 4 * interval.high), (
+            "large: dividing by 1 + penalty caps the price that an open gate carries, so the gate must be open "
+            f"on {share:.0%} of the steps even for an infinite penalty, and the cost settles above the threshold "
+            "by noise * Phi^-1 of that share: lower the threshold by it, or use a dual method."
+        )
+    twice = 2 * multiplier if not normalised else 2 * multiplier / max(1 - multiplier, 1e-9)
+    least = interval.high if not normalised else interval.high
+    if twice >= least:
+        name = "2 x the optimal multiplier" if not normalised else "2m / (1 - m), m the optimal multiplier"
+        return twice, (
+            f"{name}: a gate on a noisy batch mean is open half the time at the threshold, so that this penalty "
+            "acts there with exactly the optimal price, whatever the batch size. With a gate on the exact mean "
+            f"any penalty above {interval.high:.4g} gives the same optimum."
+        )
+    return least, (
+        "the upper end of the interval: the samples leave the optimal multiplier so uncertain that twice the "
+        "estimate might not even be enough for an exact gate."
+    )
+
+
+def _frontier_multipliers(problem: FiniteProblem, multiplier: float) -> np.ndarray:
+    unit = multiplier if multiplier > 0 else problem.beta / (float(np.ptp(problem.cost)) or 1.0)
+    return np.concatenate([[0.0], unit * 2.0 ** np.arange(-3, 3.5, 0.5)])
+
+
+def _frontier_point(problem: FiniteProblem, multiplier: float, normalised: bool) -> FrontierPoint:
+    at = _tilt(problem, float(multiplier), normalised)
+    effective = 1 / (at.policy**2).sum(axis=1)
+    return FrontierPoint(float(multiplier), at.reward, at.cost, at.kl, float(np.median(effective)))
+
+
+def _warnings(
+    at: FrontierPoint,
+    valid: np.ndarray,
+    interval: Interval,
+    bias: float,
+    halves_reach: bool,
+    multiplier: float,
+    resample: Resample,
+) -> list[str]:
+    prompts, samples = len(valid), float(np.median(valid.sum(axis=1)))
+    found = []
+    if at.effective_samples < _FEW_SAMPLES:
+        found.append(
+            f"at the optimum the median prompt rests on {at.effective_samples:.1f} effective samples of "
+            f"{samples:g}: draw more samples a prompt, or raise beta"
+        )
+    if at.kl > 0.5 * np.log(samples):
+        found.append(
+            f"the optimum is {at.kl:.2f} nats from the reference, and {samples:g} samples can show at most "
+            f"{np.log(samples):.2f}: the true tilt is probably further away"
+        )
+    if not halves_reach:
+        found.append("half of the samples cannot reach the threshold: the bias of the estimate is unknown")
+    elif abs(bias) > interval.width / 2 and multiplier > 0:
+        found.append(
+            f"the bias correction ({bias:.2g}) is as large as the statistical error: draw more samples a prompt"
+        )
+    if np.isinf(interval.high):
+        found.append(
+            "some bootstrap samples cannot reach the threshold: the multiplier has no upper bound here"
+        )
+    if resample == "prompts" and prompts < 20:
+        found.append(
+            f"{prompts} prompts are too few to stand for those to come; "
+            + ("the interval resamples responses" if prompts == 1 else "the interval is too short")
+        )
+    return found
+
+
+@dataclass
+class SuggestPenaltyConfig:
+    """The penalty before training, from scored samples of the reference model."""
+
+    scores: Path
+    """JSONL, CSV or Parquet with columns prompt, reward, cost: one row a sampled response."""
+    beta: float
+    """KL weight of the training to come, in the unit of the reward."""
+    threshold: float
+    """Largest mean cost allowed, in the unit of the cost."""
+    normalised: bool = False
+    """The trainer divides by 1 + multiplier and keeps its KL weight (Safe RLHF's PPO, and the kit's)."""
+    resample: Resample = "prompts"
+    """What the bootstrap draws anew: prompts if they stand for more to come, responses if they are all."""
+    confidence: float = 0.95
+    """Confidence of the interval."""
+    bootstrap: int = 1000
+    """Bootstrap replicates."""
+    seed: int = 0
+    """Seed of halvings and bootstrap."""
+    output: Path | None = None
+    """Also write the suggestion here, as JSON."""
+
+
+def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
+    """Read the scores, print the suggestion, return it as a dictionary (and write it where asked)."""
+    reward, cost = read_scores(config.scores)
+    suggestion = suggest_penalty(
+        reward,
+        cost,
+        beta=config.beta,
+        threshold=config.threshold,
+        normalised=config.normalised,
+        resample=config.resample,
+        confidence=config.confidence,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
+    print(suggestion)
+    result = asdict(suggestion) | {"interval": suggestion.interval._asdict()}
+    if config.output:
+        write_atomic(config.output, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(reward, cost), each (prompts, samples), nan-padded, from rows of prompt, reward and cost.
+
+    Prompts stand in the order of their first row. Raises UserError with file, line and field.
+    """
+    name, rows = read_file(Path(path))
+    by_prompt: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for place, row in rows:
+        for field in ("prompt", "reward", "cost"):
+            if row.get(field) in (None, ""):
+                raise UserError(
+                    f"{name}, {place}: field `{field}` is missing, expected prompt, reward and cost"
+                )
+        scores = []
+        for field in ("reward", "cost"):
+            try:
+                scores.append(float(row[field]))
+            except (TypeError, ValueError):
+                scores.append(np.nan)
+            if not np.isfinite(scores[-1]):
+                raise UserError(f"{name}, {place}: {field} is {row[field]!r}, expected a finite number")
+        by_prompt[str(row["prompt"])].append((scores[0], scores[1]))
+    table = np.full((2, len(by_prompt), max(map(len, by_prompt.values()))), np.nan)
+    for x, scored in enumerate(by_prompt.values()):
+        if len(scored) < 2:
+            raise UserError(
+                f"{name}: prompt {list(by_prompt)[x]!r:.80} has one sample, expected at least two"
+            )
+        table[:, x, : len(scored)] = np.array(scored).T
+    return table[0], table[1]
