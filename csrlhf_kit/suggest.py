@@ -70,7 +70,8 @@ class Suggestion:
         level, width = f"{self.confidence:.0%}", 12
         names = ("multiplier", "reward", "cost", "kl", "effective samples")
         lines = [
-            f"{self.prompts} prompts, {self.samples:g} samples each, beta {self.beta:g}, threshold {self.threshold:g}",
+            f"{self.prompts} prompts, {self.samples:g} samples each, beta {self.beta:g}, "
+            f"threshold {self.threshold:g}",
             f"optimal multiplier  {self.multiplier:.4g}   {level} interval "
             f"[{self.interval.low:.4g}, {self.interval.high:.4g}]",
             f"recommended penalty {self.recommended:.4g}",
@@ -140,8 +141,8 @@ def suggest_penalty(
     if np.isinf(estimate):
         least = whole.smallest_cost() if not normalised else _tilt(whole, np.inf, True).cost
         raise UserError(
-            f"no tilt of the samples meets threshold {threshold:g}: the smallest reachable cost is {least:.4g}; "
-            "raise the threshold, lower beta or draw more samples a prompt"
+            f"no tilt of the samples meets threshold {threshold:g}: the smallest reachable cost is "
+            f"{least:.4g}; raise the threshold, lower beta or draw more samples a prompt"
         )
     # Weights normalised by their own sample sum are biased by b/N. Half the samples show b/(N/2), so the
     # difference between the halves' mean and the whole is the bias itself.
@@ -234,24 +235,25 @@ def _bootstrap(
     """(replicates,) multipliers. Cost curves on a grid around the estimate, resampled, then inverted."""
     spread = float(np.ptp(problem.cost[valid])) or 1.0
     unit = estimate if estimate > 0 else problem.beta / spread
-    grid = np.concatenate([np.linspace(0, 4 * unit, 257), 4 * unit * np.geomspace(1.05, 1e3, 63)])
+    grid = np.concatenate([np.linspace(0, 4 * unit, 65), 4 * unit * np.geomspace(1.1, 1e3, 31)])
     scale = problem.beta * (1 + grid if normalised else np.ones_like(grid))
-    prompts, samples = valid.shape
-    curves = np.zeros((replicates, len(grid)))
+    prompts = len(valid)
     by_prompts = resample == "prompts" and prompts > 1
-    if by_prompts:  # (replicates, prompts): how often each prompt was drawn, times its weight
-        counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=replicates) * problem.weights
-        counts = counts / counts.sum(axis=1, keepdims=True)
-    for x in tqdm(range(prompts), desc="bootstrap", leave=False, disable=prompts * replicates < 10**6):
+    curves = np.zeros((prompts if by_prompts else replicates, len(grid)))
+    quick = by_prompts or prompts * replicates < 10**5
+    for x in tqdm(range(prompts), desc="bootstrap", leave=False, disable=quick):
         r, c = problem.reward[x, valid[x]], problem.cost[x, valid[x]]  # (samples of x,)
         logits = (r[:, None] - grid * c[:, None]) / scale  # (samples of x, grid)
         # The floor keeps 0/0 away from a replicate that drew none of the samples with any weight.
         weight = np.maximum(np.exp(logits - logits.max(axis=0)), 1e-290)
         if by_prompts:
-            curves += counts[:, x, None] * ((weight * c[:, None]).sum(axis=0) / weight.sum(axis=0))
+            curves[x] = (weight * c[:, None]).sum(axis=0) / weight.sum(axis=0)
         else:
             drawn = rng.multinomial(len(r), np.full(len(r), 1 / len(r)), size=replicates).astype(np.float64)
             curves += problem.weights[x] * (drawn @ (weight * c[:, None])) / (drawn @ weight)
+    if by_prompts:  # how often each prompt was drawn, times its weight
+        counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=replicates) * problem.weights
+        curves = (counts / counts.sum(axis=1, keepdims=True)) @ curves  # (replicates, grid)
     return np.array([_first_crossing(grid, curve, problem.threshold) for curve in curves])
 
 
@@ -267,28 +269,31 @@ def _first_crossing(grid: np.ndarray, curve: np.ndarray, threshold: float) -> fl
 
 
 def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple[float, str]:
-    """A fixed penalty and its rule in words. The reason for 2: see `hinge.equilibrium_violation`."""
+    """A fixed penalty and its rule in words. The reason for 2: see `hinge.equilibrium_violation`.
+
+    A normalised gate, open on a share g of the steps, mixes (r - penalty * c) / (1 + penalty) with r: it acts
+    with price u / (1 - u), u = g * penalty / (1 + penalty). At g = 1/2 that is below 1 for every penalty.
+    """
     if interval.high == 0:
         return 0.0, "no penalty: the reference, tilted by the reward alone, already meets the threshold."
-    if normalised and 2 * interval.high >= 1 + interval.high:
+    if normalised and multiplier >= 0.9:
         share = multiplier / (1 + multiplier)
         return max(20.0, 4 * interval.high), (
-            "large: dividing by 1 + penalty caps the price that an open gate carries, so the gate must be open "
-            f"on {share:.0%} of the steps even for an infinite penalty, and the cost settles above the threshold "
-            "by noise * Phi^-1 of that share: lower the threshold by it, or use a dual method."
+            "large: dividing by 1 + penalty caps the price that an open gate carries, so that the gate must be "
+            f"open on {share:.0%} of the steps even for an infinite penalty; the cost settles above the "
+            "threshold by noise * Phi^-1(that share): lower the threshold by it, or use a dual method."
         )
-    twice = 2 * multiplier if not normalised else 2 * multiplier / max(1 - multiplier, 1e-9)
-    least = interval.high if not normalised else interval.high
-    if twice >= least:
-        name = "2 x the optimal multiplier" if not normalised else "2m / (1 - m), m the optimal multiplier"
-        return twice, (
-            f"{name}: a gate on a noisy batch mean is open half the time at the threshold, so that this penalty "
-            "acts there with exactly the optimal price, whatever the batch size. With a gate on the exact mean "
-            f"any penalty above {interval.high:.4g} gives the same optimum."
+    name = "2m / (1 - m), m the optimal multiplier" if normalised else "2 x the optimal multiplier"
+    balanced = 2 * multiplier / (1 - multiplier) if normalised else 2 * multiplier
+    if balanced < interval.high:
+        return interval.high, (
+            "the upper end of the interval: the samples leave the optimal multiplier so uncertain that "
+            f"{name}, {balanced:.4g}, might not be enough even for an exact gate."
         )
-    return least, (
-        "the upper end of the interval: the samples leave the optimal multiplier so uncertain that twice the "
-        "estimate might not even be enough for an exact gate."
+    return balanced, (
+        f"{name}: a gate on a noisy batch mean is open half the time at the threshold, so that this penalty "
+        "acts there with exactly the optimal price, whatever the batch size. With a gate on the exact mean any "
+        f"penalty above {interval.high:.4g} gives the same optimum."
     )
 
 
@@ -313,33 +318,36 @@ def _warnings(
     resample: Resample,
 ) -> list[str]:
     prompts, samples = len(valid), float(np.median(valid.sum(axis=1)))
-    found = []
-    if at.effective_samples < _FEW_SAMPLES:
-        found.append(
+    few = "the interval resamples responses" if prompts == 1 else "the interval is too short"
+    cases = [
+        (
+            at.effective_samples < _FEW_SAMPLES,
             f"at the optimum the median prompt rests on {at.effective_samples:.1f} effective samples of "
-            f"{samples:g}: draw more samples a prompt, or raise beta"
-        )
-    if at.kl > 0.5 * np.log(samples):
-        found.append(
+            f"{samples:g}: draw more samples a prompt, or raise beta",
+        ),
+        (
+            at.kl > 0.5 * np.log(samples),
             f"the optimum is {at.kl:.2f} nats from the reference, and {samples:g} samples can show at most "
-            f"{np.log(samples):.2f}: the true tilt is probably further away"
-        )
-    if not halves_reach:
-        found.append("half of the samples cannot reach the threshold: the bias of the estimate is unknown")
-    elif abs(bias) > interval.width / 2 and multiplier > 0:
-        found.append(
-            f"the bias correction ({bias:.2g}) is as large as the statistical error: draw more samples a prompt"
-        )
-    if np.isinf(interval.high):
-        found.append(
-            "some bootstrap samples cannot reach the threshold: the multiplier has no upper bound here"
-        )
-    if resample == "prompts" and prompts < 20:
-        found.append(
-            f"{prompts} prompts are too few to stand for those to come; "
-            + ("the interval resamples responses" if prompts == 1 else "the interval is too short")
-        )
-    return found
+            f"{np.log(samples):.2f}: the true tilt is probably further away",
+        ),
+        (
+            not halves_reach,
+            "half of the samples cannot reach the threshold: the bias of the estimate is unknown",
+        ),
+        (
+            halves_reach and multiplier > 0 and abs(bias) > interval.width / 2,
+            f"the bias correction, {bias:.2g}, is as large as the statistical error: draw more samples",
+        ),
+        (
+            np.isinf(interval.high),
+            "some bootstrap samples cannot reach the threshold: the multiplier has no upper bound",
+        ),
+        (
+            resample == "prompts" and prompts < 20,
+            f"{prompts} prompts are too few to stand for those to come: {few}",
+        ),
+    ]
+    return [sentence for applies, sentence in cases if applies]
 
 
 @dataclass
