@@ -30,7 +30,14 @@ CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "displayModeBar": "hover",
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+    "modeBarButtonsToRemove": [
+        "sendChartToCloud",  # nothing leaves the reader's machine
+        "select2d",
+        "lasso2d",
+        "zoomIn2d",
+        "zoomOut2d",
+        "autoScale2d",
+    ],
 }
 _RC = {
     # Laid out with the font that comes inside matplotlib, so that every machine gets the same SVG.

@@ -120,7 +120,7 @@ class Canvas:
     def _extent(self, trace: dict, name: str) -> list[float]:
         letter = name[0]
         if trace.get("type") == "heatmap":
-            ends = cell_edges(self._cells(trace, letter))
+            ends = cell_edges(self._cells(trace, name))
             return [ends[0], ends[-1]]
         if trace.get("type") == "bar":
             if letter == trace["_value"]:
@@ -133,11 +133,11 @@ class Canvas:
             values = [*values, 0.0]
         return [*values, *error_ends(trace, letter, values)]
 
-    def _cells(self, trace: dict, letter: str) -> list[float]:
-        rows = trace["z"]
-        count = len(rows) if letter == "y" else len(rows[0])
-        given = trace.get(letter)
-        return list(map(float, range(count))) if given is None else self.numbers(given, letter)
+    def _cells(self, trace: dict, name: str) -> list[float]:
+        """Centres of a heatmap's columns (an x axis) or rows (a y axis)."""
+        given = trace.get(name[0])
+        count = len(trace["z"]) if name[0] == "y" else len(trace["z"][0])
+        return list(map(float, range(count))) if given is None else self.numbers(given, name)
 
     def _make_axes(self, x: str, y: str) -> None:
         wide, tall = self.right - self.left, self.top - self.bottom
@@ -363,7 +363,7 @@ class Canvas:
         )
         scale = trace.get("colorscale") or [[0, "white"], [1, "#0072B2"]]
         colours = LinearSegmentedColormap.from_list("scale", [(at, rgba(c, 1.0)) for at, c in scale])
-        across, up = self._cells(trace, "x"), self._cells(trace, "y")
+        across, up = self._cells(trace, pair[0]), self._cells(trace, pair[1])
         mesh = ax.pcolormesh(cell_edges(across), cell_edges(up), rows, cmap=colours, norm=limits, zorder=0.5)
         words = trace.get("text")
         pattern = re.fullmatch(r"%\{(z|text)(?::([^}]*))?\}", trace.get("texttemplate") or "")

@@ -7,14 +7,19 @@ from typing import Any
 
 from csrlhf_kit.certify import clopper_pearson
 
-POLICIES = {  # harmful on nominal prompts, under unseen jailbreaks, over-refusal, helpfulness, last multiplier
+# harmful on nominal prompts, harmful under unseen jailbreaks, over-refusal, helpfulness, last multiplier
+POLICIES = {
     "sft": (0.52, 0.61, 0.03, 0.61, 0.0),
     "ppo": (0.91, 0.93, 0.01, 0.86, 0.0),
     "lagrangian": (0.034, 0.071, 0.09, 0.82, 3.1),
     "linear_penalty": (0.004, 0.012, 0.31, 0.68, 20.0),
     "fixed_penalty": (0.011, 0.038, 0.05, 0.84, 20.0),
 }
-COST_MODELS = {"semantic": (0.991, 0.984, 0.03), "bradley_terry": (0.97, 0.95, 0.08), "keyword": (0.86, 0.61, 0.47)}
+COST_MODELS = {
+    "semantic": (0.991, 0.984, 0.03),
+    "bradley_terry": (0.97, 0.95, 0.08),
+    "keyword": (0.86, 0.61, 0.47),
+}
 STRATA = ("plain_benign", "alarming_benign", "overt_harm", "covert_harm")
 FAMILIES = ("role_play", "fiction", "authority", "prefix_injection", "translation", "emotional_pressure")
 EVIL = "<script>document.title = 'owned'</script>"
