@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,8 @@ class PPOConfig:
         for name in (*positive, "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise UserError(f"target_kl is {self.target_kl}: expected a positive number, or none")
         for name, known in (
             ("schedule", ("constant", "linear", "cosine")),
             ("cost_scale", ("probability", "logit")),
@@ -123,12 +125,13 @@ def policy_loss(ratio: Tensor, advantages: Tensor, actions: Tensor, clip: float)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float) -> Tensor:
-    """Sum over action tokens of the clipped squared error / 2. All (batch, length); other positions do not
-    count.
+    """Clipped squared errors / 2, summed over action tokens: (2,) from three (batch, length, 2) and a mask.
+
+    Positions that are no action do not count, whatever stands there.
     """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     errors = torch.maximum((values - returns).square(), (clipped - returns).square())
-    return 0.5 * torch.where(actions, errors, 0.0).sum()
+    return 0.5 * torch.where(actions.unsqueeze(-1), errors, 0.0).sum((0, 1))
 
 
 def approximate_kl(log_ratio: Tensor, actions: Tensor) -> Tensor:
@@ -180,10 +183,25 @@ def episode_rewards(trajectory: Trajectory, config: PPOConfig) -> Tensor:
     return clipped - config.missing_eos_penalty * (~trajectory.ended)
 
 
-def estimate(
-    trajectory: Trajectory, constraint: Constraint, config: PPOConfig
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """(advantages (batch, length), cost advantages, returns (2, batch, length), whitening factor) of a batch.
+class Batch(NamedTuple):
+    """What the update reads, all about one batch of episodes."""
+
+    ids: Tensor  # (batch, length)
+    mask: Tensor  # (batch, length)
+    actions: Tensor  # (batch, length)
+    log_probs: Tensor  # (batch, length), before the update
+    values: Tensor  # (batch, length, 2), before the update
+    advantages: Tensor  # (batch, length), combined and whitened
+    cost_advantages: Tensor  # (batch, length)
+    returns: Tensor  # (batch, length, 2), of reward and cost
+
+    def take(self, rows: Tensor, longest: int) -> Batch:
+        """Some rows, trimmed to the longest of them."""
+        return Batch(*(tensor[rows, :longest] for tensor in self))
+
+
+def estimate(trajectory: Trajectory, constraint: Constraint, config: PPOConfig) -> tuple[Batch, float]:
+    """Advantages and value targets of a batch of episodes, and the factor by which whitening scaled them.
 
     The constraint observes the batch's costs here.
     """
@@ -197,11 +215,42 @@ def estimate(
     (reward_advantages, cost_advantages), returns = advantages_and_returns(
         token_scores, token_costs, trajectory.values, actions, gamma=config.gamma, lam=config.gae_lambda
     )
-    advantages = constraint.combine(reward_advantages, cost_advantages)
-    if not config.whiten_advantages:
-        return advantages, cost_advantages, returns, 1.0
-    advantages, scale = whiten(advantages, actions)
-    return advantages, cost_advantages, returns, float(scale)
+    advantages, scale = constraint.combine(reward_advantages, cost_advantages), 1.0
+    if config.whiten_advantages:
+        advantages, factor = whiten(advantages, actions)
+        scale = float(factor)
+    kept = (trajectory.ids, trajectory.mask, actions, trajectory.log_probs, trajectory.values)
+    return Batch(*kept, advantages, cost_advantages, returns.movedim(0, -1)), scale
+
+
+def policy_backward(
+    roles: Roles, batch: Batch, tokens: Tensor, scale: float, constraint: Constraint, config: PPOConfig
+) -> Tensor:
+    """Add the gradient of one micro-batch's policy loss; `tokens` counts the whole mini-batch's actions.
+
+    Returns (loss, approximate KL, clipped share, entropy, max |log ratio|), the first four as parts of the
+    mean.
+    """
+    log_probs, entropy = roles.log_probs(batch.ids, batch.mask, batch.actions, temperature=config.temperature)
+    log_ratio = torch.where(batch.actions, log_probs - batch.log_probs, 0.0)
+    ratio = log_ratio.exp()
+    loss = policy_loss(ratio, batch.advantages, batch.actions, config.clip) / tokens
+    extra = constraint.extra_loss(ratio, batch.cost_advantages, batch.actions)
+    if extra is not None:  # a mean over episodes, while the loss above is one over tokens, and whitened
+        loss = loss + extra * scale * batch.ids.shape[0] / tokens
+    loss.backward()
+    with torch.no_grad():
+        kl = approximate_kl(log_ratio, batch.actions) / tokens
+        clipped = (((ratio - 1.0).abs() > config.clip) & batch.actions).sum() / tokens
+        return torch.stack([loss.detach(), kl, clipped, entropy.sum() / tokens, log_ratio.abs().max()])
+
+
+def critic_backward(roles: Roles, batch: Batch, tokens: Tensor, config: PPOConfig) -> Tensor:
+    """Add the gradient of one micro-batch's value losses; returns (reward's, cost's) parts of the mean."""
+    values = roles.values(batch.ids, batch.mask)
+    losses = value_loss(values, batch.values, batch.returns, batch.actions, config.value_clip) / tokens
+    losses.sum().backward()
+    return losses.detach()
 
 
 def update(
@@ -213,97 +262,40 @@ def update(
 ) -> dict[str, float]:
     """Turn one batch of episodes into gradient steps on policy and critic; return what happened.
 
-    All losses are means over a mini-batch's action tokens, however it is split into micro-batches.
+    Losses are means over a mini-batch's action tokens, however it is split into micro-batches. Once the
+    approximate KL of a mini-batch exceeds `target_kl`, the policy rests until the next step; the critic goes
+    on, since its targets stay valid.
     """
-    advantages, cost_advantages, returns, scale = estimate(trajectory, constraint, config)
-    batch = trajectory.ids.shape[0]
-    sums: dict[str, float] = {}
-    minibatches = policy_steps = 0
-    stopped = False
+    batch, scale = estimate(trajectory, constraint, config)
+    policy_rows, critic_rows = [], []
+    largest_first, stopped = 0.0, False
     for _ in range(config.epochs):
-        for rows in torch.randperm(batch).to(trajectory.ids.device).split(config.minibatch_size):
-            tokens = trajectory.actions[rows].sum()
-            chunks = by_length(trajectory.mask, rows, config.microbatch_size)
-            stats = torch.zeros(6, device=trajectory.ids.device)
-            largest = 0.0
-            for chunk, longest in chunks:
-                ids, mask, actions, old, old_values, adv, cost_adv = (
-                    tensor[chunk, :longest]
-                    for tensor in (
-                        trajectory.ids,
-                        trajectory.mask,
-                        trajectory.actions,
-                        trajectory.log_probs,
-                        trajectory.values,
-                        advantages,
-                        cost_advantages,
-                    )
-                )
-                if not stopped:
-                    log_probs, entropy = roles.log_probs(ids, mask, actions, temperature=config.temperature)
-                    log_ratio = torch.where(actions, log_probs - old, 0.0)
-                    ratio = log_ratio.exp()
-                    loss = policy_loss(ratio, adv, actions, config.clip) / tokens
-                    extra = constraint.extra_loss(ratio, cost_adv, actions)
-                    if extra is not None:  # per episode; the reward's loss is per token and may be whitened
-                        loss = loss + extra * scale * len(chunk) / tokens
-                    loss.backward()
-                    with torch.no_grad():
-                        kl = approximate_kl(log_ratio, actions) / tokens
-                        clipped = (((ratio - 1.0).abs() > config.clip) & actions).sum() / tokens
-                        stats[:4] += torch.stack([loss.detach(), kl, clipped, entropy.sum() / tokens])
-                        largest = max(largest, float(log_ratio.abs().max()))
-                values = roles.values(ids, mask)
-                losses = [
-                    value_loss(
-                        values[..., i],
-                        old_values[..., i],
-                        returns[i, chunk, :longest],
-                        actions,
-                        config.value_clip,
-                    )
-                    / tokens
-                    for i in range(2)
-                ]
-                (losses[0] + losses[1]).backward()
-                stats[4:] += torch.stack(losses).detach()
-            loss, kl, clipped, entropy, reward_loss, cost_loss = stats.tolist()
-            minibatches += 1
-            sums["val/reward_loss"] = sums.get("val/reward_loss", 0.0) + reward_loss
-            sums["val/cost_loss"] = sums.get("val/cost_loss", 0.0) + cost_loss
+        for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
+            tokens = batch.actions[rows].sum()
+            parts = [batch.take(*chunk) for chunk in by_length(batch.mask, rows, config.microbatch_size)]
+            if not stopped:
+                args = (tokens, scale, constraint, config)
+                stats = torch.stack([policy_backward(roles, part, *args) for part in parts])
+                loss, kl, clipped, entropy, _ = stats.sum(0).tolist()
+                if not policy_rows:
+                    largest_first = float(stats[:, 4].max())
+                stopped = config.target_kl is not None and kl > config.target_kl
+                if stopped:
+                    optimizers["policy"].zero_grad(set_to_none=True)
+                norm = 0.0 if stopped else _descend(optimizers["policy"], config.max_grad_norm)
+                policy_rows.append((loss, kl, clipped, entropy, norm))
+            critic_rows.append(sum(critic_backward(roles, part, tokens, config) for part in parts).tolist())
             _descend(optimizers["critic"], config.max_grad_norm)
-            if stopped:
-                continue
-            if minibatches == 1:
-                sums["policy/max_log_ratio_first"] = largest
-            if config.target_kl is not None and kl > config.target_kl:
-                optimizers["policy"].zero_grad(set_to_none=True)
-                stopped = True  # the critic goes on: its targets stay valid
-                sums["policy/approxkl_stop"] = kl
-                continue
-            norm = _descend(optimizers["policy"], config.max_grad_norm)
-            policy_steps += 1
-            for name, value in (
-                ("policy/loss", loss),
-                ("policy/approxkl", kl),
-                ("policy/clipfrac", clipped),
-                ("policy/entropy", entropy),
-                ("policy/grad_norm", norm),
-            ):
-                sums[name] = sums.get(name, 0.0) + value
-    first, stop_kl = sums.pop("policy/max_log_ratio_first"), sums.pop("policy/approxkl_stop", None)
-    means = {
-        name: total / (policy_steps if name.startswith("policy/") else minibatches)
-        for name, total in sums.items()
-    }
-    means |= {
-        "policy/max_log_ratio_first": first,
-        "policy/updates": policy_steps,
+    names = ("policy/loss", "policy/approxkl", "policy/clipfrac", "policy/entropy", "policy/grad_norm")
+    return {
+        **dict(zip(names, torch.tensor(policy_rows, dtype=torch.float64).mean(0).tolist(), strict=True)),
+        **dict(
+            zip(("val/reward_loss", "val/cost_loss"), torch.tensor(critic_rows).mean(0).tolist(), strict=True)
+        ),
+        "policy/max_log_ratio_first": largest_first,
+        "policy/updates": len(policy_rows) - stopped,
         "policy/stopped": float(stopped),
     }
-    if stop_kl is not None:
-        means["policy/approxkl_stop"] = stop_kl
-    return means
 
 
 def _descend(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
