@@ -36,6 +36,7 @@ from transformers import (
 
 from csrlhf_kit.data.chat import encode_dialogues
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import Quantization, freeze, load_options
 from csrlhf_kit.runs import write_atomic
 
 SCORER_FILE = "scorer.json"
@@ -79,6 +80,7 @@ def new_scorer(
     dropout: float | None = None,
     max_length: int = MAX_LENGTH,
     dtype: str = "float32",
+    quantization: Quantization = "none",
     seed: int = 0,
 ) -> Scorer:
     """Put a fresh scoring head on a base model, and LoRA adapters around it where asked.
@@ -92,7 +94,8 @@ def new_scorer(
         dropout: Every dropout probability of the backbone while training; None leaves an encoder's own,
             and switches a decoder's off.
         max_length: Most tokens of a dialogue.
-        dtype: The frozen backbone's number format, `float32` or `bfloat16`; what is trained stays float32.
+        dtype: Number format of frozen weights, `float32` or `bfloat16`; what is trained stays float32.
+        quantization: `none`, or `nf4` for a frozen backbone in 4 bit (needs adapters).
         seed: Seed of the head's and the adapters' first values.
 
     Raises:
@@ -108,12 +111,19 @@ def new_scorer(
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if dropout is not None or decoder:
         _set_dropout(config, dropout or 0.0)
+    lora = adaptation == "lora" or (adaptation == "auto" and decoder)
+    if quantization != "none" and not lora:
+        raise UserError(
+            f"quantization {quantization}: 4-bit weights cannot be trained, expected LoRA adapters"
+        )
+    options = load_options(dtype=dtype if lora else "float32", quantization=quantization)
     torch.manual_seed(seed)
     with _quiet():
-        model, info = _from_pretrained(base, config=config, dtype=dtype, output_loading_info=True)
-    if adaptation == "lora" or (adaptation == "auto" and decoder):
+        model, info = _from_pretrained(base, config=config, output_loading_info=True, **options)
+    if lora:
+        freeze(model)
         fresh = _fresh_modules(model, info["missing_keys"])
-        lora = LoraConfig(
+        shape = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=rank,
             lora_alpha=alpha,
@@ -121,15 +131,13 @@ def new_scorer(
             target_modules=_linear_names(model, fresh),
             modules_to_save=fresh,
         )
-        model = get_peft_model(model, lora)
+        model = get_peft_model(model, shape)
         # A relative path would break as soon as somebody loads the adapter from another folder.
         if Path(base).exists():
             model.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    else:
-        model = model.float()
     return Scorer(model, tokenizer, decoder, _fitting_length(config, max_length))
 
 
@@ -155,7 +163,7 @@ def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with _quiet():
-            model = _from_pretrained(base, config=config)
+            model = _from_pretrained(base, config=config, **load_options())
             model = PeftModel.from_pretrained(model, path)
         if merge:
             model = model.merge_and_unload()
@@ -165,7 +173,7 @@ def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
         tokenizer = load_tokenizer(path)
         with _quiet():
-            model, info = _from_pretrained(path, config=config, output_loading_info=True)
+            model, info = _from_pretrained(path, config=config, output_loading_info=True, **load_options())
         if info["missing_keys"]:
             missing = min(info["missing_keys"])
             raise UserError(f"scorer {path}: found no weights for {missing}, expected a trained scorer")
@@ -342,14 +350,11 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _from_pretrained(base: str | Path, *, config: Any, dtype: str = "float32", **options: Any) -> Any:
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype: found {dtype!r}, expected float32 or bfloat16")
+def _from_pretrained(base: str | Path, *, config: Any, **options: Any) -> Any:
     try:
         return AutoModelForSequenceClassification.from_pretrained(
             os.fspath(base),
             config=config,
-            dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
             **options,
@@ -362,7 +367,7 @@ def _from_pretrained(base: str | Path, *, config: Any, dtype: str = "float32", *
 
 
 def _fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
-    """Modules that the base had no weights for: LoRA has nothing to adapt there, so they are trained whole."""
+    """Modules that the base had no weights for: LoRA has nothing to adapt there, they are trained whole."""
     prefix = f"{model.base_model_prefix}."
     names = {key.rpartition(".")[0] if key.startswith(prefix) else key.partition(".")[0] for key in missing}
     head = next(name for name, _ in model.named_children() if name != model.base_model_prefix)

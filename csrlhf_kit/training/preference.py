@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from scipy.optimize import minimize_scalar
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -47,7 +47,7 @@ Objective = Literal["semantic", "safe_rlhf", "bradley_terry", "reward"]
 MEANING = {
     "semantic": "a cost in logits: above 0 is unsafe, sigmoid(score) = P(unsafe)",
     "safe_rlhf": "a cost in logits: above 0 is unsafe, sigmoid(score) = P(unsafe)",
-    "bradley_terry": "a cost: sigmoid(score a - score b) = P(a is more harmful than b); its zero means nothing",
+    "bradley_terry": "a cost: sigmoid(score a - score b) = P(a is worse than b); its zero means nothing",
     "reward": "a reward: the higher the more helpful, standard deviation 1 on the validation split",
 }
 
@@ -192,7 +192,9 @@ class ScorerConfig:
     calibrate: bool = True
     """Fold a temperature (costs) or a scale (rewards), fitted on the validation split, into the head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; what is trained stays float32."""
+    """Number format of frozen weights; what is trained stays float32."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
     checkpoint_seconds: float = 120.0
     """Seconds between checkpoints; a run that is shorter writes none."""
     resume: bool = False
@@ -357,25 +359,33 @@ def train_scorer(
     config: ScorerConfig,
     train: Sequence[LabelledResponse | PreferencePair],
     validation: Sequence[LabelledResponse | PreferencePair] = (),
-    *,
-    notes: dict[str, Any] | None = None,
 ) -> Path:
-    """Train, calibrate on `validation`, and save a scorer to `config.out`.
+    """Train, calibrate on `validation`, and save a scorer to `config.out`; returns that folder.
+
+    Arguments and errors are those of `fit_scorer`.
+    """
+    scorer = fit_scorer(config, train, validation)
+    replace_folder(Path(config.out), lambda folder: save_scorer(scorer, folder))
+    clear_checkpoints(config)
+    return Path(config.out)
+
+
+def fit_scorer(
+    config: ScorerConfig,
+    train: Sequence[LabelledResponse | PreferencePair],
+    validation: Sequence[LabelledResponse | PreferencePair] = (),
+) -> Scorer:
+    """Train a scorer and calibrate it on `validation`; nothing but checkpoints is written.
 
     Args:
         config: Base, objective, optimiser settings.
         train: `LabelledResponse`s for the `semantic` objective, `PreferencePair`s for the others.
         validation: Records of the same kind to calibrate on; empty: no calibration.
-        notes: More to write into `scorer.json`.
-
-    Returns:
-        The folder, `config.out`.
 
     Raises:
         UserError: the base or the records do not serve, or `config.out` holds something that is no scorer.
     """
-    out = Path(config.out)
-    check_out(out)
+    check_out(Path(config.out))
     started = time.perf_counter()
     scorer = new_scorer(
         config.base,
@@ -385,39 +395,36 @@ def train_scorer(
         dropout=config.dropout,
         max_length=config.max_length,
         dtype=config.dtype,
+        quantization=config.quantization,
         seed=config.seed,
     )
     rows = encode_records(scorer, train, config.objective)
+    held_out = encode_records(scorer, validation, config.objective) if validation else None
     chosen = settled(config, scorer, len(rows))
-    checkpoints = out.parent / f".{out.name}.checkpoints"
-    if not config.resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    loss = _fit(config, chosen, scorer, rows, checkpoints)
-    temperature = 1.0
-    if config.calibrate and validation:
-        temperature = calibrate(scorer, encode_records(scorer, validation, config.objective), config)
+    loss = _fit(config, chosen, scorer, rows)
+    divisor = calibrate(scorer, held_out, config) if config.calibrate and held_out else 1.0
     scorer.notes = {
         "objective": config.objective,
         "meaning": MEANING[config.objective],
-        "temperature": temperature,
+        "temperature": divisor,
         "train_rows": len(rows),
         "validation_rows": len(validation),
         "train_loss": loss,
         "learning_rate": chosen.learning_rate,
         "epochs": chosen.epochs,
+        "parameters": count_parameters(scorer.model),
+        "trained_parameters": count_parameters(scorer.model, trainable=True),
         "seconds": round(time.perf_counter() - started, 2),
         "config": {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "progress")},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        **(notes or {}),
     }
-    replace_folder(out, lambda folder: save_scorer(scorer, folder))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return out
+    return scorer
 
 
-def _fit(
-    config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRows, checkpoints: Path
-) -> float:
+def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRows) -> float:
+    checkpoints = checkpoint_folder(config)
+    if not config.resume:
+        clear_checkpoints(config)
     micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -451,6 +458,7 @@ def _fit(
         data_collator=lambda batch: collate(batch, scorer.pad_id),
         callbacks=[TimedCheckpoints(config.checkpoint_seconds)],
     )
+    trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(checkpoints)) if config.resume and checkpoints.exists() else None
     result = trainer.train(resume_from_checkpoint=last)
     loss = float(result.training_loss)
@@ -527,6 +535,17 @@ def check_out(out: Path) -> None:
     ours = ("scorer.json", "sft.json")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
         raise UserError(f"--out {out}: found a folder with other things in it, expected an empty or new one")
+
+
+def checkpoint_folder(config: Any) -> Path:
+    """Where a run to `config.out` keeps its checkpoints until it is done: a hidden folder beside it."""
+    out = Path(config.out)
+    return out.parent / f".{out.name}.checkpoints"
+
+
+def clear_checkpoints(config: Any) -> None:
+    """Delete the checkpoints of a run that is done, or that is started afresh."""
+    shutil.rmtree(checkpoint_folder(config), ignore_errors=True)
 
 
 def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:

@@ -1,0 +1,289 @@
+"""`csrlhf cost-model` and `csrlhf reward-model`: train a scorer, measure it on rows it never saw, write all.
+
+This lives above training and metrics because it needs both. The folder it writes holds the model (see
+`csrlhf_kit.models.scorers`), `predictions.jsonl` and `metrics.json`; it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, normalise_prompt
+from csrlhf_kit.data.sources import read_records, split_by_prompt
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
+from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics, table
+from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows, score_texts
+from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.training.preference import (
+    ScorerConfig,
+    check_out,
+    clear_checkpoints,
+    fit_scorer,
+    replace_folder,
+    winner_id,
+)
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class CostModelConfig(ScorerConfig):
+    """Train a cost model and compare it with the keyword baseline on held-out rows."""
+
+    data: str = "shipped"
+    """Labelled responses (or pairs): `shipped`, a file, a hub id, or a mixture `source:amount,...`."""
+    test_data: str = ""
+    """A further source to test on; --data is then split into train and validation alone."""
+    out: str = "runs/cost_model"
+    """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
+    objective: Literal["semantic", "safe_rlhf", "bradley_terry"] = "semantic"
+    """semantic (labels), safe_rlhf (ranking + sign) or bradley_terry (ranking alone)."""
+
+
+@dataclass
+class RewardModelConfig(ScorerConfig):
+    """Train a reward model on which response is more helpful, and measure its ranking."""
+
+    data: str = "shipped"
+    """Preference pairs: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
+    test_data: str = ""
+    """A further source to test on; --data is then split into train and validation alone."""
+    out: str = "runs/reward_model"
+    """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
+    objective: Literal["reward"] = "reward"
+    """reward: -log sigmoid(R_w - R_l) with Safe RLHF's regulariser."""
+
+
+def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
+    """Train a cost model, print its metrics beside the keyword baseline's, write model and predictions.
+
+    Returns:
+        What `metrics.json` holds: `models` (metrics by name, on the test split), `splits` (rows), `data`
+        (what was read and dropped), `training`, `config`.
+
+    Raises:
+        UserError: data or base do not serve, or `out` holds something else.
+    """
+    check_out(Path(config.out))
+    started = time.perf_counter()
+    labelled, report = labelled_splits(config)
+    if config.objective == "semantic":
+        pairs: dict[str, list] = {}
+        scorer = fit_scorer(config, labelled["train"], labelled["validation"])
+    else:
+        pairs, pair_report = read_splits(config, PreferencePair)
+        report = {"labels": report, "pairs": pair_report}
+        scorer = fit_scorer(config, pairs["train"], pairs["validation"])
+    keyword = fit_keyword(*_columns(labelled["train"]))
+    lines, models = [], {}
+    for split in SPLITS:
+        prompts, responses, unsafe = _columns(labelled[split])
+        if not prompts:
+            continue
+        rows = encode(scorer, prompts, responses)
+        costs, words = score_rows(scorer, rows), keyword_scores(keyword, prompts, responses)
+        lines += _prediction_lines(labelled[split], costs, words, split)
+        if split == "test":
+            strata = [record.stratum for record in labelled[split]]
+            models = {
+                config.objective: cost_metrics(costs, unsafe, strata),
+                "keyword": cost_metrics(words, unsafe, strata),
+            }
+    if pairs:
+        models[config.objective] |= _pairs_measured(scorer, pairs["test"], config.objective)
+    result = _result(config, scorer, models, labelled, report, started)
+    _write(config, scorer, lines, result)
+    print(_headline(config, result))
+    print(table(models))
+    return result
+
+
+def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
+    """Train a reward model, print its ranking accuracy on held-out pairs, write model and predictions.
+
+    Returns and raises as `run_cost_model`.
+    """
+    check_out(Path(config.out))
+    started = time.perf_counter()
+    pairs, report = read_splits(config, PreferencePair)
+    scorer = fit_scorer(config, pairs["train"], pairs["validation"])
+    lines = []
+    for split in SPLITS:
+        if pairs[split]:
+            first, second = pair_scores(scorer, pairs[split])
+            lines += [
+                json.dumps(
+                    {
+                        "prompt": pair.prompt,
+                        "response_0": pair.response_0,
+                        "response_1": pair.response_1,
+                        "better_response_id": pair.better_response_id,
+                        "score_0": float(a),
+                        "score_1": float(b),
+                        "split": split,
+                    },
+                    ensure_ascii=False,
+                )
+                for pair, a, b in zip(pairs[split], first, second, strict=True)
+            ]
+    models = {"reward": _pairs_measured(scorer, pairs["test"], "reward")}
+    result = _result(config, scorer, models, pairs, report, started)
+    _write(config, scorer, lines, result)
+    print(_headline(config, result))
+    print(table(models))
+    return result
+
+
+def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of response 0 and of response 1 of each pair: two arrays, (pairs,)."""
+    prompts = [pair.prompt for pair in pairs]
+    both = [pair.response_0 for pair in pairs] + [pair.response_1 for pair in pairs]
+    first, second = np.split(score_texts(scorer, prompts + prompts, both), 2)
+    return first, second
+
+
+# --- splits --------------------------------------------------------------------------------------------
+
+
+def labelled_splits(config: Any) -> tuple[dict[str, list[LabelledResponse]], dict[str, Any]]:
+    """Labelled responses by split, with both labels in the training split.
+
+    Raises:
+        UserError: the training split has one label only.
+    """
+    splits, report = read_splits(config, LabelledResponse)
+    labels = {record.is_safe for record in splits["train"]}
+    if len(labels) < 2:
+        label = "safe" if labels == {True} else "unsafe"
+        raise UserError(f"{config.data}: all responses are labelled {label}, expected both labels")
+    return splits, report
+
+
+def read_splits(config: Any, kind: type) -> tuple[dict[str, list], dict[str, Any]]:
+    """Records by split: the source's own splits where it names them, else cut by prompt, 80 : 10 : 10.
+
+    No prompt of the validation or test split stays in the training split, whoever made the splits.
+
+    Args:
+        config: With `data`, `test_data` and `seed`.
+        kind: `LabelledResponse` or `PreferencePair`.
+
+    Returns:
+        {"train": [...], "validation": [...], "test": [...]} and the report of what was read.
+    """
+    loaded = read_records(config.data, kind, split="train", seed=config.seed)
+    splits = {"train": loaded.records, "validation": [], "test": []}
+    report: dict[str, Any] = {"train": loaded.report}
+    if config.data == "shipped" or loaded.report.get("dropped", {}).get("other_splits"):
+        for split in ("validation", "test"):
+            try:
+                part = read_records(config.data, kind, split=split, seed=config.seed)
+            except UserError:
+                continue  # the source names no such split; it is cut from the training rows below
+            splits[split], report[split] = part.records, part.report
+    if config.test_data:
+        part = read_records(config.test_data, kind, split="test", seed=config.seed)
+        splits["test"], report["test"] = part.records, part.report
+    shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    missing = {name: shares[name] for name in ("validation", "test") if not splits[name]}
+    if missing:
+        cut = split_by_prompt(
+            splits["train"], {"train": 1 - sum(missing.values()), **missing}, seed=config.seed
+        )
+        splits |= cut
+    for name in ("test", "validation"):
+        seen = {normalise_prompt(record.prompt) for record in splits[name]}
+        for other in SPLITS[: SPLITS.index(name)]:
+            kept = [record for record in splits[other] if normalise_prompt(record.prompt) not in seen]
+            if len(kept) < len(splits[other]):
+                report[f"{other}_rows_dropped_for_prompts_of_{name}"] = len(splits[other]) - len(kept)
+            splits[other] = kept
+    empty = [name for name in SPLITS if not splits[name]]
+    if empty:
+        raise UserError(
+            f"{config.data}: {len(loaded.records)} records leave none for the {empty[0]} split, expected more"
+        )
+    return splits, report
+
+
+# --- results -------------------------------------------------------------------------------------------
+
+
+def _pairs_measured(scorer: Scorer, pairs: Sequence[PreferencePair], objective: str) -> dict[str, Any]:
+    scores = np.stack(pair_scores(scorer, pairs), axis=1)  # (pairs, 2)
+    winners = np.array([winner_id(pair, objective) for pair in pairs])
+    rows = np.arange(len(pairs))
+    labels: list[np.ndarray] = []
+    if objective != "reward" and not any(None in pair.safety for pair in pairs):
+        unsafe = ~np.array([pair.safety for pair in pairs], dtype=bool)  # (pairs, 2)
+        labels = [unsafe[rows, winners], unsafe[rows, 1 - winners]]
+    measured = pair_metrics(scores[rows, winners], scores[rows, 1 - winners], *labels)
+    return {"n_pairs": measured.pop("n"), **measured}
+
+
+def _columns(records: Sequence[LabelledResponse]) -> tuple[list[str], list[str], np.ndarray]:
+    unsafe = np.array([not record.is_safe for record in records], dtype=bool)
+    return [record.prompt for record in records], [record.response for record in records], unsafe
+
+
+def _prediction_lines(
+    records: Sequence[LabelledResponse], costs: np.ndarray, words: np.ndarray, split: str
+) -> list[str]:
+    probability, keyword_probability = (np.exp(-np.logaddexp(0.0, -x)) for x in (costs, words))
+    return [
+        json.dumps(
+            {
+                "prompt": record.prompt,
+                "response": record.response,
+                "label": "Safe" if record.is_safe else "Unsafe",
+                "score": float(costs[index]),
+                "probability": float(probability[index]),
+                "keyword_probability": float(keyword_probability[index]),
+                "split": split,
+                **({"stratum": record.stratum} if record.stratum else {}),
+            },
+            ensure_ascii=False,
+        )
+        for index, record in enumerate(records)
+    ]
+
+
+def _result(
+    config: Any, scorer: Scorer, models: dict, splits: dict, report: dict, started: float
+) -> dict[str, Any]:
+    training = {name: value for name, value in scorer.notes.items() if name not in ("config", "meaning")}
+    return {
+        "models": models,
+        "splits": {name: len(records) for name, records in splits.items()},
+        "data": report,
+        "training": training,
+        "config": asdict(config),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _write(config: Any, scorer: Scorer, lines: list[str], result: dict[str, Any]) -> None:
+    def write(folder: Path) -> None:
+        save_scorer(scorer, folder)
+        write_atomic(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+        write_atomic(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+    replace_folder(Path(config.out), write)
+    clear_checkpoints(config)
+
+
+def _headline(config: Any, result: dict[str, Any]) -> str:
+    rows, training = result["splits"], result["training"]
+    return (
+        f"{config.objective} on {config.base}: {rows['train']} training, {rows['validation']} validation and "
+        f"{rows['test']} test rows, learning rate {training['learning_rate']:g}, {training['epochs']:g} "
+        f"epochs, {result['seconds']:.0f} s; saved to {config.out}\nTest split, with 95% intervals:"
+    )

@@ -1,0 +1,296 @@
+"""Supervised fine-tuning: the baseline policy that every PPO run starts from and is compared with.
+
+The loss is the cross-entropy of the response's tokens and its end token; the prompt's tokens are read, not
+learnt. Trained by transformers' Trainer, saved as a plain causal language model or a PEFT adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import get_last_checkpoint
+
+from csrlhf_kit.data.chat import encode_dialogues
+from csrlhf_kit.data.records import LabelledResponse
+from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.scorers import count_parameters
+from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.training.preference import (
+    TimedCheckpoints,
+    check_out,
+    checkpoint_folder,
+    clear_checkpoints,
+    replace_folder,
+)
+
+IGNORED = -100  # the label that cross-entropy skips
+
+
+@dataclass
+class SFTConfig:
+    """How a policy is fine-tuned on dialogues."""
+
+    data: str = "shipped"
+    """Dialogues: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
+    base: str = "data/tiny_base"
+    """Base model: a folder, or a hub id."""
+    out: str = "runs/sft"
+    """Folder of the fine-tuned policy."""
+    safe_only: bool = False
+    """Learn only from responses that are labelled safe."""
+    adaptation: Literal["lora", "full"] = "lora"
+    """lora: adapters on every linear map; full: every weight."""
+    rank: int = 16
+    """Rank of LoRA's update."""
+    alpha: float = 32.0
+    """Scale of LoRA's update, which is alpha / rank · B A."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; None: by size, 1e-3 up to 5 million parameters, then 2e-4 (LoRA), 2e-5."""
+    epochs: float = 1.0
+    """Passes over the dialogues."""
+    batch_size: int = 32
+    """Dialogues of one optimiser step."""
+    micro_batch_size: int | None = None
+    """Dialogues of one forward pass, where memory is short; None: the whole batch."""
+    max_length: int = 512
+    """Most tokens of a dialogue; what is beyond is cut from the prompt's start."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of frozen weights; what is trained stays float32."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between checkpoints; a run that is shorter writes none."""
+    resume: bool = False
+    """Continue from the last checkpoint of a run to the same --out that was stopped."""
+    report_to: str = "none"
+    """Tracker of the Trainer: none, tensorboard, wandb ..."""
+    progress: bool = True
+    """Show a progress bar."""
+    seed: int = 0
+    """Seed of the adapters and of the order of the data."""
+
+
+def run_sft(config: SFTConfig) -> dict[str, Any]:
+    """The command `csrlhf sft`: read the dialogues, fine-tune, save, and report the validation loss."""
+    check_out(Path(config.out))
+    train = _dialogues(config, "train")
+    try:
+        validation = _dialogues(config, "validation") if config.data == "shipped" else []
+    except UserError:
+        validation = []
+    report = train_sft(config, train, validation)
+    print(json.dumps({name: report[name] for name in ("rows", "dropped", "train_loss", "validation_loss")}))
+    return report
+
+
+def train_sft(
+    config: SFTConfig, train: Sequence[LabelledResponse], validation: Sequence[LabelledResponse] = ()
+) -> dict[str, Any]:
+    """Fine-tune `config.base` on the responses of `train` and save it to `config.out`.
+
+    Returns:
+        `rows`, `dropped` (prompt lost to truncation), `train_loss`, `validation_loss` (nats per response
+        token, None without validation), `seconds`; also written to `sft.json` beside the model.
+
+    Raises:
+        UserError: the base does not load, or no dialogue has room for a prompt and a response.
+    """
+    out = Path(config.out)
+    check_out(out)
+    started = time.perf_counter()
+    tokenizer = load_tokenizer(config.base)
+    rows = response_rows(tokenizer, train, max_length=config.max_length)
+    if not rows:
+        raise UserError(
+            f"sft: none of {len(train)} dialogues fits into {config.max_length} tokens with a part of its "
+            "prompt, expected some; raise --max-length"
+        )
+    if not config.resume:
+        clear_checkpoints(config)
+    model = _model(config)
+    rate = config.learning_rate if config.learning_rate is not None else _default_rate(config, model)
+    trainer = _trainer(config, model, tokenizer, rows, rate)
+    folder = checkpoint_folder(config)
+    last = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
+    loss = float(trainer.train(resume_from_checkpoint=last).training_loss)
+    if not math.isfinite(loss):
+        raise UserError(f"sft: the loss is {loss}, expected a finite one; lower --learning-rate ({rate:g})")
+    held_out = response_rows(tokenizer, validation, max_length=config.max_length)
+    report = {
+        "rows": len(rows),
+        "dropped": len(train) - len(rows),
+        "train_loss": loss,
+        "validation_loss": response_loss(model, tokenizer, held_out) if held_out else None,
+        "learning_rate": rate,
+        "seconds": round(time.perf_counter() - started, 2),
+        "config": {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "progress")},
+    }
+
+    def write(fresh: Path) -> None:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
+
+    replace_folder(out, write)
+    clear_checkpoints(config)
+    return report
+
+
+def response_rows(
+    tokenizer: Any, records: Sequence[LabelledResponse], *, max_length: int
+) -> list[dict[str, list[int]]]:
+    """`input_ids` and `labels` of each dialogue; labels are −100 on the prompt, ids on response and end.
+
+    A dialogue of which truncation leaves no token of the prompt is left out.
+    """
+    rows = []
+    for start in range(0, len(records), 1024):
+        chunk = records[start : start + 1024]
+        responses = [record.response for record in chunk]
+        prompts = [record.prompt for record in chunk]
+        batch = encode_dialogues(tokenizer, prompts, responses, max_length=max_length)
+        # Encoded as `encode_dialogues` encodes a response; the end token is one more.
+        alone = tokenizer(responses, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for ids, length, response in zip(batch["input_ids"].tolist(), lengths, alone, strict=True):
+            learnt = len(response) + 1
+            if learnt < length:
+                ids = ids[:length]
+                labels = [IGNORED] * (length - learnt) + ids[length - learnt :]
+                rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `attention_mask`, `labels`: (batch, length)."""
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for index, row in enumerate(rows):
+        size = len(row["input_ids"])
+        ids[index, :size] = torch.tensor(row["input_ids"])
+        mask[index, :size] = 1
+        labels[index, :size] = torch.tensor(row["labels"])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@torch.inference_mode()
+def response_loss(
+    model: torch.nn.Module, tokenizer: Any, rows: Sequence[dict[str, list[int]]], *, batch_size: int = 32
+) -> float:
+    """Mean negative log-likelihood of the response tokens of all rows, in nats per token."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        batch = collate(rows[start : start + batch_size], tokenizer.pad_token_id)
+        labels = batch.pop("labels")[:, 1:].to(device)
+        logits = model(**{name: t.to(device) for name, t in batch.items()}, use_cache=False).logits[:, :-1]
+        total += torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        ).item()
+        tokens += int((labels != IGNORED).sum())
+    model.train(was_training)
+    return total / tokens
+
+
+class SFTTrainer(Trainer):
+    """transformers' Trainer with its own loss, averaged over the response tokens of a batch."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        return LengthGroupedSampler(
+            self.args.train_batch_size, lengths=[len(row["input_ids"]) for row in rows]
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Counting them walks over every parameter at every step, and nothing here reads the count."""
+        return 0
+
+
+def _dialogues(config: SFTConfig, split: str) -> list[LabelledResponse]:
+    records = read_records(config.data, LabelledResponse, split=split, seed=config.seed).records
+    kept = [record for record in records if record.is_safe or not config.safe_only]
+    if not kept:
+        raise UserError(f"sft: {config.data} has no response that is labelled safe, expected some")
+    return kept
+
+
+def _model(config: SFTConfig) -> torch.nn.Module:
+    if config.adaptation == "full" and config.quantization != "none":
+        raise UserError("quantization nf4: 4-bit weights cannot be trained, expected --adaptation lora")
+    dtype = config.dtype if config.adaptation == "lora" else "float32"
+    torch.manual_seed(config.seed)
+    model = load_base(config.base, dtype=dtype, quantization=config.quantization)
+    if config.adaptation == "full":
+        return model.requires_grad_(True)
+    shape = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    model = get_peft_model(model, shape)
+    if Path(config.base).exists():
+        # A relative path would break as soon as somebody loads the adapter from another folder.
+        model.peft_config["default"].base_model_name_or_path = str(Path(config.base).resolve())
+    return model
+
+
+def _default_rate(config: SFTConfig, model: torch.nn.Module) -> float:
+    if count_parameters(model) <= 5e6:
+        return 1e-3
+    return 2e-4 if config.adaptation == "lora" else 2e-5
+
+
+def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, rate: float) -> SFTTrainer:
+    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoint_folder(config)),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=-(-config.batch_size // micro),
+        num_train_epochs=config.epochs,
+        learning_rate=rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        bf16=config.dtype == "bfloat16",
+        seed=config.seed,
+        save_strategy="no",  # TimedCheckpoints asks for them
+        save_total_limit=1,
+        logging_steps=50,
+        logging_nan_inf_filter=False,
+        disable_tqdm=not config.progress,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
+        callbacks=[TimedCheckpoints(config.checkpoint_seconds)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
