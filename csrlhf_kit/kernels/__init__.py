@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from csrlhf_kit.kernels.backend import backend
 from csrlhf_kit.kernels.gae import gae
 from csrlhf_kit.kernels.logprob import linear_logprob
+from csrlhf_kit.kernels.lora import lora_linear
+from csrlhf_kit.kernels.nf4 import dequantize_nf4
 
-__all__ = ["gae", "linear_logprob"]
+__all__ = ["backend", "dequantize_nf4", "fuse", "gae", "linear_logprob", "lora_linear"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "fuse":  # imports peft, hence transformers: only who fuses pays for it
+        from csrlhf_kit.kernels.fusion import fuse
+
+        return fuse
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from csrlhf_kit.errors import UserError
@@ -28,8 +29,7 @@ def backend(name: str) -> Iterator[None]:
 
     Outside, the environment variable CSRLHF_KERNELS says the same for a whole process (default: auto).
     """
-    _check(name)
-    _override.append(name)
+    _override.append(_known(name))
     try:
         yield
     finally:
@@ -39,21 +39,25 @@ def backend(name: str) -> Iterator[None]:
 def use_triton(tensor: Tensor) -> bool:
     """Whether the Triton kernel runs for `tensor`: on a GPU where Triton is installed, unless overridden.
 
-    Raises UserError where Triton is demanded and cannot run.
+    float64 always takes torch. Raises UserError where Triton is demanded and cannot run.
     """
-    name = _override[-1] if _override else os.environ.get("CSRLHF_KERNELS", "auto")
-    _check(name)
-    if name != "triton":
-        return name == "auto" and tensor.is_cuda and triton_installed()
+    name = _override[-1] if _override else _known(os.environ.get("CSRLHF_KERNELS", "auto"))
+    if name == "torch" or tensor.dtype == torch.float64:
+        return False
+    if name == "auto":
+        return tensor.is_cuda and triton_installed()
     if not triton_installed():
-        raise UserError("The Triton kernels were asked for, but triton is not installed: install csrlhf-kit[kernels].")
+        raise UserError(
+            "The Triton kernels were asked for, but triton is not installed: install csrlhf-kit[kernels]."
+        )
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(
-            f"The Triton kernels were asked for on {tensor.device}; they need a GPU, or TRITON_INTERPRET=1 to interpret."
+            f"The Triton kernels were asked for on {tensor.device}; they need a GPU (or TRITON_INTERPRET=1)."
         )
     return True
 
 
-def _check(name: str) -> None:
+def _known(name: str) -> str:
     if name not in CHOICES:
         raise UserError(f"Kernel backend {name!r} is unknown: expected one of {', '.join(CHOICES)}.")
+    return name

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.backend import use_triton
+
 
 def gae_reference(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
@@ -36,4 +39,20 @@ def gae(
     Returns (advantages, returns), both (..., batch, length), 0 at masked positions; no gradient flows.
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16: A_t = delta_t + gamma lam A_{t+1}.
     """
+    if (
+        rewards.shape != values.shape
+        or mask.shape[-1:] != rewards.shape[-1:]
+        or rewards.dtype != values.dtype
+    ):
+        raise UserError(
+            f"gae got rewards {tuple(rewards.shape)} {rewards.dtype}, values {tuple(values.shape)} "
+            f"{values.dtype} and mask {tuple(mask.shape)}; expected rewards and values alike, (..., batch, "
+            "length), and a mask that broadcasts to it."
+        )
+    if use_triton(rewards):
+        from csrlhf_kit.kernels.triton_kernels import gae_scan
+
+        length = rewards.shape[-1]
+        flat = [x.float().reshape(-1, length) for x in (rewards, values, mask.expand(rewards.shape))]
+        return tuple(x.view(rewards.shape).to(rewards.dtype) for x in gae_scan(*flat, gamma, lam))
     return gae_reference(rewards, values, mask, gamma, lam)

@@ -4,12 +4,14 @@ With z = (x W^T + b) / T, log p(y) = z_y - logsumexp(z) and H = -sum p log p:
 
     d log p(y) / dz = onehot(y) - p            dH / dz = -p (log p + H)
 
-A frozen head makes d log p(y) / dx = (onehot(y) - p) W / T independent of what comes after, so it is computed in
-the forward pass while the chunk's probabilities are at hand, and backward is one multiplication: 4 N H V FLOPs
-instead of the 6 N H V of recomputing, exact. Entropy's gradient, or a trainable head, recomputes the chunks.
+A frozen head makes d log p(y) / dx = (onehot(y) - p) W / T independent of what comes after, so it is computed
+in the forward pass while the chunk's probabilities are at hand, and backward is one multiplication: 4 N H V
+FLOPs instead of the 6 N H V of recomputing, exact. Entropy's gradient and a trainable head recompute.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,18 +21,13 @@ from csrlhf_kit.kernels.backend import use_triton
 
 # Elements of one chunk of logits. On a CPU a chunk and its copy should stay near the cache; on a GPU the two
 # matrix products of a chunk should fill the machine (0.5 GB of float32 logits).
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
+CHUNK_ELEMENTS = {"cpu": 3 << 19, "cuda": 1 << 27}
 
 
 def linear_logprob_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float = 1.0,
-    bias: Tensor | None = None,
-    ignore_index: int = -100,
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, *,
+    temperature: float = 1.0, bias: Tensor | None = None, ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition, with all logits in memory; differentiable by plain autograd."""
     logits = torch.nn.functional.linear(hidden, weight, bias).to(_wide(hidden.dtype)) / temperature
     all_log_probs = logits.log_softmax(-1)  # (..., vocabulary)
@@ -41,19 +38,14 @@ def linear_logprob_reference(
 
 
 def linear_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float = 1.0,
-    bias: Tensor | None = None,
-    ignore_index: int = -100,
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, *,
+    temperature: float = 1.0, bias: Tensor | None = None, ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """log softmax((hidden @ weight.T + bias) / temperature)[targets], and the entropy of that distribution.
 
     hidden: (..., hidden); weight: (vocabulary, hidden); targets: (...), integer; bias: (vocabulary,) or None.
-    Returns (log_probs, entropy), both (...), in nats, float32 (float64 for float64 input), and exactly 0 where
-    targets == ignore_index: those rows are never computed, so mask prompt and padding for speed.
+    Returns (log_probs, entropy), both (...), in nats, float32 (float64 for float64 input), and exactly 0
+    where targets == ignore_index: those rows are never computed, so mask prompt and padding for speed.
     Both results are differentiable once with respect to hidden, weight and bias; log_probs' gradient is free
     with a frozen head, entropy's costs two more matrix products (none if no loss uses it).
     Raises UserError for shapes that do not fit, a temperature that is not positive, or (on a CPU; a GPU gives
@@ -67,18 +59,15 @@ def linear_logprob(
     rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     log_probs, entropy, _ = torch.ops.csrlhf.linear_logprob(
-        rows,
-        weight.to(dtype),
-        targets.reshape(-1),
-        bias if bias is None else bias.to(dtype),
-        float(temperature),
-        ignore_index,
-        torch.is_grad_enabled() and rows.requires_grad and frozen,
-    )
+        rows, weight.to(dtype), targets.reshape(-1), bias if bias is None else bias.to(dtype),
+        float(temperature), ignore_index, torch.is_grad_enabled() and rows.requires_grad and frozen,
+    )  # fmt: skip
     return log_probs.view(targets.shape), entropy.view(targets.shape)
 
 
-def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float) -> None:
+def _check_shapes(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float
+) -> None:
     if weight.dim() != 2 or hidden.shape[-1] != weight.shape[1] or hidden.shape[:-1] != targets.shape:
         raise UserError(
             f"linear_logprob got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets "
@@ -104,7 +93,7 @@ def _kept_rows(targets: Tensor, ignore_index: int, vocabulary: int) -> Tensor | 
     keep = targets != ignore_index
     if targets.device.type == "cpu" and bool((keep & ((targets < 0) | (targets >= vocabulary))).any()):
         raise UserError(
-            f"linear_logprob got a target outside 0..{vocabulary - 1} that is not ignore_index {ignore_index}."
+            f"linear_logprob got a target outside 0..{vocabulary - 1} that is not {ignore_index=}."
         )
     return None if bool(keep.all()) else keep.nonzero().squeeze(-1)
 
@@ -118,8 +107,9 @@ class _Chunk:
         self.wide = _wide(rows.dtype)
         self.triton = use_triton(rows)
         shape = (self.size, weight.shape[0])
-        self.buffer = rows.new_empty(shape, dtype=self.wide)
-        self.second = rows.new_empty(shape, dtype=rows.dtype if self.triton else self.wide)
+        self.buffer = rows.new_empty(shape, dtype=rows.dtype if self.triton else self.wide)
+        self.second = None if self.triton else rows.new_empty(shape, dtype=self.wide)
+        self.logits = None
 
     def log_probs(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """log p(target) and entropy of rows (n, hidden), n <= size; keeps what `gradient` needs."""
@@ -127,6 +117,7 @@ class _Chunk:
         if self.triton:
             from csrlhf_kit.kernels.triton_kernels import logprob_statistics
 
+            self.logits = None  # frees the last chunk's before the next one's are made
             self.logits = matmul_wide(rows, self.weight.t())
             self.log_total, picked, self.entropy = logprob_statistics(self.logits, self.bias, targets, scale)
             return picked, self.entropy
@@ -144,17 +135,13 @@ class _Chunk:
         return self.logits.gather(1, targets[:, None]).squeeze(1), self.entropy
 
     def gradient(self, targets: Tensor, grad: Tensor | None, grad_entropy: Tensor | None) -> Tensor:
-        """grad * dlog p(target)/dz + grad_entropy * dH/dz, (n, vocabulary), in the operands' dtype.
-
-        grad None means 1 for every row. z are the logits after the temperature.
-        """
+        """grad * dlog p(target)/dz + grad_entropy * dH/dz, (n, vocabulary); grad None means ones."""
         if self.triton:
             from csrlhf_kit.kernels.triton_kernels import logprob_gradient
 
-            out = self.second[: targets.shape[0]]
             return logprob_gradient(
                 self.logits, self.bias, targets, 1 / self.temperature, self.log_total, self.entropy,
-                grad, grad_entropy, out,
+                grad, grad_entropy, self.buffer[: targets.shape[0]],
             )  # fmt: skip
         slope = self.probabilities
         one = torch.ones_like(self.entropy) if grad is None else grad
@@ -177,31 +164,40 @@ def matmul_wide(left: Tensor, right: Tensor) -> Tensor:
     return left.to(wide) @ right.to(wide)
 
 
-@torch.library.custom_op("csrlhf::linear_logprob", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _forward(
+def _chunks(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
     temperature: float,
     ignore_index: int,
-    want_slope: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log_probs (N,), entropy (N,) and, if wanted, slope = d log_probs / d hidden (N, hidden), else (0, hidden)."""
-    n = hidden.shape[0]
-    log_probs, entropy = hidden.new_zeros((2, n), dtype=_wide(hidden.dtype)).unbind()
-    entropy = entropy.clone()  # a custom operator's results share no memory
-    slope = torch.zeros_like(hidden) if want_slope else hidden.new_empty((0, hidden.shape[1]))
+) -> Iterator[tuple[_Chunk, slice | Tensor, Tensor, Tensor]]:
+    """(chunk, where its rows stand, rows, targets), chunk after chunk, over the rows that are not ignored."""
     kept = _kept_rows(targets, ignore_index, weight.shape[0])
+    if kept is not None:
+        hidden, targets = hidden[kept], targets[kept]
+    if not targets.numel():
+        return
     with torch.autocast(hidden.device.type, enabled=False):
-        rows, picks = (hidden, targets) if kept is None else (hidden[kept], targets[kept])
-        chunk = _Chunk(rows, weight, bias, temperature)
-        for start in range(0, rows.shape[0], max(1, chunk.size)):
+        chunk = _Chunk(hidden, weight, bias, temperature)
+        for start in range(0, targets.numel(), chunk.size):
             part = slice(start, start + chunk.size)
-            where = part if kept is None else kept[part]
-            log_probs[where], entropy[where] = chunk.log_probs(rows[part], picks[part])
-            if want_slope:
-                slope[where] = (chunk.gradient(picks[part], None, None) @ weight) / temperature
+            yield chunk, part if kept is None else kept[part], hidden[part], targets[part]
+
+
+@torch.library.custom_op("csrlhf::linear_logprob", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float,
+    ignore_index: int, want_slope: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """log_probs (N,), entropy (N,) and, if wanted, slope = d log_probs / d hidden (N, hidden), else empty."""
+    log_probs = hidden.new_zeros(hidden.shape[0], dtype=_wide(hidden.dtype))
+    entropy = torch.zeros_like(log_probs)
+    slope = torch.zeros_like(hidden) if want_slope else hidden.new_empty((0, hidden.shape[1]))
+    for chunk, at, rows, picks in _chunks(hidden, weight, targets, bias, temperature, ignore_index):
+        log_probs[at], entropy[at] = chunk.log_probs(rows, picks)
+        if want_slope:
+            slope[at] = (chunk.gradient(picks, None, None) @ weight) / temperature
     return log_probs, entropy, slope
 
 
@@ -212,38 +208,31 @@ def _(hidden, weight, targets, bias, temperature, ignore_index, want_slope):
     return log_probs, torch.empty_like(log_probs), hidden.new_empty((n if want_slope else 0, width))
 
 
-@torch.library.custom_op("csrlhf::linear_logprob_backward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+@torch.library.custom_op(
+    "csrlhf::linear_logprob_backward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def _backward(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    ignore_index: int,
-    grad: Tensor,
-    grad_entropy: Tensor | None,
-    train_head: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float,
+    ignore_index: int, grad: Tensor, grad_entropy: Tensor | None, train_head: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of hidden and, where the head is trained, of weight and bias (else empty), chunk by chunk."""
     wide, (vocabulary, width) = _wide(hidden.dtype), weight.shape
     grad_hidden = torch.zeros_like(hidden)
     grad_weight = weight.new_zeros((vocabulary if train_head else 0, width), dtype=wide)
     grad_bias = weight.new_zeros(vocabulary if train_head and bias is not None else 0, dtype=wide)
-    kept = _kept_rows(targets, ignore_index, vocabulary)
-    with torch.autocast(hidden.device.type, enabled=False):
-        rows, picks = (hidden, targets) if kept is None else (hidden[kept], targets[kept])
-        chunk = _Chunk(rows, weight, bias, temperature)
-        for start in range(0, rows.shape[0], max(1, chunk.size)):
-            part = slice(start, start + chunk.size)
-            where = part if kept is None else kept[part]
-            chunk.log_probs(rows[part], picks[part])
-            towards_entropy = None if grad_entropy is None else grad_entropy[where]
-            slope = chunk.gradient(picks[part], grad[where], towards_entropy)
-            grad_hidden[where] = (slope @ weight) / temperature
-            if train_head:
-                grad_weight += matmul_wide(slope.t(), rows[part])
-                grad_bias += slope.sum(0, dtype=wide) if bias is not None else 0
-    return grad_hidden, (grad_weight / temperature).to(weight.dtype), (grad_bias / temperature).to(weight.dtype)
+    for chunk, at, rows, picks in _chunks(hidden, weight, targets, bias, temperature, ignore_index):
+        chunk.log_probs(rows, picks)
+        slope = chunk.gradient(picks, grad[at], None if grad_entropy is None else grad_entropy[at])
+        grad_hidden[at] = (slope @ weight) / temperature
+        if train_head:
+            grad_weight += matmul_wide(slope.t(), rows)
+        if grad_bias.numel():
+            grad_bias += slope.sum(0, dtype=wide)
+    return (
+        grad_hidden,
+        (grad_weight / temperature).to(weight.dtype),
+        (grad_bias / temperature).to(weight.dtype),
+    )
 
 
 @_backward.register_fake
@@ -256,7 +245,7 @@ def _(hidden, weight, targets, bias, temperature, ignore_index, grad, grad_entro
 
 @torch.library.custom_op("csrlhf::scale_rows", mutates_args=())
 def _scale_rows(rows: Tensor, factors: Tensor) -> Tensor:
-    """rows * factors[:, None]. An operator of its own, so that a second differentiation is refused, not wrong."""
+    """rows * factors[:, None]; an operator, so that a second differentiation is refused instead of wrong."""
     return (rows * factors[:, None]).to(rows.dtype)
 
 
@@ -274,25 +263,20 @@ def _save(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad, grad_entropy, _):
     hidden, weight, targets, bias, slope = ctx.saved_tensors
-    nothing = (None, None, None, None)
     if grad is None and grad_entropy is None:
-        return (None, None, None, *nothing)
+        return (None,) * 7
     if grad_entropy is None and ctx.has_slope:
-        return (torch.ops.csrlhf.scale_rows(slope, grad), None, None, *nothing)
+        return torch.ops.csrlhf.scale_rows(slope, grad), *(None,) * 6
     grad = torch.zeros_like(grad_entropy) if grad is None else grad
-    train_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+    want_hidden, want_weight, _, want_bias, *_ = ctx.needs_input_grad
     grad_hidden, grad_weight, grad_bias = torch.ops.csrlhf.linear_logprob_backward(
-        hidden, weight, targets, bias, ctx.temperature, ctx.ignore_index, grad, grad_entropy, train_head
-    )
+        hidden, weight, targets, bias, ctx.temperature, ctx.ignore_index, grad, grad_entropy,
+        want_weight or want_bias,
+    )  # fmt: skip
     return (
-        grad_hidden if ctx.needs_input_grad[0] else None,
-        grad_weight if ctx.needs_input_grad[1] else None,
-        None,
-        grad_bias if ctx.needs_input_grad[3] else None,
-        None,
-        None,
-        None,
-    )
+        grad_hidden if want_hidden else None, grad_weight if want_weight else None, None,
+        grad_bias if want_bias else None, None, None, None,
+    )  # fmt: skip
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

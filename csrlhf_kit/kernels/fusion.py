@@ -1,0 +1,152 @@
+"""Swap the LoRA layers of a PEFT model for `lora_linear`, in place, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.lora import lora_linear
+from csrlhf_kit.kernels.nf4 import is_quantised, read_params4bit
+
+# On a GPU, bitsandbytes multiplies few tokens by packed weights directly; decoding is left to it.
+DECODE_TOKENS = 16
+
+
+class _FusedForward:
+    """Mixed into a PEFT layer: the plain case of training runs fused, every other case as PEFT has it."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        adapter = self._plain_adapter(x, args, kwargs)
+        if adapter is None:
+            return super().forward(x, *args, **kwargs)
+        base, dtype = self.base_layer, x.dtype
+        weight = base.weight
+        if is_quantised(weight):
+            weight = read_params4bit(weight)
+            if not base.compute_type_is_set:  # as bitsandbytes does on its first call
+                base.set_compute_type(x)
+                base.compute_type_is_set = True
+            x = x.to(base.compute_dtype or dtype)
+        drop = self.lora_dropout[adapter]
+        y = lora_linear(
+            x, weight, self.lora_A[adapter].weight, self.lora_B[adapter].weight, bias=base.bias,
+            scaling=self.scaling[adapter], dropout=getattr(drop, "p", 0.0), training=drop.training,
+        )  # fmt: skip
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(dtype)
+
+    def _plain_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
+        """The one adapter to run fused; None where PEFT's own forward has to decide.
+
+        That is: adapters off or merged, none or several active, `adapter_names`, a variant such as DoRA, LoRA
+        with a bias, a base in training, hooks on the base, or decoding from packed weights on a GPU.
+        """
+        if (
+            self._disable_adapters
+            or self.merged_adapters
+            or args
+            or any(v is not None for v in kwargs.values())
+        ):
+            return None
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if len(active) != 1 or active[0] in self.lora_variant or self.lora_B[active[0]].bias is not None:
+            return None
+        base = self.base_layer
+        if base.weight.requires_grad or base._forward_hooks or base._forward_pre_hooks:
+            return None
+        if x.is_cuda and is_quantised(base.weight) and not torch.is_grad_enabled():
+            return None if x.numel() <= DECODE_TOKENS * x.shape[-1] else active[0]
+        return active[0]
+
+
+class FusedLinear(_FusedForward, lora.Linear):
+    """PEFT's LoRA layer over a dense `nn.Linear`, computed by `lora_linear`."""
+
+
+_FUSED: dict[type, type] = {lora.Linear: FusedLinear}
+
+if hasattr(lora, "Linear4bit"):  # PEFT has it where bitsandbytes is installed
+
+    class FusedLinear4bit(_FusedForward, lora.Linear4bit):
+        """PEFT's LoRA layer over a bitsandbytes `Linear4bit` in NF4, computed by `lora_linear`."""
+
+    _FUSED[lora.Linear4bit] = FusedLinear4bit
+
+
+@dataclass
+class Fused:
+    """What `fuse` did. `undo()`, or leaving a `with` block, gives the layers their PEFT class back."""
+
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)  # layer name: why PEFT keeps computing it
+    _classes: dict[str, type] = field(default_factory=dict)
+
+    def undo(self) -> None:
+        for name, layer in self.layers.items():
+            layer.__class__ = self._classes[name]
+        self.layers, self._classes = {}, {}
+
+    def __enter__(self) -> Fused:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+
+def fuse(model: nn.Module) -> Fused:
+    """Make the LoRA layers of a PEFT model (Qwen2/2.5/3, Llama, Mistral ...) run `lora_linear`.
+
+    Only the layers' class changes, to a subclass: parameters, names and state dict stay as they are, so that
+    saving, `set_adapter`, `disable_adapter`, `merge_and_unload` and gradient checkpointing work as before.
+    Dense and bitsandbytes NF4 bases are fused; other layers (DoRA and other variants, 8 bit, embeddings ...)
+    stay PEFT's and are listed, with the reason, in the result's `left_alone`. bitsandbytes' repacking for
+    AVX512 inference is switched off on 4-bit layers for good: training below it gets zero gradients.
+    Raises UserError, and changes nothing, for a model without LoRA layers, one with GPT-2's Conv1D (its
+    weight is transposed), or one that bitsandbytes has already repacked.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, lora.LoraLayer)}
+    if not found:
+        raise UserError("fuse found no LoRA layer: expected a PEFT model with a LoRA adapter.")
+    result = Fused()
+    for name, layer in found.items():
+        base = layer.get_base_layer()
+        if type(base).__name__ == "Conv1D" or getattr(layer, "fan_in_fan_out", False):
+            raise UserError(
+                f"fuse cannot take {name}: its base is {type(base).__name__}, whose weight is transposed "
+                "(GPT-2); expected nn.Linear or bitsandbytes Linear4bit."
+            )
+        reason = _why_not(layer)
+        if reason is None:
+            result.layers[name], result._classes[name] = layer, type(layer)
+            if is_quantised(base.weight):
+                read_params4bit(base.weight)  # refuses repacked weights before anything is changed
+        else:
+            result.left_alone[name] = reason
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    for layer in result.layers.values():
+        layer.__class__ = _FUSED[type(layer)]
+    return result
+
+
+def _why_not(layer: nn.Module) -> str | None:
+    """The reason for which a LoRA layer stays PEFT's, or None."""
+    base = layer.base_layer
+    if isinstance(layer, _FusedForward):
+        return "already fused"
+    if type(layer) not in _FUSED:
+        return f"{type(layer).__name__} layers are not fused"
+    if layer.lora_variant:
+        return f"adapter variant {type(next(iter(layer.lora_variant.values()))).__name__}"
+    if any(module.bias is not None for module in layer.lora_B.values()):
+        return "LoRA with a bias"
+    if is_quantised(base.weight):
+        kind = base.weight.quant_state.quant_type
+        return None if kind == "nf4" else f"quantised as {kind}"
+    if type(base) is not nn.Linear:
+        return f"base layer {type(base).__name__}"
+    return "offloaded weight" if base.weight.is_meta else None
