@@ -13,20 +13,16 @@ import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from tqdm.auto import tqdm
 
 from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.finite import FiniteProblem
 from csrlhf_kit.intervals import Interval, tail_probability
+from csrlhf_kit.reweighting import Resample, bootstrap_multipliers, optimal_multiplier, random_halves, tilt
 from csrlhf_kit.runs import write_atomic
 
-Resample = Literal["prompts", "responses"]
-_HALVINGS = 8
 _FEW_SAMPLES = 5.0  # effective samples a prompt, below which a reweighted mean is one or two responses
 
 
@@ -137,22 +133,25 @@ def suggest_penalty(
         )
 
     whole = problem(valid)
-    estimate = _optimal_multiplier(whole, normalised)
+    estimate = optimal_multiplier(whole, normalised)
     if np.isinf(estimate):
-        least = whole.smallest_cost() if not normalised else _tilt(whole, np.inf, True).cost
+        least = whole.smallest_cost() if not normalised else tilt(whole, np.inf, True).cost
         raise UserError(
             f"no tilt of the samples meets threshold {threshold:g}: the smallest reachable cost is "
             f"{least:.4g}; raise the threshold, lower beta or draw more samples a prompt"
         )
     # Weights normalised by their own sample sum are biased by b/N. Half the samples show b/(N/2), so the
     # difference between the halves' mean and the whole is the bias itself.
-    halves = [_optimal_multiplier(problem(mask), normalised) for mask in _random_halves(valid, rng)]
+    halves = [optimal_multiplier(problem(mask), normalised) for mask in random_halves(valid, rng)]
     bias = float(np.mean(halves)) - estimate if np.isfinite(halves).all() else 0.0
-    replicates = _bootstrap(whole, valid, estimate, normalised, resample, bootstrap, rng)
+    replicates = bootstrap_multipliers(whole, valid, estimate, normalised, resample, bootstrap, rng)
     tail = tail_probability(confidence, "two-sided")
-    ends = np.quantile(replicates, [tail, 1 - tail], method="inverted_cdf") - bias
-    interval = Interval(*(float(max(end, 0.0)) for end in ends))
     multiplier = max(estimate - bias, 0.0)
+    # Resampled responses repeat the bias, resampled prompts do not: centre the replicates where they belong.
+    middle = float(np.median(replicates))
+    shift = multiplier - middle if np.isfinite(middle) else -bias
+    ends = np.quantile(replicates, [tail, 1 - tail], method="inverted_cdf") + shift
+    interval = Interval(*(float(max(end, 0.0)) for end in ends))
     recommended, rule = _recommend(multiplier, interval, normalised)
     frontier = [_frontier_point(whole, m, normalised) for m in _frontier_multipliers(whole, multiplier)]
     at_optimum = _frontier_point(whole, multiplier, normalised)
@@ -173,101 +172,6 @@ def suggest_penalty(
     )
 
 
-def _tilt(problem: FiniteProblem, multiplier: float, normalised: bool):
-    """The Solution at one multiplier. (r - m c) / (1 + m) = r - w (r + c) with w = m / (1 + m) in [0, 1]: the
-    normalised tilt is a plain one, priced w, of the cost r + c."""
-    if not normalised:
-        return problem.tilted(multiplier)
-    share = 1.0 if np.isinf(multiplier) else multiplier / (1 + multiplier)
-    mixed = FiniteProblem(
-        problem.reference,
-        problem.reward - share * (problem.reward + problem.cost),
-        problem.cost,
-        beta=problem.beta,
-        threshold=problem.threshold,
-        prompt_weights=problem.weights,
-    )
-    return problem.evaluate(mixed.tilted(0.0).policy, multiplier)
-
-
-def _optimal_multiplier(problem: FiniteProblem, normalised: bool) -> float:
-    """The price at which the tilt's cost is the threshold; 0 if slack, infinite if out of reach."""
-    if not normalised:
-        try:
-            return float(problem.constrained_optimum().multiplier)
-        except UserError:
-            return np.inf
-
-    def violation(share: float) -> float:
-        price = share / (1 - share) if share < 1 else np.inf
-        return _tilt(problem, price, True).cost - problem.threshold
-
-    if violation(0.0) <= 0:
-        return 0.0
-    # Reward and cost may be opposed so strongly that the cost is not monotone in the share: first crossing.
-    shares = np.linspace(0, 1, 33)
-    reached = next((share for share in shares if violation(share) <= 0), None)
-    if reached is None:
-        return np.inf
-    share = brentq(violation, reached - shares[1], reached, xtol=1e-12)
-    return share / (1 - share) if share < 1 else np.inf
-
-
-def _random_halves(valid: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """2 * _HALVINGS masks: each prompt's samples split at random into two halves."""
-    masks = []
-    for _ in range(_HALVINGS):
-        order = np.where(valid, rng.random(valid.shape), np.inf).argsort(axis=1).argsort(axis=1)
-        first = valid & (order < valid.sum(axis=1, keepdims=True) // 2)
-        masks += [first, valid & ~first]
-    return masks
-
-
-def _bootstrap(
-    problem: FiniteProblem,
-    valid: np.ndarray,
-    estimate: float,
-    normalised: bool,
-    resample: Resample,
-    replicates: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """(replicates,) multipliers. Cost curves on a grid around the estimate, resampled, then inverted."""
-    spread = float(np.ptp(problem.cost[valid])) or 1.0
-    unit = estimate if estimate > 0 else problem.beta / spread
-    grid = np.concatenate([np.linspace(0, 4 * unit, 65), 4 * unit * np.geomspace(1.1, 1e3, 31)])
-    scale = problem.beta * (1 + grid if normalised else np.ones_like(grid))
-    prompts = len(valid)
-    by_prompts = resample == "prompts" and prompts > 1
-    curves = np.zeros((prompts if by_prompts else replicates, len(grid)))
-    quick = by_prompts or prompts * replicates < 10**5
-    for x in tqdm(range(prompts), desc="bootstrap", leave=False, disable=quick):
-        r, c = problem.reward[x, valid[x]], problem.cost[x, valid[x]]  # (samples of x,)
-        logits = (r[:, None] - grid * c[:, None]) / scale  # (samples of x, grid)
-        # The floor keeps 0/0 away from a replicate that drew none of the samples with any weight.
-        weight = np.maximum(np.exp(logits - logits.max(axis=0)), 1e-290)
-        if by_prompts:
-            curves[x] = (weight * c[:, None]).sum(axis=0) / weight.sum(axis=0)
-        else:
-            drawn = rng.multinomial(len(r), np.full(len(r), 1 / len(r)), size=replicates).astype(np.float64)
-            curves += problem.weights[x] * (drawn @ (weight * c[:, None])) / (drawn @ weight)
-    if by_prompts:  # how often each prompt was drawn, times its weight
-        counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=replicates) * problem.weights
-        curves = (counts / counts.sum(axis=1, keepdims=True)) @ curves  # (replicates, grid)
-    return np.array([_first_crossing(grid, curve, problem.threshold) for curve in curves])
-
-
-def _first_crossing(grid: np.ndarray, curve: np.ndarray, threshold: float) -> float:
-    below = np.flatnonzero(curve <= threshold)
-    if len(below) == 0:
-        return np.inf
-    i = below[0]
-    if i == 0:
-        return 0.0
-    share = (curve[i - 1] - threshold) / (curve[i - 1] - curve[i])
-    return float(grid[i - 1] + share * (grid[i] - grid[i - 1]))
-
-
 def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple[float, str]:
     """A fixed penalty and its rule in words. The reason for 2: see `hinge.equilibrium_violation`.
 
@@ -279,8 +183,8 @@ def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple
     if normalised and multiplier >= 0.9:
         share = multiplier / (1 + multiplier)
         return max(20.0, 4 * interval.high), (
-            "large: dividing by 1 + penalty caps the price that an open gate carries, so that the gate must be "
-            f"open on {share:.0%} of the steps even for an infinite penalty; the cost settles above the "
+            "large: dividing by 1 + penalty caps the price that an open gate carries, so it must be open "
+            f"on {share:.0%} of the steps even for an infinite penalty; the cost settles above the "
             "threshold by noise * Phi^-1(that share): lower the threshold by it, or use a dual method."
         )
     name = "2m / (1 - m), m the optimal multiplier" if normalised else "2 x the optimal multiplier"
@@ -292,8 +196,8 @@ def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple
         )
     return balanced, (
         f"{name}: a gate on a noisy batch mean is open half the time at the threshold, so that this penalty "
-        "acts there with exactly the optimal price, whatever the batch size. With a gate on the exact mean any "
-        f"penalty above {interval.high:.4g} gives the same optimum."
+        "acts there with exactly the optimal price, whatever the batch size. With a gate on an exact mean, "
+        f"any penalty above {interval.high:.4g} gives the same optimum."
     )
 
 
@@ -303,7 +207,7 @@ def _frontier_multipliers(problem: FiniteProblem, multiplier: float) -> np.ndarr
 
 
 def _frontier_point(problem: FiniteProblem, multiplier: float, normalised: bool) -> FrontierPoint:
-    at = _tilt(problem, float(multiplier), normalised)
+    at = tilt(problem, float(multiplier), normalised)
     effective = 1 / (at.policy**2).sum(axis=1)
     return FrontierPoint(float(multiplier), at.reward, at.cost, at.kl, float(np.median(effective)))
 
