@@ -69,6 +69,7 @@ TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
         "title": {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"},
+        "colorway": ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6e7781"],
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "xaxis": _AXIS,

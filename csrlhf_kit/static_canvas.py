@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Polygon
+from matplotlib.patches import FancyArrowPatch, Polygon
 from matplotlib.transforms import IdentityTransform
 
 from csrlhf_kit.errors import UserError
@@ -47,7 +47,9 @@ class Canvas:
         self.left, self.right = margin["l"], width - margin["r"]  # the plotting area, in pixels from
         self.bottom, self.top = margin["b"], height - margin["t"]  # the page's lower left corner
         self.traces = [dict(trace) for trace in data if trace.get("visible", True) is True]
-        for trace in self.traces:
+        colours = layout.get("colorway") or ["#0072B2"]
+        for place, trace in enumerate(self.traces):
+            trace["_colour"] = colours[place % len(colours)]
             if trace.get("type", "scatter") not in ("scatter", "bar", "heatmap"):
                 raise UserError(
                     f"a figure's static twin cannot draw the trace type {trace['type']!r}; "
@@ -225,7 +227,7 @@ class Canvas:
         x, y = self.numbers(trace.get("x"), pair[0]), self.numbers(trace.get("y"), pair[1])
         mode = trace.get("mode", "lines+markers" if len(x) < 20 else "lines")
         line, marker = trace.get("line") or {}, trace.get("marker") or {}
-        colour = first_given(line.get("color"), marker.get("color"), "#0072B2")
+        colour = first_given(line.get("color"), marker.get("color"), trace["_colour"])
         opacity = first_given(trace.get("opacity"), 1.0)
         step = {"hv": "post", "vh": "pre", "hvh": "mid"}.get(line.get("shape"))
         if trace.get("fill"):
@@ -335,7 +337,7 @@ class Canvas:
         marker = trace.get("marker") or {}
         lengths = self.numbers(trace[trace["_value"]], "")
         colours = [
-            rgba(first_given(c, "#0072B2"), first_given(trace.get("opacity"), 1.0))
+            rgba(first_given(c, trace["_colour"]), first_given(trace.get("opacity"), 1.0))
             for c in listed(marker.get("color"), len(lengths))
         ]
         upright = trace["_value"] == "y"
@@ -364,7 +366,7 @@ class Canvas:
         scale = trace.get("colorscale") or [[0, "white"], [1, "#0072B2"]]
         colours = LinearSegmentedColormap.from_list("scale", [(at, rgba(c, 1.0)) for at, c in scale])
         across, up = self._cells(trace, pair[0]), self._cells(trace, pair[1])
-        mesh = ax.pcolormesh(cell_edges(across), cell_edges(up), rows, cmap=colours, norm=limits, zorder=0.5)
+        mesh = ax.pcolormesh(cell_edges(across), cell_edges(up), rows, cmap=colours, norm=limits, zorder=0.6)
         words = trace.get("text")
         pattern = re.fullmatch(r"%\{(z|text)(?::([^}]*))?\}", trace.get("texttemplate") or "")
         for i, row in enumerate(rows if pattern else ()):
@@ -440,8 +442,15 @@ class Canvas:
             else None,
         )
         if arrow:
-            shaft = Line2D(
-                (text[0], at[0]), (text[1], at[1]), color=note.get("arrowcolor", MUTED), linewidth=1
+            shaft = FancyArrowPatch(
+                text,
+                at,
+                arrowstyle="-|>" if note.get("arrowhead", 1) else "-",
+                mutation_scale=9,
+                shrinkA=6,
+                shrinkB=2,
+                color=note.get("arrowcolor", MUTED),
+                linewidth=1,
             )
             shaft.set_transform(IdentityTransform())
             shaft.set_zorder(3.5)

@@ -161,7 +161,7 @@ def marker_look(colour: str, size: float, symbol: str, edge: dict, opacity: floa
 
 def legend_handle(trace: dict) -> Any:
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
-    colour = first_given(line.get("color"), marker.get("color"), "#0072B2")
+    colour = first_given(line.get("color"), marker.get("color"), trace["_colour"])
     if not isinstance(colour, str):
         colour = INK
     opacity = first_given(trace.get("opacity"), 1.0)

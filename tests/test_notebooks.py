@@ -1,0 +1,187 @@
+"""Stored notebooks keep the rules, and nbval notices one changed digit in any form of an output."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from csrlhf_kit import notebook_tools
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.notebook_tools import PLOTLY, WIDGET_VIEW, compared_share, is_compared, problems, store
+
+STORED = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+NBVAL = "-m pytest --nbval --nbval-current-env -p no:cacheprovider"
+
+FIGURE = """\
+import plotly.graph_objects as go
+from csrlhf_kit.figures import titled
+from csrlhf_kit.static import show
+show(titled(go.Figure(go.Scatter(x=[1, 2], y=[3.25, 4.5], name="a")), "Two points"), "One line.")"""
+
+
+def test_the_course_starts_somewhere():
+    assert any(path.name.startswith("00_") for path in STORED)
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_stored_notebooks_keep_the_rules(path):
+    assert problems(path) == []
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A small notebook, executed and stored."""
+    path = tmp_path_factory.mktemp("notebooks") / "small.ipynb"
+    cells = [
+        new_markdown_cell("# A small notebook"),
+        new_code_cell("print('harmful', 1 / 8)\nprint('n', 560)"),
+        new_code_cell("{'rate': 0.375}"),
+        new_code_cell(FIGURE),
+        new_code_cell(FIGURE.splitlines()[-1].replace("Two points", "Again")),
+        new_code_cell("import time\ntime.time()", metadata={"tags": ["nbval-ignore-output"]}),
+        new_code_cell("import ipywidgets\nipywidgets.IntSlider(value=7)"),
+    ]
+    store(new_notebook(cells=cells, metadata={"widgets": {"left": "over"}}), path)
+    status = notebook_tools.main(["execute", str(path)])
+    return status, path
+
+
+def test_executing_stores_outputs_without_noise(executed):
+    status, path = executed
+    assert status == 0
+    notebook = nbformat.read(path, as_version=4)
+    cells = notebook_tools.code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, 6]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == {"name": "python"}
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert cells[0].outputs[0].text == "harmful 0.125\nn 560\n"
+    assert set(cells[2].outputs[0].data) == {PLOTLY, "image/svg+xml", "text/plain"}
+    assert WIDGET_VIEW not in cells[5].outputs[0].data
+    assert "IntSlider(value=7)" in cells[5].outputs[0].data["text/plain"]
+    assert compared_share(notebook) == 5 / 6
+    assert problems(path) == []
+
+
+def test_strict_nbval_notices_one_digit_in_every_form(executed, tmp_path):
+    """One pytest run over the stored notebook and a copy with one digit changed in each kind of output."""
+    _, path = executed
+    shutil.copy(path, tmp_path / "stored.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    printed, result, interactive, twin, ignored, _ = notebook_tools.code_cells(notebook)
+
+    def swap(holder, key, old, new):
+        assert old in holder[key]
+        holder[key] = holder[key].replace(old, new, 1)
+
+    swap(printed.outputs[0], "text", "0.125", "0.126")
+    swap(result.outputs[0].data, "text/plain", "0.375", "0.376")
+    interactive.outputs[0].data[PLOTLY]["data"][0]["y"] = [3.26, 4.5]
+    swap(twin.outputs[0].data, "image/svg+xml", ">3.4<", ">3.5<")
+    swap(ignored.outputs[0].data, "text/plain", "1", "2")
+    store(notebook, tmp_path / "tampered.ipynb")
+    run = subprocess.run(
+        [sys.executable, *NBVAL.split(), "-rA", "--color=no", f"--rootdir={tmp_path}", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    verdicts = re.findall(r"^(PASSED|FAILED) (\w+)\.ipynb::Cell (\d)", run.stdout, re.MULTILINE)
+    assert {int(cell) for verdict, name, cell in verdicts if (verdict, name) == ("PASSED", "stored")} == set(
+        range(6)
+    )
+    assert {int(cell) for verdict, name, cell in verdicts if verdict == "FAILED"} == {0, 1, 2, 3}
+    assert {name for verdict, name, _ in verdicts if verdict == "FAILED"} == {"tampered"}
+    assert run.stdout.count("Cell outputs differ") == 4
+
+
+def test_a_failing_cell_is_named_and_nothing_is_stored(tmp_path):
+    path = tmp_path / "bad.ipynb"
+    store(new_notebook(cells=[new_code_cell("x = 1"), new_code_cell("x / 0")]), path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"bad\.ipynb: code cell 2 failed: ZeroDivisionError"):
+        notebook_tools.execute(path)
+    assert path.read_bytes() == before
+
+
+def cell(source="1", count=1, outputs=None, tags=()):
+    made = new_code_cell(source, metadata={"tags": list(tags)} if tags else {})
+    made.execution_count = count
+    made.outputs = [new_output("stream", name="stdout", text="1\n")] if outputs is None else outputs
+    return made
+
+
+def data(**mime):
+    return [new_output("display_data", data={key.replace("__", "/"): value for key, value in mime.items()})]
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([cell(count=None)], "execution count None, expected 1"),
+        ([cell(), cell(count=3)], "execution count 3, expected 2"),
+        ([cell(" ")], "is empty"),
+        ([cell("1\n" * 26)], "has 26 lines"),
+        ([cell(outputs=[new_output("stream", name="stderr", text="a warning\n")])], "stderr: a warning"),
+        ([cell(outputs=[new_output("error", ename="KeyError", evalue="", traceback=[])])], "error: KeyError"),
+        ([cell(outputs=data(text__plain="'/home/ann/x.json'"))], "path of one machine: /home/ann"),
+        ([cell("open('C:\\\\Users\\\\ann')")], "path of one machine"),
+        ([cell(), new_markdown_cell("see /tmp/x")], "path of one machine: /tmp/x"),
+        ([cell(outputs=data(text__plain="<object at 0x7f5f360f7d30>"))], "memory address"),
+        ([cell(outputs=data(**{PLOTLY.replace("/", "__"): {}, "text__plain": "x"}))], "static twin"),
+        ([cell(), cell(count=2, outputs=[])], "only 50% of its code cells"),
+        ([cell(outputs=data(image__png="aaaa"))], "only 0% of its code cells"),
+        ([new_markdown_cell("words")], "no code cell"),
+        ([cell(outputs=[new_output("stream", name="stdout", text="x" * 300_000)])], "300,000 are allowed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_rule_is_checked(tmp_path, cells, words):
+    path = tmp_path / "n.ipynb"
+    store(new_notebook(cells=cells), path)
+    found = problems(path)
+    assert len(found) == 1, found
+    assert words in found[0] and found[0].startswith("n.ipynb: ")
+
+
+def test_widget_state_is_reported(tmp_path):
+    path = tmp_path / "n.ipynb"
+    store(new_notebook(cells=[cell()], metadata={"widgets": {}}), path)
+    assert ["metadata.widgets" in problem for problem in problems(path)] == [True]
+
+
+def test_what_passes_passes(tmp_path):
+    path = tmp_path / "n.ipynb"
+    error = new_output("error", ename="UserError", evalue="line 3", traceback=[])
+    cells = [cell("a = 3 / 4 / 5  # see https://example.org/home/x"), cell(count=2, outputs=[error])]
+    cells[1].metadata["tags"] = ["raises-exception"]
+    store(new_notebook(cells=cells), path)
+    assert problems(path) == []
+
+
+def test_comment_markers_count_as_tags():
+    assert is_compared(cell())
+    assert not is_compared(cell("# NBVAL_IGNORE_OUTPUT\n1"))
+    assert not is_compared(cell(tags=["nbval-skip"]))
+
+
+def test_bad_input_gets_one_sentence(tmp_path, capsys):
+    assert notebook_tools.main(["check", str(tmp_path / "none.ipynb")]) == 2
+    assert "no such notebook" in capsys.readouterr().err
+    (tmp_path / "text.ipynb").write_text("hello")
+    assert notebook_tools.main(["check", str(tmp_path / "text.ipynb")]) == 2
+    (tmp_path / "list.ipynb").write_text(json.dumps([1]))
+    assert notebook_tools.main(["check", str(tmp_path / "list.ipynb")]) == 2
+    assert capsys.readouterr().err.count("is not a notebook") == 2
