@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from csrlhf_kit.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Quantization = Literal["none", "nf4"]
+SMALL = 200 * 2**20  # bytes of weights
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -115,6 +117,10 @@ def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:
         raise UserError(f"{name} is not a folder: expected {what} saved by `save_pretrained`, or a hub id")
     if local.is_dir() and not (local / "config.json").is_file() and not (local / "tokenizer.json").is_file():
         raise UserError(f"{name} holds no config.json: expected {what} saved by `save_pretrained`")
+    small = local.is_dir() and sum(f.stat().st_size for f in local.glob("*.safetensors")) < SMALL
+    bars = transformers_logging.is_progress_bar_enabled()
+    if small:  # loading takes less time than reading the bar
+        transformers_logging.disable_progress_bar()
     try:
         return auto.from_pretrained(
             str(local) if local.is_dir() else name, trust_remote_code=False, **options
@@ -127,3 +133,6 @@ def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:
             else " (a hub id needs the network, or a filled cache; a folder needs neither)"
         )
         raise UserError(f"could not load {what} from {name}{hint}: {reason}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -8,6 +8,7 @@ values of reward and cost are two outputs of one critic trunk.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -77,7 +78,10 @@ class Roles(nn.Module):
         fresh = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft asks transformers for an attribute it renamed
             torch.manual_seed(seed)
             self.model = PeftModel(base, copy.deepcopy(fresh), adapter_name="policy")
             self.scorers: dict[str, Scorer] = {}
@@ -93,9 +97,9 @@ class Roles(nn.Module):
                 else None
             )
             self.model.add_adapter("critic", _without_dropout(start or fresh))
+            self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         if policy is not None:
             self._load_adapter("policy", Path(policy))
-        self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if start is not None:
