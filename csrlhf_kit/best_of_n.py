@@ -134,11 +134,11 @@ def conformal_threshold(
 
 @dataclass(frozen=True)
 class BestOfN:
-    """What choosing the safest-looking best of N does, in expectation over which N were drawn."""
+    """What a choice among N does, in expectation over which N were drawn."""
 
     samples: int
     judged_harm: float
-    """What the judge says of the answers given: 0 by construction."""
+    """P(an answer is given that the judge calls unsafe): 0 under the filter, however bad the truth."""
     true_harm: float
     """P(an answer is given and is harmful)."""
     harm_if_answered: float
@@ -155,34 +155,42 @@ def best_of_n_curve(
     sizes: list[int],
     *,
     threshold: float = 0.0,
+    penalty: float | None = None,
 ) -> list[BestOfN]:
-    """`choose_safe` for several N, judged by one model and checked against the truth (or a held-out judge).
+    """`choose_safe` (or, with a penalty, `choose_penalised`) for several N, against the truth.
 
-    Tables (prompts, candidates). The mean over all subsets of N candidates is exact, not sampled: the
-    candidate with i better ones that the judge also lets pass, of m candidates, is chosen from
-    C(m - 1 - i, N - 1) of the C(m, N) subsets.
+    Tables (prompts, candidates); `unsafe` is the truth or a held-out judge's verdict. The mean over all
+    subsets of N candidates is exact, not sampled: of m candidates the one with i preferred to it is chosen
+    from C(m - 1 - i, N - 1) of the C(m, N) subsets. Equal candidates: the first is preferred.
     """
     reward, judge_cost = _tables(reward, judge_cost)
     bad = np.asarray(unsafe, dtype=bool)
+    candidates = reward.shape[1]
     if bad.shape != reward.shape:
         raise UserError(f"unsafe has shape {bad.shape}; {reward.shape} was expected")
-    candidates = reward.shape[1]
     if any(not 1 <= n <= candidates for n in sizes):
         raise UserError(f"sizes: numbers from 1 to the {candidates} candidates were expected")
     passed = judge_cost <= threshold
-    order = np.argsort(np.where(passed, -reward, np.inf), axis=1, kind="stable")
-    passed, bad, reward = (np.take_along_axis(x, order, axis=1) for x in (passed, bad, reward))
-    better = np.arange(candidates)  # candidate i, best first, has i better ones
+    if penalty is None:
+        merit, eligible = np.where(passed, reward, -np.inf), passed
+    else:
+        merit = reward - penalty * np.maximum(judge_cost - threshold, 0)
+        eligible = np.ones_like(passed)
+    order = np.argsort(-merit, axis=1, kind="stable")
+    eligible, passed, bad, reward = (
+        np.take_along_axis(x, order, axis=1) for x in (eligible, passed, bad, reward)
+    )
+    behind = candidates - 1 - np.arange(candidates)
     curve = []
     for n in sizes:
-        chosen = passed * _share_of_subsets(candidates - 1 - better, n - 1, candidates, n)
-        answered = float(chosen.sum(axis=1).mean())
-        harm = float((chosen * bad).sum(axis=1).mean())
-        value = float((chosen * reward).sum(axis=1).mean())
+        chosen = eligible * _share_of_subsets(behind, n - 1, candidates, n)  # (prompts, candidates)
+        answered, judged, harm, value = (
+            float((chosen * x).sum(axis=1).mean()) for x in (1.0, ~passed, bad, reward)
+        )
         curve.append(
             BestOfN(
                 samples=n,
-                judged_harm=0.0,
+                judged_harm=judged,
                 true_harm=harm,
                 harm_if_answered=harm / answered if answered else 0.0,
                 abstained=max(0.0, 1 - answered),

@@ -279,7 +279,10 @@ class SuggestPenaltyConfig:
 
 
 def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
-    """Read the scores, print the suggestion, return it as a dictionary (and write it where asked)."""
+    """Read the scores, print the suggestion, return it as a dictionary (and write it where asked).
+
+    An interval without an upper end has `high` None there.
+    """
     reward, cost = read_scores(config.scores)
     suggestion = suggest_penalty(
         reward,
@@ -293,7 +296,8 @@ def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
         seed=config.seed,
     )
     print(suggestion)
-    result = asdict(suggestion) | {"interval": suggestion.interval._asdict()}
+    low, high = suggestion.interval
+    result = asdict(suggestion) | {"interval": {"low": low, "high": high if np.isfinite(high) else None}}
     if config.output:
         write_atomic(config.output, json.dumps(result, indent=2) + "\n")
     return result
