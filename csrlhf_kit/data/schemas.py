@@ -64,8 +64,7 @@ def to_safety(value: Any, name: str) -> bool:
 
 def to_label(value: Any, name: str) -> bool:
     """True for Safe, False for Unsafe. A number is refused: data sets disagree on what 1 means."""
-    words = {"safe": True, "unsafe": False} if isinstance(value, str) else {}
-    return _choose(value, name, words, expected='"Safe" or "Unsafe"')
+    return _choose(value, name, {"safe": True, "unsafe": False}, expected='"Safe" or "Unsafe"')
 
 
 def to_id(value: Any, name: str) -> int:
