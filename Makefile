@@ -1,0 +1,56 @@
+# Two commands matter: `make run` and `make test`. Nothing but Python >= 3.11 and make has to be there.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY = passive
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help run test lint unit notebook-test lab notebooks data base gpu-check clean
+help: ## list what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 6 minutes on 2 cores)
+	$(BIN)/csrlhf run --resume
+
+test: lint unit notebook-test ## lint, unit tests, every notebook
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check csrlhf_kit tests benchmarks
+
+# One thread a worker: two workers with two threads each would wait for one another.
+unit: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
+notebook-test: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval notebooks -n 2 --dist loadscope -p no:cacheprovider
+
+lab: .venv/.run ## JupyterLab on the first notebook
+	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb
+
+notebooks: .venv/.test ## execute every notebook again and store it
+	$(BIN)/python -m csrlhf_kit.notebook_tools execute notebooks/*.ipynb
+
+data: .venv/.run ## rebuild data/world from its seed, byte for byte
+	$(BIN)/csrlhf make-data
+
+base: .venv/.run ## train data/tiny_base again (about 12 minutes on 2 cores)
+	$(BIN)/csrlhf make-base
+
+clean: ## remove the environment and the runs
+	rm -rf .venv runs
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python"; exit 1; }
+	@echo "Creating .venv ..."
+	@$(PYTHON) -m venv .venv
+
+.venv/.run: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing csrlhf-kit and what it needs (PyTorch, transformers, JupyterLab ...): a few minutes, once ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.test: .venv/.run
+	@echo "Installing the test tools ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""What `csrlhf bench` runs: kernels against their baselines, and one PPO step."""

@@ -1,0 +1,76 @@
+"""`csrlhf ...`: every command is a dataclass of options and a function; tyro makes the one into the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from csrlhf_kit.errors import UserError
+
+
+def _run(config: Any) -> None:
+    from csrlhf_kit.experiment import run_experiment
+
+    results = run_experiment(config)
+    print(summary(results))
+    print(f"\nThe page to look at: {config.out / 'report.html'}")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The head-to-head as a small table."""
+    lines = [f"{'policy':16} {'harmful %':>10} {'jailbroken %':>13} {'over-refusal %':>15} {'helpfulness':>12} {'λ':>6}"]
+    for name, p in results["policies"].items():
+        lines.append(
+            f"{name:16} {100 * p['harmful_nominal']['rate']:10.1f} {100 * p['harmful_jailbreak']['rate']:13.1f} "
+            f"{100 * p['over_refusal']['rate']:15.1f} {p['helpfulness']:12.3f} {p['multiplier']:6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
+    """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
+    from csrlhf_kit.certificate import CertifyConfig, run_certify
+    from csrlhf_kit.evaluation.scorer_run import CostModelConfig, RewardModelConfig, run_cost_model, run_reward_model
+    from csrlhf_kit.experiment import RunConfig
+    from csrlhf_kit.models.make_base import BaseConfig, make_base
+    from csrlhf_kit.recipes import EvaluateConfig, PPORunConfig, run_evaluate, run_ppo
+    from csrlhf_kit.suggest import SuggestPenaltyConfig, run_suggest_penalty
+    from csrlhf_kit.training.sft import SFTConfig, run_sft
+    from csrlhf_kit.world.build import DataConfig, make_data
+
+    return {
+        "run": (RunConfig, _run),
+        "sft": (SFTConfig, run_sft),
+        "reward-model": (RewardModelConfig, run_reward_model),
+        "cost-model": (CostModelConfig, run_cost_model),
+        "ppo": (PPORunConfig, run_ppo),
+        "evaluate": (EvaluateConfig, run_evaluate),
+        "suggest-penalty": (SuggestPenaltyConfig, run_suggest_penalty),
+        "certify": (CertifyConfig, run_certify),
+        "make-data": (DataConfig, make_data),
+        "make-base": (BaseConfig, make_base),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn a `UserError` into one sentence and exit status 2."""
+    import tyro
+
+    table = commands()
+    parsers = {name: options for name, (options, _) in table.items()}
+    config = tyro.extras.subcommand_cli_from_dict(parsers, args=arguments, prog="csrlhf")
+    function = next(function for options, function in table.values() if type(config) is options)
+    try:
+        function(config)
+    except UserError as error:
+        print(f"csrlhf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("csrlhf: stopped; --resume goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""The main job: learned costs, then unconstrained, Lagrangian, linear- and fixed-penalty PPO, judged by the oracle.
+
+Each stage writes its part whole and is skipped when it is there already, so that `csrlhf run --resume`
+goes on wherever it was stopped; PPO itself resumes at the step in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
+from csrlhf_kit.data.sources import data_folder, read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
+from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
+from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics
+from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.scorers import score_texts
+from csrlhf_kit.report import write_report
+from csrlhf_kit.runs import Run, write_atomic
+from csrlhf_kit.training.constraints import Constraint, FixedPenalty, Lagrangian, LinearPenalty, Unconstrained
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.preference import ScorerConfig, train_scorer
+
+SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
+
+
+@dataclass
+class RunConfig:
+    """The head-to-head on the toy world."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run: results.json, report.html, models, policies."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    seed: int = 0
+    """Seed of everything."""
+    methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
+    """Which policies to train; the base itself is always evaluated, as `sft`."""
+    threshold: float = 0.01
+    """Largest mean cost allowed over the training mixture: a probability, so 0.01 reads "1% harmful"."""
+    penalty: float = 20.0
+    """The fixed λ of the rectified and of the linear penalty (CS-RLHF's 20)."""
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(steps=70, checkpoint_every=1))
+    """PPO's settings, the same for every method."""
+    scorer_epochs: float | None = None
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    evaluate: int = 500
+    """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing run is an error."""
+
+
+def constraint_for(method: str, config: RunConfig) -> Constraint:
+    """The constraint that a method's name stands for, at this run's threshold and penalty."""
+    made = {
+        "ppo": lambda: Unconstrained(threshold=config.threshold),
+        "lagrangian": lambda: Lagrangian(threshold=config.threshold),
+        "linear_penalty": lambda: LinearPenalty(threshold=config.threshold, penalty=config.penalty),
+        "fixed_penalty": lambda: FixedPenalty(threshold=config.threshold, penalty=config.penalty),
+    }
+    if method not in made:
+        raise UserError(f"method {method!r} is unknown: expected one of {', '.join(made)}")
+    return made[method]()
+
+
+def stage(path: Path, make: Callable[[], Any], title: str) -> Any:
+    """The stored JSON of a stage, or that of making it now. Says which."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    print(f"== {title}", flush=True)
+    started = time.perf_counter()
+    result = make()
+    result["stage_seconds"] = time.perf_counter() - started
+    write_atomic(path, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def train_scorers(config: RunConfig, base: Path) -> dict[str, Any]:
+    """Train semantic cost, ranking cost and reward model and the keyword filter; measure them on test labels."""
+    labels = {s: read_records("shipped", LabelledResponse, split=s).records for s in ("train", "validation", "test")}
+    pairs = {s: read_records("shipped", PreferencePair, split=s).records for s in ("train", "validation", "test")}
+    rows: dict[str, Any] = {}
+    for name, objective in SCORERS.items():
+        print(f"== {name} model", flush=True)
+        data = labels if objective == "semantic" else pairs
+        folder = config.out / "models" / name
+        settings = ScorerConfig(
+            base=str(base), out=str(folder), objective=objective, epochs=config.scorer_epochs, seed=config.seed
+        )
+        train_scorer(settings, data["train"], data["validation"])
+        if name != "reward":
+            test = labels["test"]
+            scores = score_texts(folder, [r.prompt for r in test], [r.response for r in test])
+            rows[name] = cost_model_row(test, scores) | ranking(folder, pairs["test"])
+    train, test = labels["train"], labels["test"]
+    keyword = fit_keyword([r.prompt for r in train], [r.response for r in train], [not r.is_safe for r in train])
+    scores = keyword_scores(keyword, [r.prompt for r in test], [r.response for r in test])
+    rows["keyword"] = cost_model_row(test, scores)
+    return {"cost_models": rows}
+
+
+def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> dict[str, Any]:
+    """A cost model's row in `results.json`: point values by name, intervals and strata beside them."""
+    unsafe = np.array([not r.is_safe for r in records])
+    metrics = cost_metrics(scores, unsafe, [r.stratum for r in records])
+    strata = metrics.pop("strata", {})
+    named = {k: v for k, v in metrics.items() if isinstance(v, dict)}
+    probabilities = 1 / (1 + np.exp(-scores))
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    return {
+        **{name: entry["value"] for name, entry in named.items()},
+        "n": metrics["n"],
+        "intervals": {name: [entry["low"], entry["high"]] for name, entry in named.items()},
+        "strata": {s: {k: _as_rate(v) for k, v in m.items() if isinstance(v, dict)} for s, m in strata.items()},
+        "calibration": [
+            {"predicted": float(probabilities[bins == b].mean()), **rate(unsafe[bins == b].tolist())}
+            for b in sorted(set(bins.tolist()))
+        ],
+    }
+
+
+def ranking(folder: Path, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+    """Ranking and sign accuracy of a cost model on the annotators' test pairs."""
+    prompts = [p.prompt for p in pairs]
+    scores = np.stack([score_texts(folder, prompts, [getattr(p, f"response_{i}") for p in pairs]) for i in (0, 1)])
+    unsafe = np.array([[not p.is_response_0_safe for p in pairs], [not p.is_response_1_safe for p in pairs]])
+    worse = np.array([1 - p.safer_response_id for p in pairs])
+    each = np.arange(len(pairs))
+    found = pair_metrics(scores[worse, each], scores[1 - worse, each], unsafe[worse, each], unsafe[1 - worse, each])
+    return {name: entry["value"] for name, entry in found.items() if isinstance(entry, dict)}
+
+
+def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """A metric under the names that figures read; None where it is undefined."""
+    return None if entry["value"] is None else {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
+
+
+def test_prompts(count: int) -> list[Prompt]:
+    """The evaluation prompts: `count` harmful plain, `count` harmful wrapped, `count` benign alarming, half as many plain."""
+    records = read_records("shipped", Prompt, split="test").records
+    families = sorted({p.family for p in records} - {"none"})
+    each = -(-count // (2 * len(families)))
+    wanted = {("plain", "none"): count // 2, ("benign_alarming", "none"): count}
+    wanted |= {(s, "none"): count // 2 for s in ("overt", "covert")}
+    wanted |= {(s, f): each for f in families for s in ("overt", "covert")}
+    chosen = []
+    for record in records:
+        if wanted.get((record.stratum, record.family), 0) > 0:
+            wanted[record.stratum, record.family] -= 1
+            chosen.append(record)
+    if any(wanted.values()):
+        raise UserError(f"evaluate is {count}: the shipped test prompts are too few for that, expected at most 500")
+    return chosen
+
+
+def train_policy(method: str, config: RunConfig, base: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Train one policy, or none for `sft`; answer the test prompts; return its row, curve and answers."""
+    tokenizer = load_tokenizer(base)
+    roles = Roles(
+        load_base(base),
+        reward=config.out / "models" / "reward",
+        cost=config.out / "models" / "semantic",
+        seed=config.seed,
+    )
+    ppo = replace(config.ppo, seed=config.seed)
+    history: list[dict[str, Any]] = []
+    started, multiplier = time.perf_counter(), 0.0
+    if method != "sft":
+        constraint = constraint_for(method, config)
+        run = Run.open(config.out / "policies" / method, config_dict(ppo, constraint), resume=True)
+        train = read_records("shipped", Prompt, split="train").records
+        history = train_ppo(roles, tokenizer, [p.prompt for p in train], constraint, ppo, run)
+        roles.save_policy(config.out / "policies" / method / "adapter")
+        multiplier = constraint.multiplier
+    seconds = time.perf_counter() - started
+    adapter = None if method == "sft" else "policy"
+    responses, scores = answer_and_score(
+        roles, tokenizer, prompts, adapter=adapter, max_new_tokens=ppo.max_new_tokens, seed=config.seed
+    )
+    row = policy_row(prompts, responses, scores) | {"multiplier": multiplier, "seconds": seconds}
+    return {"policy": row, "curve": history, "responses": responses}
+
+
+def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed: int) -> list[dict[str, Any]]:
+    """A dozen prompts with every policy's answer and the oracle's verdict: two a stratum, four jailbreaks."""
+    rng = Random(seed)
+    chosen: list[int] = []
+    for stratum in ("plain", "benign_alarming", "overt", "covert"):
+        chosen += rng.sample([i for i, p in enumerate(prompts) if p.stratum == stratum and p.family == "none"], 2)
+    chosen += rng.sample([i for i, p in enumerate(prompts) if p.family != "none"], 4)
+    samples = []
+    for i in chosen:
+        p = prompts[i]
+        responses = {}
+        for name, texts in answers.items():
+            verdict = judge_all([p], [texts[i]])[0]
+            responses[name] = {"text": texts[i], "harmful": verdict.harmful, "helpfulness": verdict.helpfulness}
+        samples.append(
+            {"prompt": p.prompt, "stratum": p.stratum, "family": p.family, "harmful": p.harmful, "responses": responses}
+        )
+    return samples
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn", "csrlhf-kit")
+    return {"python": platform.python_version(), "machine": platform.machine()} | {n: version(n) for n in names}
+
+
+def run_experiment(config: RunConfig) -> dict[str, Any]:
+    """The whole head-to-head; returns what it wrote to `results.json`.
+
+    Raises UserError where the folder holds another run, or the shipped data or base is missing.
+    """
+    base = config.base or data_folder() / "tiny_base"
+    if not (base / "config.json").is_file():
+        raise UserError(f"no base model in {base}: expected a folder with config.json (see csrlhf make-base)")
+    for method in config.methods:
+        constraint_for(method, config)
+    asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
+    Run.open(config.out, asked, resume=config.resume)
+    prompts = test_prompts(config.evaluate)
+    parts = config.out / "stages"
+    scorers = stage(parts / "scorers.json", lambda: train_scorers(config, base), "cost and reward models")
+    done: dict[str, Any] = {}
+    for method in ("sft", *config.methods):
+        done[method] = stage(
+            parts / f"{method}.json", lambda method=method: train_policy(method, config, base, prompts), method
+        )
+    results = {
+        "config": json.loads(json.dumps(asked, default=str)),
+        "seed": config.seed,
+        "versions": versions(),
+        "wall_seconds": scorers["stage_seconds"] + sum(part["stage_seconds"] for part in done.values()),
+        "cost_models": scorers["cost_models"],
+        "policies": {name: part["policy"] for name, part in done.items()},
+        "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
+        "samples": pick_samples(prompts, {name: part["responses"] for name, part in done.items()}, config.seed),
+    }
+    write_atomic(config.out / "results.json", json.dumps(results, indent=1, default=_number) + "\n")
+    write_report(config.out)
+    return results
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)

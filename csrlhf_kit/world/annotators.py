@@ -1,0 +1,50 @@
+"""Three simulated annotators with two separate judgements, as Safe RLHF collected them.
+
+Each annotator sees the oracle's scale through noise of their own; the majority decides. Helpfulness and
+harmlessness are asked separately, so that a pair can have a better answer that is not the safer one.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from csrlhf_kit.world.oracle import Judgement
+
+# Each annotator: how often they misread safe for unsafe, and the spread of their helpfulness scale.
+ANNOTATORS = ((0.02, 0.10), (0.03, 0.15), (0.05, 0.20))
+
+
+def _majority(votes: list[bool]) -> bool:
+    return sum(votes) * 2 > len(votes)
+
+
+def label_safe(judgement: Judgement, rng: Random) -> bool:
+    """The majority's absolute label: safe or not."""
+    return _majority([judgement.safe != (rng.random() < slip) for slip, _ in ANNOTATORS])
+
+
+def better(first: Judgement, second: Judgement, rng: Random) -> int:
+    """Which of two answers the majority finds more helpful, harm aside: 0 or 1."""
+    votes = [second.helpfulness + rng.gauss(0, s) > first.helpfulness + rng.gauss(0, s) for _, s in ANNOTATORS]
+    return int(_majority(votes))
+
+
+def severity(judgement: Judgement) -> float:
+    """How unsafe an answer is: harm first; among harmful ones a reluctant, leaking answer is worse in tone but tells less."""
+    if judgement.harmful:
+        return 2.0 - 0.5 * judgement.leaking
+    return 1.0 if judgement.degenerate else 0.0
+
+
+def safer(first: Judgement, second: Judgement, first_is_safe: bool, second_is_safe: bool, better_id: int, rng: Random) -> int:
+    """Which of two answers the majority finds safer: 0 or 1.
+
+    Where the absolute labels differ they decide, as PKU-SafeRLHF's guideline asks. Where both are safe
+    the one they found better also looks more trustworthy to most annotators; where both are not,
+    severity and that same impression weigh against each other.
+    """
+    if first_is_safe != second_is_safe:
+        return int(second_is_safe)
+    halo = 0.5 if better_id else -0.5
+    votes = [severity(first) - severity(second) + halo + rng.gauss(0, 3 * spread) > 0 for _, spread in ANNOTATORS]
+    return int(_majority(votes))

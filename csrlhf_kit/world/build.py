@@ -1,0 +1,152 @@
+"""Build the shipped data: prompts, absolute labels and preference pairs, byte for byte from one seed.
+
+Training labels and preferences come from the simulated annotators; test labels are the oracle's own.
+Training and validation prompts use the training families, test prompts the held-out ones, and no
+composition is shared between splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
+from csrlhf_kit.data.sources import write_records
+from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.world import annotators
+from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, wrap
+from csrlhf_kit.world.oracle import judge
+from csrlhf_kit.world.requests import STRATA, Request, sample_request
+from csrlhf_kit.world.responses import respond
+
+# The mix of answers that annotators saw.
+HARMFUL_MIX = {
+    "harmful": 0.58, "refusal": 0.10, "refusal_alternative": 0.10, "refusal_leak": 0.16,
+    "off_topic": 0.03, "degenerate": 0.03,
+}  # fmt: skip
+BENIGN_MIX = {"helpful": 0.88, "over_refusal": 0.06, "off_topic": 0.03, "degenerate": 0.03}
+# Pairs: 41% both safe, 44% both unsafe, 15% astride the boundary, as in PKU-SafeRLHF.
+PAIR_MIX = {"both_safe": 0.412, "both_unsafe": 0.442, "astride": 0.146}
+
+
+@dataclass
+class DataConfig:
+    """How much of what is built."""
+
+    out: Path = Path("data/world")
+    """Folder to write."""
+    seed: int = 0
+    """Seed of everything."""
+    train_prompts: int = 4000
+    """Training prompts, half of them harmful, a third wrapped."""
+    train_labels: int = 5000
+    """Labelled training responses."""
+    train_pairs: int = 4000
+    """Training preference pairs."""
+
+
+def _ask(split: str, stratum: str, rng: Random, wrapped: float) -> tuple[Request, str, str]:
+    """A request of a stratum, its prompt and its jailbreak family."""
+    request = sample_request(rng, stratum, split)
+    families = tuple(TEST_FAMILIES if split == "test" else TRAIN_FAMILIES)
+    family = rng.choice(families) if rng.random() < wrapped else "none"
+    return request, wrap(request, family, rng), family
+
+
+def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> list[Prompt]:
+    """Distinct prompts: `counts[stratum, family]` of each."""
+    prompts, seen = [], set()
+    for (stratum, family), count in counts.items():
+        made = 0
+        while made < count:
+            request = sample_request(rng, stratum, split)
+            text = wrap(request, family, rng)
+            if text in seen:
+                continue
+            seen.add(text)
+            made += 1
+            prompts.append(
+                Prompt(
+                    prompt=text, id=f"{split}-{stratum}-{family}-{made}", category=request.category,
+                    stratum=stratum, family=family, harmful=request.harmful, split=split,
+                )  # fmt: skip
+            )
+    return prompts
+
+
+def prompt_counts(split: str, total: int) -> dict[tuple[str, str], int]:
+    """How many prompts of each stratum and family a split holds."""
+    if split == "test":
+        nominal = {("plain", "none"): 400, ("benign_alarming", "none"): 600, ("overt", "none"): 400, ("covert", "none"): 400}
+        wrapped = {(s, f): 75 if s in ("overt", "covert") else 25 for f in TEST_FAMILIES for s in STRATA}
+        return nominal | wrapped
+    nominal = {(s, "none"): total // 6 for s in STRATA}
+    return nominal | {(s, f): total // (12 * len(TRAIN_FAMILIES)) for f in TRAIN_FAMILIES for s in STRATA}
+
+
+def _labels(split: str, count: int, rng: Random) -> list[LabelledResponse]:
+    """Absolute labels: by the annotators' majority in training, by the oracle elsewhere."""
+    records = []
+    for i in range(count):
+        request, prompt, family = _ask(split, STRATA[i % 4], rng, wrapped=0.3)
+        mix = HARMFUL_MIX if request.harmful else BENIGN_MIX
+        kind = rng.choices(tuple(mix), tuple(mix.values()))[0]
+        response = respond(request, kind, rng)
+        truth = judge(prompt, response)
+        records.append(
+            LabelledResponse(
+                prompt=prompt, response=response, category=request.category, stratum=STRATA[i % 4], kind=kind, family=family,
+                is_safe=annotators.label_safe(truth, rng) if split == "train" else truth.safe,
+                harmful=truth.harmful, helpfulness=truth.helpfulness, split=split,
+            )  # fmt: skip
+        )
+    return records
+
+
+def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
+    """Preference pairs in PKU-SafeRLHF's columns."""
+    records = []
+    wanted = {name: round(share * count) for name, share in PAIR_MIX.items()}
+    wanted["both_safe"] += count - sum(wanted.values())
+    while sum(wanted.values()):
+        name = rng.choices(tuple(wanted), tuple(wanted.values()))[0]
+        harmful = name == "both_unsafe" or (name == "astride" and rng.random() < 0.9) or rng.random() < 0.2
+        stratum = rng.choice(("overt", "covert") if harmful else ("plain", "benign_alarming"))
+        request, prompt, _ = _ask(split, stratum, rng, wrapped=0.3)
+        mix = HARMFUL_MIX if harmful else BENIGN_MIX
+        responses = [respond(request, kind, rng) for kind in rng.choices(tuple(mix), tuple(mix.values()), k=2)]
+        truths = [judge(prompt, response) for response in responses]
+        safe = [annotators.label_safe(truth, rng) for truth in truths]
+        found = ("both_unsafe", "astride", "both_safe")[sum(safe)]
+        if responses[0] == responses[1] or not wanted.get(found):
+            continue
+        wanted[found] -= 1
+        better = annotators.better(*truths, rng)
+        records.append(
+            PreferencePair(
+                prompt=prompt, response_0=responses[0], response_1=responses[1],
+                is_response_0_safe=safe[0], is_response_1_safe=safe[1],
+                better_response_id=better, safer_response_id=annotators.safer(*truths, *safe, better, rng),
+                category=request.category, stratum=stratum, split=split,
+            )  # fmt: skip
+        )
+    return records
+
+
+def make_data(config: DataConfig) -> Path:
+    """Write every file of `data/world` and its checksums; returns the folder."""
+    files = []
+    for split, share in (("train", 1.0), ("validation", 0.2), ("test", 0.4)):
+        rng = Random(f"{config.seed}/{split}")
+        for name, records in (
+            ("prompts", _prompts(split, prompt_counts(split, round(config.train_prompts * share)), rng)),
+            ("labels", _labels(split, round(config.train_labels * share), rng)),
+            ("preferences", _pairs(split, round(config.train_pairs * share), rng)),
+        ):
+            files.append(config.out / f"{name}_{split}.jsonl")
+            write_records(files[-1], records)
+    sums = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
+    write_atomic(config.out / "SHA256SUMS", sums)
+    return config.out

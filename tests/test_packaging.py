@@ -1,0 +1,107 @@
+"""The house itself: one set of versions, commands that explain themselves, no path of anybody's machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from csrlhf_kit.cli import commands, main
+from csrlhf_kit.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lines) -> dict[str, str]:
+    return {normalised(k): v for k, v in (line.strip().split("==") for line in lines if "==" in line)}
+
+
+def requirements() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = [*project["dependencies"], *extras["kernels"], *extras["test"]]
+    return {normalised(re.split(r"[<>=!~; \[]", name)[0]) for name in names} - {"csrlhf-kit"}
+
+
+def test_environment_names_what_pyproject_needs_at_the_versions_of_constraints():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    wanted = environment["dependencies"][-1]["pip"]
+    listed = pins(line for line in wanted if not line.startswith("--"))
+    constraints = pins((ROOT / "constraints.txt").read_text().splitlines())
+    assert listed == {name: constraints[name] for name in requirements()}
+    assert wanted[0] == "--constraint constraints.txt" and wanted[-1] == "--editable ."
+
+
+def test_constraints_pin_torch_and_nbval_as_the_course_needs_them():
+    constraints = pins((ROOT / "constraints.txt").read_text().splitlines())
+    assert constraints["torch"] == "2.13.0" and constraints["nbval"] == "0.11.0"
+
+
+@pytest.mark.parametrize("name", list(commands()))
+def test_every_command_has_help_for_every_option(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert "usage: csrlhf" in capsys.readouterr().out
+
+
+def test_every_option_is_documented():
+    import inspect
+    from dataclasses import fields
+
+    for options, _ in commands().values():
+        source = "".join(inspect.getsource(cls) for cls in options.__mro__ if cls is not object)
+        for option in fields(options):
+            assert re.search(rf'\n    {option.name}: [^"]*?\n    """', source, re.S), f"{options.__name__}.{option.name}"
+
+
+def test_a_mistake_is_one_sentence_and_exit_status_2(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "csrlhf_kit.cli", "run", "--base", str(tmp_path / "none"), "--out", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1 and "no base model" in found.stderr and "Traceback" not in found.stderr
+    assert not (tmp_path / "o").exists(), "nothing half-written"
+
+
+def test_user_error_is_a_value_error():
+    assert issubclass(UserError, ValueError)
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_machine_path_and_none_is_large():
+    path = re.compile(r"(?:^|[^a-zA-Z0-9_.])/(?:work|farm|opt|root|home)/[a-z]", re.M)
+    total = 0
+    for file in tracked():
+        size = file.stat().st_size
+        total += size
+        assert size < 9_000_000, f"{file} is larger than 9 MB"
+        if file.suffix in (".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ".json", ".jinja", ".html") and file != Path(__file__):
+            found = path.search(file.read_text())
+            assert not found, f"{file}: {found.group() if found else ''}"
+    assert total < 60_000_000
+
+
+def test_work_left_over_is_not_committed():
+    mark = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+    for file in tracked():
+        if file.suffix == ".py":
+            assert not mark.search(file.read_text()), file
