@@ -217,7 +217,8 @@ def estimate(value: float, interval: Interval, n: int) -> dict[str, Any]:
 
 def table(columns: dict[str, dict[str, Any]]) -> str:
     """Metrics of several models side by side, as text: one row for each metric, one column for each model."""
-    names = [name for name in next(iter(columns.values())) if name not in ("strata", "n", "n_unsafe")]
+    first = next(iter(columns.values()))
+    names = [name for name, entry in first.items() if isinstance(entry, dict) and "value" in entry]
     width = max(map(len, names))
     lines = [" " * width + "".join(f"  {title:>22}" for title in columns)]
     for name in names:

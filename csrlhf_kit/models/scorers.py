@@ -129,7 +129,7 @@ def new_scorer(
             lora_alpha=alpha,
             lora_dropout=0.0,
             target_modules=_linear_names(model, fresh),
-            modules_to_save=fresh,
+            modules_to_save=fresh or None,
         )
         model = get_peft_model(model, shape)
         # A relative path would break as soon as somebody loads the adapter from another folder.
@@ -188,9 +188,6 @@ def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
     with _quiet():
         scorer.model.save_pretrained(folder, safe_serialization=True)
         scorer.tokenizer.save_pretrained(folder)
-    if isinstance(scorer.model, PeftModel):
-        # Beside the adapter, so that AutoModelForSequenceClassification builds one output, not two.
-        scorer.model.get_base_model().config.save_pretrained(folder)
     notes = {"max_length": scorer.max_length, "decoder": scorer.decoder, **scorer.notes}
     write_atomic(folder / SCORER_FILE, json.dumps(notes, indent=2) + "\n")
     write_atomic(folder / "README.md", _readme(scorer))
@@ -370,8 +367,8 @@ def _fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
     """Modules that the base had no weights for: LoRA has nothing to adapt there, they are trained whole."""
     prefix = f"{model.base_model_prefix}."
     names = {key.rpartition(".")[0] if key.startswith(prefix) else key.partition(".")[0] for key in missing}
-    head = next(name for name, _ in model.named_children() if name != model.base_model_prefix)
-    return sorted(names | {head})
+    # peft adds every module whose name ends in one of these two; named twice, it would be wrapped twice.
+    return sorted(name for name in names if not name.endswith(("classifier", "score")))
 
 
 def _linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
@@ -452,17 +449,18 @@ def _readme(scorer: Scorer) -> str:
             "from transformers import AutoModelForSequenceClassification as Classifier\n\n"
             "model = Classifier.from_pretrained(folder).eval()"
         )
-    if scorer.decoder and scorer.tokenizer.chat_template:
+    if scorer.decoder:
+        if scorer.tokenizer.chat_template:
+            opening = (
+                'ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}],\n'
+                "                                    add_generation_prompt=True, return_dict=False)"
+            )
+        else:
+            opening = 'ids = tokenizer(f"User:\\n{prompt}\\n\\nAssistant:\\n")["input_ids"]'
         text = (
-            'text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,\n'
-            "                                     add_generation_prompt=True)\n"
-            "inputs = tokenizer(text + response + tokenizer.eos_token, add_special_tokens=False,\n"
-            '                   return_tensors="pt")'
-        )
-    elif scorer.decoder:
-        text = (
-            'text = f"User:\\n{prompt}\\n\\nAssistant:\\n" + response + tokenizer.eos_token\n'
-            'inputs = tokenizer(text, return_tensors="pt")'
+            f"{opening}\n"
+            'ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]\n'
+            'inputs = {"input_ids": torch.tensor([ids])}'
         )
     else:
         text = (

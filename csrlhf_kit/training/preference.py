@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -326,12 +326,28 @@ class ScorerTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: EncodedRows | None = None) -> LengthGroupedSampler:
-        dataset = train_dataset or self.train_dataset
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=dataset.lengths())
+        return EpochSampler(self, (train_dataset or self.train_dataset).lengths())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counting them walks over every parameter at every step, and nothing here reads the count."""
         return 0
+
+
+class EpochSampler(LengthGroupedSampler):
+    """Rows of like length together, in an order that follows from the seed and the epoch alone.
+
+    The Trainer's own length grouping draws from the global generator, so that a run which is resumed within
+    its second epoch would see the rest of that epoch in another order.
+    """
+
+    def __init__(self, trainer: Trainer, lengths: list[int]) -> None:
+        super().__init__(trainer.args.train_batch_size, lengths=lengths, generator=torch.Generator())
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = int(self.trainer.state.epoch or 0)
+        self.generator.manual_seed(self.trainer.args.seed * 100_003 + epoch)
+        return super().__iter__()
 
 
 class TimedCheckpoints(TrainerCallback):

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from csrlhf_kit.data.chat import encode_dialogues
@@ -28,6 +27,7 @@ from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.scorers import count_parameters
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.preference import (
+    EpochSampler,
     TimedCheckpoints,
     check_out,
     checkpoint_folder,
@@ -215,11 +215,9 @@ def response_loss(
 class SFTTrainer(Trainer):
     """transformers' Trainer with its own loss, averaged over the response tokens of a batch."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
-        return LengthGroupedSampler(
-            self.args.train_batch_size, lengths=[len(row["input_ids"]) for row in rows]
-        )
+        return EpochSampler(self, [len(row["input_ids"]) for row in rows])
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counting them walks over every parameter at every step, and nothing here reads the count."""

@@ -1,0 +1,483 @@
+"""Objectives against numpy and finite differences; training, calibration, resume and the two commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_scorers import build_bert
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.scorer_metrics import auroc
+from csrlhf_kit.evaluation.scorer_run import (
+    CostModelConfig,
+    RewardModelConfig,
+    read_splits,
+    run_cost_model,
+    run_reward_model,
+)
+from csrlhf_kit.models.scorers import new_scorer, score_rows, score_texts
+from csrlhf_kit.training import preference
+from csrlhf_kit.training.preference import (
+    EncodedRows,
+    ScorerConfig,
+    ScorerTrainer,
+    bradley_terry_loss,
+    check_out,
+    checkpoint_folder,
+    collate,
+    encode_records,
+    fit_temperature,
+    objective_loss,
+    ranking_sign_loss,
+    replace_folder,
+    reward_loss,
+    semantic_loss,
+    settled,
+    train_scorer,
+)
+
+# --- objectives ----------------------------------------------------------------------------------------
+
+
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.log1p(np.exp(-x))
+
+
+RNG = np.random.default_rng(0)
+W, L = RNG.normal(scale=2, size=7), RNG.normal(scale=2, size=7)
+SW, SL = np.array([1, 1, -1, 1, -1, 1, 1.0]), np.array([-1, 1, -1, 1, -1, -1, 1.0])
+U = np.array([1, 0, 1, 1, 0, 0, 1.0])
+
+OBJECTIVES: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., float]]] = {
+    "semantic": (
+        lambda w, v: semantic_loss(w, torch.tensor(U)) + 0 * v.sum(),
+        lambda w, v: -np.mean(U * log_sigmoid(w) + (1 - U) * log_sigmoid(-w)),
+    ),
+    "bradley_terry": (bradley_terry_loss, lambda w, v: -np.mean(log_sigmoid(w - v))),
+    "reward": (
+        reward_loss,
+        lambda w, v: np.mean(-log_sigmoid(w - v) + 0.001 * (w**2 + v**2) / 2),
+    ),
+    "safe_rlhf": (
+        lambda w, v: ranking_sign_loss(w, v, torch.tensor(SW), torch.tensor(SL)),
+        lambda w, v: np.mean(
+            -log_sigmoid(w - v) - log_sigmoid(SW * w) - log_sigmoid(SL * v) + 0.001 * (w**2 + v**2) / 2
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_and_their_gradients(name: str) -> None:
+    ours, theirs = OBJECTIVES[name]
+    w, v = (torch.tensor(x, requires_grad=True) for x in (W, L))
+    loss = ours(w, v)
+    assert loss.item() == pytest.approx(theirs(W, L), rel=1e-12)
+    loss.backward()
+    for index in range(7):
+        step = np.zeros(7)
+        step[index] = 1e-6
+        assert w.grad[index].item() == pytest.approx(
+            (theirs(W + step, L) - theirs(W - step, L)) / 2e-6, abs=1e-8
+        )
+        assert v.grad[index].item() == pytest.approx(
+            (theirs(W, L + step) - theirs(W, L - step)) / 2e-6, abs=1e-8
+        )
+
+
+def test_the_trainer_sees_winners_first() -> None:
+    scores = torch.tensor(np.concatenate([W, L]))
+    signs = torch.tensor(np.stack([SW, SL], axis=1))
+    for name, (_, theirs) in OBJECTIVES.items():
+        if name != "semantic":
+            found = objective_loss(name, scores, signs, regularization=0.001)
+            assert found.item() == pytest.approx(theirs(W, L), rel=1e-12)
+    found = objective_loss("semantic", torch.tensor(W), torch.tensor(U), regularization=0.001)
+    assert found.item() == pytest.approx(OBJECTIVES["semantic"][1](W, L), rel=1e-12)
+
+
+def test_ranking_alone_has_no_zero_and_signs_have() -> None:
+    w, v, s = torch.tensor(W), torch.tensor(L), torch.tensor(SW)
+    assert bradley_terry_loss(w + 7, v + 7).item() == pytest.approx(bradley_terry_loss(w, v).item())
+    assert ranking_sign_loss(w + 7, v + 7, s, s) > ranking_sign_loss(w, v, s, s)
+    # Far scores stay finite, with a gradient.
+    far = torch.tensor([-1e4], requires_grad=True)
+    ranking_sign_loss(far, -far, torch.ones(1), -torch.ones(1)).backward()
+    assert torch.isfinite(far.grad).all() and far.grad.item() < 0
+
+
+# --- calibration ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.2, 5.0), st.integers(0, 99))
+def test_temperature_recovers_the_one_that_labels_were_drawn_with(temperature: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(scale=3 * temperature, size=4000)
+    labels = rng.random(4000) < 1 / (1 + np.exp(-scores / temperature))
+    assert fit_temperature(scores, labels) == pytest.approx(temperature, rel=0.15)
+
+
+def test_temperature_is_the_grid_minimum_and_finite_without_errors() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(scale=4, size=60)
+    labels = rng.random(60) < 1 / (1 + np.exp(-scores / 2))
+    high, low = (labels.sum() + 1) / (labels.sum() + 2), 1 / ((~labels).sum() + 2)
+    targets = np.where(labels, high, low)
+    grid = np.exp(np.linspace(-3, 3, 6001))
+    losses = [
+        -np.mean(targets * log_sigmoid(scores / t) + (1 - targets) * log_sigmoid(-scores / t)) for t in grid
+    ]
+    assert fit_temperature(scores, labels) == pytest.approx(grid[int(np.argmin(losses))], rel=2e-3)
+    apart = fit_temperature(np.array([-3.0] * 20 + [3.0] * 20), np.arange(40) >= 20)
+    assert 0.5 < apart < 2  # plain maximum likelihood would go to 0
+
+
+# --- records -------------------------------------------------------------------------------------------
+
+ACTS, THINGS = ("kill", "feed"), ("dog", "rumour")
+
+
+def dialogues(count: int, seed: int = 0) -> list[LabelledResponse]:
+    """Harm is compositional: killing a dog and feeding a rumour; distinct prompts by a running word."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for index in range(count):
+        act, thing = rng.integers(2), rng.integers(2)
+        prompt = f"please {ACTS[act]} the {THINGS[thing]} {index + 1000 * seed}"
+        records.append(LabelledResponse(prompt, "sure , take a tool", is_safe=bool(act == thing) is False))
+    return records
+
+
+def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
+    """Response 1 refuses: it is safer; where the request is harmless response 0 is better and safe too."""
+    result = []
+    for index, record in enumerate(dialogues(count, seed)):
+        flip = index % 2
+        texts = ("sure , take a tool", "sorry , i can not")
+        safe = (record.is_safe, True)
+        result.append(
+            PreferencePair(
+                record.prompt,
+                texts[flip],
+                texts[1 - flip],
+                safe[flip],
+                safe[1 - flip],
+                better_response_id=flip,
+                safer_response_id=1 - flip,
+            )
+        )
+    return result
+
+
+def test_pairs_put_the_worse_response_first_for_costs(random_base: Path) -> None:
+    scorer = new_scorer(random_base)
+    some = pairs(6)
+    sure = scorer.tokenizer("sure")["input_ids"][0]
+    for objective in ("safe_rlhf", "bradley_terry", "reward"):
+        rows = encode_records(scorer, some, objective)
+        # Costs: the response that helps is the more harmful one. Rewards: it is the better one.
+        assert all(
+            sure in winner["input_ids"] and sure not in loser["input_ids"] for winner, loser in rows.dialogues
+        )
+    signs = encode_records(scorer, some, "safe_rlhf").targets
+    assert signs[:, 0].tolist() == [-1.0 if r.is_safe else 1.0 for r in dialogues(6)]
+    assert (signs[:, 1] == -1).all()
+    batch = collate([rows[0], rows[1]], scorer.pad_id)
+    assert batch["input_ids"].shape[0] == 4
+    first = rows.dialogues[1][0]["input_ids"]
+    assert batch["input_ids"][1, : len(first)].tolist() == first
+
+
+def test_records_that_do_not_serve_are_refused(random_base: Path) -> None:
+    scorer = new_scorer(random_base)
+    with pytest.raises(UserError, match="found no records"):
+        encode_records(scorer, [], "semantic")
+    with pytest.raises(UserError, match="expected PreferencePair"):
+        encode_records(scorer, dialogues(2), "reward")
+    with pytest.raises(UserError, match="expected both kinds"):
+        encode_records(scorer, [r for r in dialogues(9) if r.is_safe], "semantic")
+    unlabelled = [replace(pair, is_response_0_safe=None) for pair in pairs(2)]
+    with pytest.raises(UserError, match="is_response"):
+        encode_records(scorer, unlabelled, "safe_rlhf")
+    assert len(encode_records(scorer, unlabelled, "bradley_terry")) == 2
+
+
+# --- training ------------------------------------------------------------------------------------------
+
+
+def quick(base: Path, out: Path, **options: Any) -> ScorerConfig:
+    chosen = {"learning_rate": 5e-3, "epochs": 3, "batch_size": 16, "progress": False, **options}
+    return ScorerConfig(base=str(base), out=str(out), **chosen)
+
+
+@pytest.mark.parametrize("adaptation", ["full", "lora"])
+def test_semantic_cost_learns_a_composition(random_base: Path, tmp_path: Path, adaptation: str) -> None:
+    """No word tells kill/feed × dog/rumour apart; the scorer must, on prompts it has not seen."""
+    out = train_scorer(
+        quick(random_base, tmp_path / "cost", adaptation=adaptation, epochs=6),
+        dialogues(200),
+        dialogues(40, seed=1),
+    )
+    test = dialogues(60, seed=2)
+    scores = score_texts(out, [r.prompt for r in test], [r.response for r in test])
+    assert auroc(scores, [not r.is_safe for r in test]) > 0.9
+    notes = json.loads((out / "scorer.json").read_text())
+    assert notes["objective"] == "semantic" and notes["temperature"] > 0 and notes["train_rows"] == 200
+    assert not checkpoint_folder(quick(random_base, out)).exists()
+
+
+def test_reward_has_unit_deviation_and_ranks(random_base: Path, tmp_path: Path) -> None:
+    validation = pairs(30, seed=1)
+    out = train_scorer(quick(random_base, tmp_path / "r", objective="reward"), pairs(96), validation)
+    prompts = [pair.prompt for pair in validation] * 2
+    both = [pair.response_0 for pair in validation] + [pair.response_1 for pair in validation]
+    scores = score_texts(out, prompts, both)
+    assert scores.std() == pytest.approx(1, abs=1e-4)
+    better = np.array([pair.better_response_id for pair in validation])
+    first, second = scores[:30], scores[30:]
+    assert np.mean(np.where(better == 0, first > second, second > first)) > 0.95
+
+
+def test_calibration_lowers_the_held_out_cross_entropy(random_base: Path, tmp_path: Path) -> None:
+    validation = [*dialogues(40, seed=1), *(replace(r, is_safe=not r.is_safe) for r in dialogues(6, seed=3))]
+    columns = [r.prompt for r in validation], [r.response for r in validation]
+    unsafe = np.array([not r.is_safe for r in validation])
+    losses = {}
+    for calibrate in (True, False):
+        config = quick(random_base, tmp_path / "c", adaptation="full", epochs=6, calibrate=calibrate)
+        scores = score_texts(train_scorer(config, dialogues(160), validation), *columns)
+        losses[calibrate] = np.mean(np.logaddexp(0, scores) - unsafe * scores)
+    assert losses[True] < losses[False]
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(random_base: Path, tmp_path: Path) -> None:
+    """One step on 8 pairs, in one pass or in four: the same weights."""
+    weights = []
+    for micro in (8, 2):
+        config = quick(
+            random_base, tmp_path / "m", objective="safe_rlhf", batch_size=8, epochs=1, micro_batch_size=micro
+        )
+        scorer = new_scorer(random_base, adaptation="lora", seed=0)
+        preference._fit(
+            config, settled(config, scorer, 8), scorer, encode_records(scorer, pairs(8), "safe_rlhf")
+        )
+        weights.append(torch.cat([p.flatten() for p in scorer.model.parameters() if p.requires_grad]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+
+
+class Stopped(Exception):
+    """Raised in the middle of a run, as a power cut would."""
+
+
+def test_resume_ends_where_an_uninterrupted_run_ends(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build_bert(tmp_path / "bert")  # its dropout makes the random state matter
+    config = quick(base, tmp_path / "a", epochs=2, checkpoint_seconds=0.0)
+    train = dialogues(64)
+    texts = [r.prompt for r in train], [r.response for r in train]
+    whole = score_texts(train_scorer(config, train, train), *texts)
+
+    steps = 0
+    original = ScorerTrainer.compute_loss
+
+    def failing(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 7:  # the third step of the second epoch
+            raise Stopped
+        return original(self, *args, **options)
+
+    config = replace(config, out=str(tmp_path / "b"))
+    monkeypatch.setattr(ScorerTrainer, "compute_loss", failing)
+    with pytest.raises(Stopped):
+        train_scorer(config, train, train)
+    assert checkpoint_folder(config).exists() and not Path(config.out).exists()
+    resumed = train_scorer(replace(config, resume=True), train, train)
+    assert steps == 7 + 2  # steps 7 and 8 only
+    assert np.array_equal(score_texts(resumed, *texts), whole)
+
+
+def test_a_diverging_run_is_a_sentence(random_base: Path, tmp_path: Path) -> None:
+    config = quick(random_base, tmp_path / "d", adaptation="full", learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(UserError, match="learning-rate"):
+        train_scorer(config, dialogues(64))
+    assert not (tmp_path / "d").exists()
+
+
+def test_defaults_follow_the_size(random_base: Path, tmp_path: Path) -> None:
+    config = ScorerConfig(base=str(random_base), out=str(tmp_path / "s"))
+    adapters, whole = new_scorer(random_base), new_scorer(random_base, adaptation="full")
+    assert settled(config, adapters, 1000).learning_rate > settled(config, whole, 1000).learning_rate
+    assert settled(config, whole, 500).epochs > settled(config, whole, 50_000).epochs
+    given = replace(config, learning_rate=1e-4, epochs=1.5)
+    assert settled(given, whole, 500) == preference.Settings(1e-4, 1.5)
+
+
+# --- folders -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "scorer.json").write_text("old")
+
+    def fails(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "scorer.json").write_text("half")
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        replace_folder(out, fails)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "scorer.json").read_text() == "old"
+
+    def works(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "scorer.json").write_text("new")
+
+    replace_folder(out, works)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "scorer.json").read_text() == "new"
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="other things"):
+        check_out(tmp_path)
+    with pytest.raises(UserError, match="a file"):
+        check_out(tmp_path / "thesis.tex")
+    check_out(tmp_path / "new")
+
+
+# --- commands ------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def cs_rlhf_rows(records: list[LabelledResponse]) -> list[dict]:
+    return [
+        {"prompt": r.prompt, "response": r.response, "label": "Safe" if r.is_safe else "Unsafe"}
+        for r in records
+    ]
+
+
+def test_cost_model_command_on_labelled_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", cs_rlhf_rows(dialogues(240)))
+    base = build_bert(tmp_path / "bert")
+    config = CostModelConfig(
+        data=str(data), base=str(base), out=str(tmp_path / "cost"), epochs=1, progress=False
+    )
+    result = run_cost_model(config)
+    printed = capsys.readouterr().out
+    assert "semantic" in printed and "keyword" in printed and "auroc" in printed
+    assert json.loads((tmp_path / "cost" / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    lines = [json.loads(line) for line in (tmp_path / "cost" / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 240 == sum(result["splits"].values())
+    by_split = {
+        name: {line["prompt"] for line in lines if line["split"] == name} for name in result["splits"]
+    }
+    assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["validation"]
+    again = score_texts(tmp_path / "cost", [x["prompt"] for x in lines], [x["response"] for x in lines])
+    assert np.allclose(again, [line["score"] for line in lines], atol=1e-5)
+    test = [line for line in lines if line["split"] == "test"]
+    unsafe = np.array([line["label"] == "Unsafe" for line in test])
+    for name, key in (("semantic", "probability"), ("keyword", "keyword_probability")):
+        found = result["models"][name]["auroc"]["value"]
+        assert found == pytest.approx(auroc([line[key] for line in test], unsafe))
+    # A second run replaces the first; one that fails leaves it alone.
+    again = run_cost_model(config)
+    assert again["models"] == result["models"]
+    before = (tmp_path / "cost" / "metrics.json").read_bytes()
+    with pytest.raises(UserError, match="nowhere"):
+        run_cost_model(replace(config, base=str(tmp_path / "nowhere")))
+    assert (tmp_path / "cost" / "metrics.json").read_bytes() == before
+    one = write_rows(tmp_path / "one.jsonl", cs_rlhf_rows([r for r in dialogues(80) if r.is_safe]))
+    with pytest.raises(UserError, match="both labels"):
+        run_cost_model(replace(config, data=str(one)))
+    few = write_rows(tmp_path / "few.jsonl", cs_rlhf_rows(dialogues(2)))
+    with pytest.raises(UserError, match="expected"):
+        run_cost_model(replace(config, data=str(few)))
+
+
+def pku_rows(some: list[PreferencePair]) -> list[dict]:
+    names = ("prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe")
+    return [
+        {name: getattr(p, name) for name in (*names, "better_response_id", "safer_response_id")} for p in some
+    ]
+
+
+@pytest.mark.parametrize("objective", ["safe_rlhf", "bradley_terry"])
+def test_cost_model_command_on_pairs(random_base: Path, tmp_path: Path, objective: str) -> None:
+    data = write_rows(tmp_path / "pairs.jsonl", pku_rows(pairs(160)))
+    config = CostModelConfig(
+        data=str(data),
+        base=str(random_base),
+        out=str(tmp_path / "c"),
+        objective=objective,
+        epochs=2,
+        learning_rate=5e-3,
+        progress=False,
+    )
+    found = run_cost_model(config)["models"][objective]
+    assert found["ranking_accuracy"]["value"] > 0.9  # answering against refusing is easy to rank
+    assert found["sign_accuracy"]["n"] == 2 * found["n_pairs"]
+    assert found["auroc"]["value"] > 0.5
+
+
+def test_reward_model_command(random_base: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "pairs.jsonl", pku_rows(pairs(160)))
+    further = write_rows(tmp_path / "further.jsonl", pku_rows(pairs(20, seed=5)))
+    config = RewardModelConfig(
+        data=str(data),
+        test_data=str(further),
+        base=str(random_base),
+        out=str(tmp_path / "r"),
+        epochs=2,
+        learning_rate=5e-3,
+        progress=False,
+    )
+    result = run_reward_model(config)
+    assert result["splits"]["test"] == 20
+    assert result["splits"]["train"] + result["splits"]["validation"] == 160
+    assert result["models"]["reward"]["ranking_accuracy"]["value"] > 0.9
+    line = json.loads((tmp_path / "r" / "predictions.jsonl").read_text().splitlines()[-1])
+    assert line["split"] == "test" and line["score_0"] != line["score_1"]
+
+
+def test_no_prompt_is_in_two_splits(tmp_path: Path) -> None:
+    """Own splits that share a prompt: it stays in the test split only."""
+    records = dialogues(60)
+    rows = cs_rlhf_rows(records)
+    for index, row in enumerate(rows):
+        row["split"] = ("train", "validation", "test")[index % 3]
+    rows.append({**rows[2], "prompt": rows[2]["prompt"].upper(), "split": "train"})
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    splits, report = read_splits(CostModelConfig(data=str(data)), LabelledResponse)
+    if report["train"]["dropped"].get("other_splits"):
+        assert [len(splits[name]) for name in ("train", "validation", "test")] == [20, 20, 20]
+        assert report["train_rows_dropped_for_prompts_of_test"] == 1
+    seen = [{r.prompt.casefold() for r in splits[name]} for name in ("train", "validation", "test")]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+
+
+def test_scoring_leaves_encoded_rows_as_they_were(random_base: Path) -> None:
+    scorer = new_scorer(random_base)
+    rows: EncodedRows = encode_records(scorer, dialogues(5), "semantic")
+    before = json.dumps(rows.dialogues)
+    score_rows(scorer, [row for (row,) in rows.dialogues])
+    assert json.dumps(rows.dialogues) == before
