@@ -118,7 +118,7 @@ def new_scorer(
         )
     options = load_options(dtype=dtype if lora else "float32", quantization=quantization)
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet():
         model, info = _from_pretrained(base, config=config, output_loading_info=True, **options)
     if lora:
         freeze(model)
@@ -162,7 +162,7 @@ def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool
         tokenizer = load_tokenizer(path)
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        with _quiet():
+        with quiet():
             model = _from_pretrained(base, config=config, **load_options())
             model = PeftModel.from_pretrained(model, path)
         if merge:
@@ -172,7 +172,7 @@ def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool
         if config.num_labels != 1:
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
         tokenizer = load_tokenizer(path)
-        with _quiet():
+        with quiet():
             model, info = _from_pretrained(path, config=config, output_loading_info=True, **load_options())
         if info["missing_keys"]:
             missing = min(info["missing_keys"])
@@ -185,7 +185,7 @@ def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
     """Write the model (safetensors), its tokenizer, `scorer.json` and a README with plain loading code."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet():
         scorer.model.save_pretrained(folder, safe_serialization=True)
         scorer.tokenizer.save_pretrained(folder)
     notes = {"max_length": scorer.max_length, "decoder": scorer.decoder, **scorer.notes}
@@ -423,8 +423,8 @@ def _autocast(model: nn.Module) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report that the head is new and the language model's own head unused."""
+def quiet() -> Iterator[None]:
+    """Without transformers' bars, and its report that the head is new and the base's own head unused."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     bars = transformers.logging.is_progress_bar_enabled()

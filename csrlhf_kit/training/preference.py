@@ -479,6 +479,7 @@ def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRo
     result = trainer.train(resume_from_checkpoint=last)
     loss = float(result.training_loss)
     if not np.isfinite(loss):
+        clear_checkpoints(config)
         raise UserError(
             f"training of {config.out}: the loss is {loss}, expected a finite one; lower --learning-rate "
             f"(it was {chosen.learning_rate:g})"

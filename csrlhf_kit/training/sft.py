@@ -24,7 +24,7 @@ from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.scorers import count_parameters
+from csrlhf_kit.models.scorers import count_parameters, quiet
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.preference import (
     EpochSampler,
@@ -130,6 +130,7 @@ def train_sft(
     last = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
     loss = float(trainer.train(resume_from_checkpoint=last).training_loss)
     if not math.isfinite(loss):
+        clear_checkpoints(config)
         raise UserError(f"sft: the loss is {loss}, expected a finite one; lower --learning-rate ({rate:g})")
     held_out = response_rows(tokenizer, validation, max_length=config.max_length)
     report = {
@@ -143,8 +144,9 @@ def train_sft(
     }
 
     def write(fresh: Path) -> None:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+        with quiet():
+            model.save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
         write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
 
     replace_folder(out, write)
