@@ -92,12 +92,8 @@ class Run:
                     f"{run.folder} already holds a run: expected a new folder, or --resume to go on"
                 )
             stored = json.loads(path.read_text())
-            for name in sorted(stored.keys() | asked.keys()):
-                if name not in stored or name not in asked or stored[name] != asked[name]:
-                    raise UserError(
-                        f"{path} cannot be resumed: {name} was {stored.get(name, 'absent')!r} and is now "
-                        f"{asked.get(name, 'absent')!r}, expected the same"
-                    )
+            if difference := _difference(stored, asked):
+                raise UserError(f"{path} cannot be resumed: {difference}, expected the same")
         else:
             if run.metrics_path.exists() or run.checkpoints.exists():
                 raise UserError(
@@ -235,6 +231,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def _difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str | None:
+    """The first setting that differs, told as "name was ... and is now ..."."""
+    for name in sorted(stored.keys() | asked.keys()):
+        old, new = stored.get(name, "absent"), asked.get(name, "absent")
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := _difference(old, new, f"{prefix}{name}."):
+                return inner
+        elif old != new:
+            return f"{prefix}{name} was {old!r} and is now {new!r}"
+    return None
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -196,20 +196,18 @@ def test_p3o_penalty_and_its_gradient():
     actions = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
     ratio = torch.ones(4, 2, requires_grad=True)
     loss = constraint.extra_loss(ratio, COST, actions)
-    expected = sum(float(COST[i, j]) for i in range(4) for j in range(2) if actions[i, j]) / 4
-    assert float(loss.detach()) == pytest.approx(20 * (expected + 0.5), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(20 * 0.5)  # at ratio 1: the window's violation
     (gradient,) = torch.autograd.grad(loss, ratio)
-    # the two branches tie at ratio 1, inside the clip range, where both have the same slope
     assert torch.allclose(gradient, 20 * COST * actions / 4, atol=1e-6)
     assert torch.equal(constraint.combine(REWARD, COST), REWARD)
     assert not constraint.kl_in_costs
 
-    low = torch.full((4, 2), 0.5)  # a drop in ratio beyond the clip range is not credited on positive costs
-    rows = [
-        (max(0.5 * c, 0.8 * c) if a else 0.0) for c, a in zip(COST.flatten(), actions.flatten(), strict=True)
-    ]
-    got = float(constraint.extra_loss(low, COST, actions))
-    assert got == pytest.approx(20 * (float(sum(rows)) / 4 + 0.5), rel=1e-6)
+    for value in (0.5, 1.1, 1.7):  # a drop beyond the clip range is not credited where the cost is positive
+        total = 0.0
+        for cost, action in zip(COST.flatten().tolist(), actions.flatten().tolist(), strict=True):
+            total += max((value - 1) * cost, (min(max(value, 0.8), 1.2) - 1) * cost) * action
+        got = float(constraint.extra_loss(torch.full((4, 2), value), COST, actions))
+        assert got == pytest.approx(20 * max(total / 4 + 0.5, 0.0), rel=1e-5)
 
     constraint.observe(SAFE)  # violation -0.225
     assert float(constraint.extra_loss(ratio.detach(), torch.zeros(4, 2), actions)) == 0

@@ -305,13 +305,13 @@ class AugmentedLagrangian(Constraint):
 
 @dataclass
 class P3O(Constraint):
-    """min -L_clip(A_R) + kappa [E(sum_t ratio_t A_C,t) + J_C - d]_+: the penalty is inside PPO's surrogate.
+    """min -L_clip(A_R) + kappa [E(sum_t (ratio_t - 1) A_C,t) + J_C - d]_+: the penalty is in PPO's surrogate.
 
-    At ratio 1 this is the gate of `FixedPenalty`; within a step the surrogate also sees its own progress,
-    and the penalty switches off when the predicted cost reaches the threshold. Where the unclipped term
-    alone would gain from ratios beyond the clip range, the larger of the two is taken, as in PPO (Zhang et
-    al. 2022, arXiv 2205.11814, kappa 20 as in OmniSafe). Costs carry no KL term here: nothing divides it out
-    again. In units per episode, since with gamma = 1 J_C changes by the sum over an episode.
+    At ratio 1 this is the gate of `FixedPenalty`; within a step the surrogate also sees its own progress, and
+    the penalty switches off when the predicted cost reaches the threshold. Of the clipped and the free ratio
+    the more pessimistic counts, as in PPO (Zhang et al. 2022, arXiv 2205.11814; kappa 20 as in OmniSafe).
+    Ratio - 1 instead of the paper's ratio: E(A_C) = 0 holds for a perfect critic only, and an early critic's
+    error would be taken for a violation. Costs carry no KL term here, since nothing divides it out again.
     """
 
     penalty: float = 20.0
@@ -335,7 +335,7 @@ class P3O(Constraint):
 
     def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, actions: Tensor) -> Tensor:
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        change = torch.maximum(ratio * cost_advantages, clipped * cost_advantages)  # (batch, length)
+        change = torch.maximum((ratio - 1) * cost_advantages, (clipped - 1) * cost_advantages)
         per_episode = (change * actions).sum(1).mean()
         return self.penalty * torch.relu(per_episode + self.violation)
 
