@@ -15,7 +15,7 @@ def gae_reference(
     """The recursion as written in the paper; one vector operation per time step."""
     mask = mask.bool().expand(rewards.shape)
     advantages = torch.zeros_like(rewards)
-    carry = torch.zeros_like(rewards[..., 0])  # A_{t+1} of the next real position
+    carry = rewards.new_zeros(rewards.shape[:-1])  # A_{t+1} of the next real position
     next_value = torch.zeros_like(carry)  # V_{t+1}; 0 after the end: episodes end, they are not cut
     for t in range(rewards.shape[-1] - 1, -1, -1):
         keep, value = mask[..., t], values[..., t]

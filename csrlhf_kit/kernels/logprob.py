@@ -121,7 +121,7 @@ class _Chunk:
             self.logits = matmul_wide(rows, self.weight.t())
             self.log_total, picked, self.entropy = logprob_statistics(self.logits, self.bias, targets, scale)
             return picked, self.entropy
-        logits, self.logits = self.buffer[:n], self.second[:n]
+        logits, log_probs = self.buffer[:n], self.second[:n]
         if rows.dtype != self.wide:  # half precision: the product is rounded as in the plain path
             product = torch.nn.functional.linear(rows, self.weight, self.bias)
             torch.mul(product, scale, out=logits)
@@ -129,10 +129,12 @@ class _Chunk:
             torch.addmm(logits, rows, self.weight.t(), beta=0, alpha=scale, out=logits)
         else:
             torch.addmm(self.bias, rows, self.weight.t(), beta=scale, alpha=scale, out=logits)
-        torch.ops.aten._log_softmax.out(logits, -1, False, out=self.logits)  # now log-probabilities
-        self.probabilities = torch.exp(self.logits, out=logits)
-        self.entropy = -torch.linalg.vecdot(self.probabilities, self.logits)
-        return self.logits.gather(1, targets[:, None]).squeeze(1), self.entropy
+        torch.ops.aten._log_softmax.out(logits, -1, False, out=log_probs)
+        picked = log_probs.gather(1, targets[:, None]).squeeze(1)
+        self.probabilities = torch.exp(log_probs, out=logits)
+        self.weighted = log_probs.mul_(self.probabilities)  # p log p
+        self.entropy = -self.weighted.sum(-1)
+        return picked, self.entropy
 
     def gradient(self, targets: Tensor, grad: Tensor | None, grad_entropy: Tensor | None) -> Tensor:
         """grad * dlog p(target)/dz + grad_entropy * dH/dz, (n, vocabulary); grad None means ones."""
@@ -146,10 +148,11 @@ class _Chunk:
         slope = self.probabilities
         one = torch.ones_like(self.entropy) if grad is None else grad
         if grad_entropy is not None:
-            factor = self.logits.add_(self.entropy[:, None]).mul_(grad_entropy[:, None]).add_(one[:, None])
-            slope.mul_(factor)
-        elif grad is not None:
+            self.weighted.addcmul_(slope, self.entropy[:, None]).mul_(grad_entropy[:, None])
+        if grad is not None:
             slope.mul_(grad[:, None])
+        if grad_entropy is not None:
+            slope.add_(self.weighted)
         slope.scatter_add_(1, targets[:, None], -one[:, None])
         return slope.neg_().to(self.weight.dtype)
 
