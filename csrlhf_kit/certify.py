@@ -322,8 +322,11 @@ def run_certify(config: CertifyConfig) -> dict[str, Any]:
 def _as_json(certificate: Certificate) -> dict[str, Any]:
     """The certificate and its verdicts; a gap that nothing bounds is null, which JSON knows, unlike nan."""
     entry = asdict(certificate) | {"holds": certificate.holds, "binding": certificate.binding.name}
-    for layer in entry["layers"]:
-        layer["gap"] = None if math.isnan(layer["gap"]) else layer["gap"]
+    entry["layers"] = [
+        layer
+        | {"gap": None if math.isnan(layer["gap"]) else layer["gap"], "assumptions": [*layer["assumptions"]]}
+        for layer in entry["layers"]
+    ]
     return entry
 
 
