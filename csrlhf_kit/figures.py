@@ -284,16 +284,20 @@ def cost_model_strata(
 ) -> go.Figure:
     """Each cost model on each stratum, one panel a metric: where does meaning beat keywords?
 
-    Reads `cost_models.X.strata: {stratum: {metric: {rate, low, high, n}}}`. For AUROC, which needs both
-    classes and so is rarely defined inside one stratum, the overall numbers `auroc` (all) and
-    `auroc_tricky` (benign but alarming with covertly harmful) are rows of their own.
+    Reads `cost_models.X.strata: {stratum: {metric: {rate, low, high, n}}}`. For AUROC, the overall numbers
+    `auroc` (all) and `auroc_tricky` (benign but alarming with covertly harmful) are rows of their own, with
+    the bounds in `cost_models.X.intervals: {auroc: [low, high], ...}` where there are any.
     """
     values: dict[str, dict[str, dict[str, Any]]] = {metric: {} for metric in metrics}
     for name, model in cost_models.items():
         for metric in metrics:
             rows: dict[str, Any] = {}
             if metric == "auroc":
-                rows.update({"all": model.get("auroc"), "tricky": model.get("auroc_tricky")})
+                bounds = model.get("intervals") or {}
+                for row, key in (("all", "auroc"), ("tricky", "auroc_tricky")):
+                    rows[row] = model.get(key)
+                    if rows[row] is not None and key in bounds:
+                        rows[row] = {"rate": rows[row], "low": bounds[key][0], "high": bounds[key][1]}
             for stratum, numbers in (model.get("strata") or {}).items():
                 rows[stratum.replace("_", " ")] = numbers.get(metric)
             values[metric][name] = {row: value for row, value in rows.items() if value is not None}
@@ -316,7 +320,11 @@ def cost_model_strata(
 def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_family") -> go.Figure:
     """Each policy's harmful rate in every group: `key` is `by_family` (jailbreaks) or `by_category`."""
     values = {
-        name: {group.replace("_", " "): value for group, value in (policy.get(key) or {}).items()}
+        name: {
+            group.replace("_", " "): value
+            for group, value in (policy.get(key) or {}).items()
+            if value.get("n", 1) > 0  # a group without a request says nothing
+        }
         for name, policy in policies.items()
     }
     values = {name: groups for name, groups in values.items() if groups}

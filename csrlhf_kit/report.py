@@ -24,6 +24,8 @@ from csrlhf_kit import figures
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.static import CONFIG, static_svg
+from csrlhf_kit.theory import FrontierPoint
+from csrlhf_kit.theory_figures import suggested_frontier
 
 RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
 POLICY_NUMBERS = ("helpfulness", "reward", "cost", "kl", "multiplier", "seconds")
@@ -51,7 +53,8 @@ def write_report(folder: str | Path) -> Path:
     """Write `report.html`, and the figures as `figures/*.svg`, into the run's `folder`.
 
     Reads `folder/results.json`; the optional keys `curves`, `samples`, `cost_models.X.strata`,
-    `cost_models.X.calibration` and `policies.X.by_family` or `by_category` each add their part.
+    `cost_models.X.calibration`, `policies.X.by_family` or `by_category` and `frontier: {threshold, points:
+    [FrontierPoint's fields]}` each add their part.
 
     Returns:
         The path of the report, written whole or not at all.
@@ -187,6 +190,16 @@ def figure_plates(results: Mapping[str, Any]) -> list[Plate]:
         plates.append(
             Plate("calibration", "Can the stated risk be believed?", caption, figures.calibration(bins))
         )
+    frontier = results.get("frontier")
+    if frontier:
+        points = [FrontierPoint(**point) for point in frontier["points"]]
+        caption = (
+            "The line was predicted before training, by reweighting scored samples of the reference: no policy "
+            "of the same cost has more reward at the same price in KL. Hollow marks rest on few samples. Marks "
+            "are the policies, by the learned scores."
+        )
+        figure = suggested_frontier(points, policies, threshold=frontier["threshold"])
+        plates.append(Plate("frontier", "Against the best possible", caption, figure))
     for key, heading in (("by_family", "Harm by jailbreak family"), ("by_category", "Harm by category")):
         if any(policy.get(key) for policy in policies.values()):
             caption = "The same harmful rate in parts. Parts are small: compare the intervals, not the dots."

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Polygon
@@ -20,17 +18,16 @@ from matplotlib.transforms import IdentityTransform
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures import GRID, INK, MUTED
+from csrlhf_kit.static_traces import DRAW
 from csrlhf_kit.static_words import (
     cell_edges,
     error_ends,
-    faint,
     first_given,
     fitting_columns,
-    formatted,
+    floats,
     legend_handle,
     line_look,
     listed,
-    marker_look,
     merge,
     plain,
     rgba,
@@ -50,7 +47,7 @@ class Canvas:
         colours = layout.get("colorway") or ["#0072B2"]
         for place, trace in enumerate(self.traces):
             trace["_colour"] = colours[place % len(colours)]
-            if trace.get("type", "scatter") not in ("scatter", "bar", "heatmap"):
+            if trace.get("type", "scatter") not in DRAW:
                 raise UserError(
                     f"a figure's static twin cannot draw the trace type {trace['type']!r}; "
                     "it draws scatter, bar and heatmap"
@@ -122,7 +119,7 @@ class Canvas:
     def _extent(self, trace: dict, name: str) -> list[float]:
         letter = name[0]
         if trace.get("type") == "heatmap":
-            ends = cell_edges(self._cells(trace, name))
+            ends = cell_edges(self.cells(trace, name))
             return [ends[0], ends[-1]]
         if trace.get("type") == "bar":
             if letter == trace["_value"]:
@@ -135,7 +132,7 @@ class Canvas:
             values = [*values, 0.0]
         return [*values, *error_ends(trace, letter, values)]
 
-    def _cells(self, trace: dict, name: str) -> list[float]:
+    def cells(self, trace: dict, name: str) -> list[float]:
         """Centres of a heatmap's columns (an x axis) or rows (a y axis)."""
         given = trace.get(name[0])
         count = len(trace["z"]) if name[0] == "y" else len(trace["z"][0])
@@ -214,99 +211,6 @@ class Canvas:
                 point.append(self.pixel(reference, value))
         return point[0], point[1]
 
-    # What is drawn
-
-    def draw(self, trace: dict) -> None:
-        """Draw one trace on its axes."""
-        pair = trace.get("xaxis", "x"), trace.get("yaxis", "y")
-        ax = self.axes[pair]
-        kind = trace.get("type", "scatter")
-        {"scatter": self._scatter, "bar": self._bar, "heatmap": self._heatmap}[kind](ax, trace, pair)
-
-    def _scatter(self, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
-        x, y = self.numbers(trace.get("x"), pair[0]), self.numbers(trace.get("y"), pair[1])
-        mode = trace.get("mode", "lines+markers" if len(x) < 20 else "lines")
-        line, marker = trace.get("line") or {}, trace.get("marker") or {}
-        colour = first_given(line.get("color"), marker.get("color"), trace["_colour"])
-        opacity = first_given(trace.get("opacity"), 1.0)
-        step = {"hv": "post", "vh": "pre", "hvh": "mid"}.get(line.get("shape"))
-        if trace.get("fill"):
-            fill = rgba(first_given(trace.get("fillcolor"), faint(colour)), opacity)
-            if trace["fill"] == "toself":
-                ax.fill(x, y, facecolor=fill, edgecolor="none", zorder=1.5)
-            else:
-                below = self.previous[pair][1] if trace["fill"] == "tonexty" else [0.0] * len(x)
-                ax.fill_between(x, y, below, facecolor=fill, edgecolor="none", step=step, zorder=1.5)
-        self.previous[pair] = (x, y)
-        if "lines" in mode and line.get("width", 2):
-            path = Line2D([], [], **line_look(line, colour, opacity))
-            path.set_data(x, y)
-            path.set_drawstyle(f"steps-{step}" if step else "default")
-            path.set_zorder(2)
-            ax.add_line(path)
-        for letter in "xy":
-            self._error_bars(ax, trace, letter, x, y, colour, opacity)
-        if "markers" in mode:
-            self._markers(ax, marker, colour, opacity, x, y, self.traces.index(trace))
-        if "text" in mode:
-            where = trace.get("textposition", "middle center").split()
-            vertical, horizontal = [*where, "center"][:2]
-            for px, py, words in zip(x, y, listed(trace.get("text"), len(x)), strict=True):
-                ax.annotate(
-                    plain(words),
-                    (px, py),
-                    xytext=(
-                        {"left": -7, "right": 7}.get(horizontal, 0),
-                        {"top": 7, "bottom": -7}.get(vertical, 0),
-                    ),
-                    textcoords="offset points",
-                    ha={"left": "right", "right": "left"}.get(horizontal, "center"),
-                    va={"top": "bottom", "bottom": "top"}.get(vertical, "center"),
-                    fontsize=(trace.get("textfont") or {}).get("size", 12),
-                    color=(trace.get("textfont") or {}).get("color", INK),
-                )
-
-    def _markers(
-        self, ax: Axes, marker: dict, colour: Any, opacity: float, x: list, y: list, place: int
-    ) -> None:
-        count, most = len(x), marker.get("maxdisplayed", 0)
-        every = math.ceil(count / most) if most and count > most else 1
-        looks = [listed(marker.get(key), count) for key in ("color", "size", "symbol")]
-        looks = [
-            (first_given(c, colour), first_given(s, 6), first_given(m, "circle"))
-            for c, s, m in zip(*looks, strict=True)
-        ]
-        opacity = opacity * first_given(marker.get("opacity"), 1.0)
-        edge = marker.get("line") or {}
-        for look in dict.fromkeys(looks):
-            chosen = [i for i in range(2 * place % every, count, every) if looks[i] == look]
-            dots = Line2D([], [], linestyle="none", **marker_look(*look, edge, opacity))
-            dots.set_data([x[i] for i in chosen], [y[i] for i in chosen])
-            dots.set_zorder(3)
-            ax.add_line(dots)
-
-    def _error_bars(
-        self, ax: Axes, trace: dict, letter: str, x: list, y: list, colour: Any, opacity: float
-    ) -> None:
-        bars = trace.get(f"error_{letter}")
-        if not bars or bars.get("visible") is False:
-            return
-        plus = self.numbers(bars["array"], "")
-        minus = (
-            plus if bars.get("symmetric", "arrayminus" not in bars) else self.numbers(bars["arrayminus"], "")
-        )
-        ax.errorbar(
-            x,
-            y,
-            **{f"{letter}err": [minus, plus]},
-            fmt="none",
-            ecolor=rgba(first_given(bars.get("color"), colour if isinstance(colour, str) else INK), opacity),
-            elinewidth=bars.get("thickness", 2),
-            capsize=bars.get("width", 4),
-            capthick=bars.get("thickness", 2),
-            zorder=2.5,
-        )
-
     def _place_bars(self) -> None:
         """Give each bar trace its places, thickness and bases, as plotly's barmode arranges them."""
         bars = [trace for trace in self.traces if trace.get("type") == "bar"]
@@ -326,65 +230,20 @@ class Canvas:
                 shift = (index - (len(group) - 1) / 2) * share * unit if mode == "group" else 0.0
                 trace["_thick"] = first_given(trace.get("width"), share * unit)
                 trace["_place"] = [place + shift for place in places]
-                lengths = self.numbers(trace[trace["_value"]], "")
+                lengths = floats(trace[trace["_value"]])
                 trace["_base"] = [0.0] * len(lengths)
                 if mode in ("stack", "relative"):
                     for i, (place, length) in enumerate(zip(places, lengths, strict=True)):
                         trace["_base"][i] = heights.get((place, length < 0), 0.0)
                         heights[place, length < 0] = trace["_base"][i] + length
 
-    def _bar(self, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
-        marker = trace.get("marker") or {}
-        lengths = self.numbers(trace[trace["_value"]], "")
-        colours = [
-            rgba(first_given(c, trace["_colour"]), first_given(trace.get("opacity"), 1.0))
-            for c in listed(marker.get("color"), len(lengths))
-        ]
-        upright = trace["_value"] == "y"
-        draw = ax.bar if upright else ax.barh
-        thick = {
-            ("width" if upright else "height"): trace["_thick"],
-            ("bottom" if upright else "left"): trace["_base"],
-        }
-        draw(trace["_place"], lengths, color=colours, zorder=2, **thick)
-        ends = [base + length for base, length in zip(trace["_base"], lengths, strict=True)]
-        x, y = (trace["_place"], ends) if upright else (ends, trace["_place"])
-        self._error_bars(ax, trace, trace["_value"], x, y, INK, 1.0)
-        words = listed(trace.get("text"), len(ends))
-        for px, py, word in zip(x, y, words, strict=True):
-            if word is not None:
-                place = {"xytext": (0, 4) if upright else (4, 0), "textcoords": "offset points"}
-                align = {"ha": "center", "va": "bottom"} if upright else {"ha": "left", "va": "center"}
-                ax.annotate(plain(word), (px, py), fontsize=11, color=INK, **place, **align)
+    # What is drawn
 
-    def _heatmap(self, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
-        rows = [self.numbers(row, "") for row in trace["z"]]
-        known = [value for row in rows for value in row if math.isfinite(value)]
-        limits = Normalize(
-            first_given(trace.get("zmin"), min(known)), first_given(trace.get("zmax"), max(known))
-        )
-        scale = trace.get("colorscale") or [[0, "white"], [1, "#0072B2"]]
-        colours = LinearSegmentedColormap.from_list("scale", [(at, rgba(c, 1.0)) for at, c in scale])
-        across, up = self._cells(trace, pair[0]), self._cells(trace, pair[1])
-        mesh = ax.pcolormesh(cell_edges(across), cell_edges(up), rows, cmap=colours, norm=limits, zorder=0.6)
-        words = trace.get("text")
-        pattern = re.fullmatch(r"%\{(z|text)(?::([^}]*))?\}", trace.get("texttemplate") or "")
-        for i, row in enumerate(rows if pattern else ()):
-            for j, value in enumerate(row):
-                word = words[i][j] if pattern[1] == "text" else formatted(value, pattern[2] or "")
-                red, green, blue, _ = mesh.to_rgba(value)
-                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
-                ink = "white" if dark else INK
-                ax.text(across[j], up[i], plain(word), ha="center", va="center", fontsize=11, color=ink)
-        if trace.get("showscale", True):
-            box = ax.get_position()
-            side = self.page.add_axes([box.x1 + 12 / self.width, box.y0, 12 / self.width, box.height])
-            bar = self.page.colorbar(mesh, cax=side)
-            bar.solids.set_edgecolor("face")
-            bar.outline.set_visible(False)
-            title = (trace.get("colorbar") or {}).get("title") or {}
-            bar.set_label(plain(title.get("text")), fontsize=12, color=INK)
-            side.tick_params(labelsize=11, length=3, color=MUTED, labelcolor=INK)
+    def draw(self, trace: dict) -> None:
+        """Draw one trace on its axes."""
+        pair = trace.get("xaxis", "x"), trace.get("yaxis", "y")
+        kind = trace.get("type", "scatter")
+        DRAW[kind](self, self.axes[pair], trace, pair)
 
     def draw_shape(self, shape: dict) -> None:
         """Draw a line or a rectangle at its place in pixels, inside its axes where it belongs to some."""

@@ -48,6 +48,7 @@ _MARKERS = {
 def set_ticks(
     axis: Any, settings: dict, names: list[str], limits: tuple, length: float, hidden: bool
 ) -> None:
+    """Ticks and their labels: the given ones, the categories, decades on a log axis, else round numbers."""
     axis.set_minor_locator(NullLocator())
     letter_width = 40 if axis.axis_name == "x" else 28
     low, high = sorted(limits)
@@ -98,6 +99,7 @@ def formatted(value: float, spec: str) -> str:
 
 
 def merge(base: dict, over: dict) -> dict:
+    """`base` with `over` laid over it, dictionaries within dictionaries too, as plotly merges a template."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -106,10 +108,17 @@ def merge(base: dict, over: dict) -> dict:
 
 
 def first_given(*values: Any) -> Any:
+    """The first of `values` that is not None."""
     return next((value for value in values if value is not None), None)
 
 
+def floats(values: Any) -> list[float]:
+    """Numbers as floats, gaps as NaN."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
 def listed(values: Any, count: int | None = None) -> list:
+    """`values` as a list; a single value, or none, becomes `count` of them."""
     if count is not None and (values is None or isinstance(values, str | int | float)):
         return [values] * count
     return list(values) if values is not None else []
@@ -123,6 +132,7 @@ def plain(text: Any) -> str:
 
 
 def rgba(colour: str, opacity: float) -> tuple[float, float, float, float]:
+    """A plotly colour with its opacity as matplotlib's four numbers."""
     match = re.fullmatch(r"rgba?\(([^)]*)\)", colour)
     if match:
         parts = [float(part) for part in match[1].split(",")]
@@ -133,11 +143,13 @@ def rgba(colour: str, opacity: float) -> tuple[float, float, float, float]:
 
 
 def faint(colour: str) -> str:
+    """The colour that plotly fills with where a line has this one."""
     red, green, blue, _ = rgba(colour, 1.0)
     return f"rgba({round(255 * red)},{round(255 * green)},{round(255 * blue)},0.5)"
 
 
 def line_look(line: dict, colour: Any, opacity: float) -> dict[str, Any]:
+    """A line's colour, width and dashes in matplotlib's words."""
     return {
         "color": rgba(first_given(line.get("color"), colour), opacity),
         "linewidth": line.get("width", 2),
@@ -146,6 +158,7 @@ def line_look(line: dict, colour: Any, opacity: float) -> dict[str, Any]:
 
 
 def marker_look(colour: str, size: float, symbol: str, edge: dict, opacity: float) -> dict[str, Any]:
+    """A marker's shape, size, face and edge in matplotlib's words."""
     shape, _, opened = symbol.partition("-open")
     hollow = symbol.endswith("-open") or bool(opened)
     face = rgba(colour, opacity)
@@ -160,6 +173,7 @@ def marker_look(colour: str, size: float, symbol: str, edge: dict, opacity: floa
 
 
 def legend_handle(trace: dict) -> Any:
+    """What stands for a trace in the legend."""
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
     colour = first_given(line.get("color"), marker.get("color"), trace["_colour"])
     if not isinstance(colour, str):
@@ -181,6 +195,7 @@ def legend_handle(trace: dict) -> Any:
 
 
 def error_ends(trace: dict, letter: str, values: list[float]) -> list[float]:
+    """The far ends of a trace's error bars, for the range of the axis."""
     bars = trace.get(f"error_{letter}")
     if not bars or bars.get("array") is None:
         return []
@@ -192,6 +207,7 @@ def error_ends(trace: dict, letter: str, values: list[float]) -> list[float]:
 
 
 def cell_edges(centres: list[float]) -> list[float]:
+    """Edges of cells from their centres."""
     if len(centres) == 1:
         return [centres[0] - 0.5, centres[0] + 0.5]
     inner = [(a + b) / 2 for a, b in itertools.pairwise(centres)]

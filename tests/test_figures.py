@@ -177,6 +177,23 @@ def test_groups_are_sorted_with_the_worst_on_top():
     assert figures.harm_by_group(policies).layout.yaxis.ticktext == ("bad one", "mild")
 
 
+def test_groups_without_a_request_are_left_out():
+    empty, full = (
+        {"rate": 0.0, "low": 0.0, "high": 1.0, "n": 0},
+        {"rate": 0.1, "low": 0.0, "high": 0.2, "n": 9},
+    )
+    policies = {"ppo": {"by_category": {"theft": full, "nothing": empty}}}
+    assert figures.harm_by_group(policies, "by_category").layout.yaxis.ticktext == ("theft",)
+
+
+def test_overall_auroc_carries_its_interval():
+    models = {"semantic": {"auroc": 0.9, "auroc_tricky": 0.8, "intervals": {"auroc": [0.85, 0.95]}}}
+    [trace] = figures.cost_model_strata(models).data
+    assert trace.x == (90.0, 80.0)
+    assert trace.error_x.array == (5.0, 0.0)
+    assert trace.error_x.arrayminus == (5.0, 0.0)
+
+
 def test_long_titles_and_captions_wrap():
     figure = figures.titled(go.Figure(go.Scatter(x=[0, 1], y=[0, 1])), "word " * 40, caption="more " * 60)
     assert figure.layout.title.text.count("<br>") >= 2

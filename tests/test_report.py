@@ -129,6 +129,18 @@ def test_optional_parts_may_be_missing(tmp_path):
     assert 'id="samples"' not in text
 
 
+def test_a_predicted_frontier_is_drawn_with_the_policies(tmp_path):
+    points = [
+        {"multiplier": m, "reward": 1.0, "cost": -m, "kl": 0.1, "effective_samples": 9.0 / (1 + m)}
+        for m in (0, 1)
+    ]
+    results = example_results() | {"frontier": {"threshold": -0.5, "points": points}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert 'id="plate-frontier"' in text
+    assert "predicted from reference samples" in (tmp_path / "figures" / "frontier.svg").read_text()
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -1,0 +1,421 @@
+"""The figures of the exact theory: what the penalties do, drawn from problems that are solved, not trained.
+
+They take the objects of `csrlhf_kit.theory` and follow the rules of `csrlhf_kit.figures`: one function, one
+figure, nothing random but what a seed fixes. The rectified penalty has the look of the fixed-penalty method,
+the linear one that of the linear penalty, the per-sample hinge its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures import INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.theory import (
+    FiniteProblem,
+    FrontierPoint,
+    Solution,
+    Trajectory,
+    equilibrium_violation,
+    expected_hinge,
+    simulate_gate,
+)
+
+PENALTIES = {"rectified": "fixed_penalty", "linear": "linear_penalty", "per_sample": "rectified_sample"}
+MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
+_FEW_SAMPLES = 5  # effective samples a prompt, below which a reweighted mean is one or two responses
+
+
+def penalty_landscape(
+    problem: FiniteProblem, *, multiples: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 5.0)
+) -> go.Figure:
+    """What a penalised objective looks like along the best policies, left rectified, right linear.
+
+    A curve is F - λ[E[cost] - threshold]₊ (or without the ₊) of the best policy at each mean cost, one for
+    each λ in `multiples` of the optimal multiplier; a dot is its maximum. Rectified: past λ* the maximum sits
+    in the kink at the threshold and stays. Linear: it slides on to the left.
+    """
+    optimum = _active(problem)
+    frontier = _frontier(problem, optimum, widest=2 * max(multiples))
+    cost = np.array([solution.cost for solution in frontier])
+    value = np.array([solution.objective for solution in frontier])
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+        column_titles=["rectified: λ·max(E[cost] − threshold, 0)", "linear: λ·(E[cost] − threshold)"],
+    )
+    colours = _ramp(len(multiples))
+    for column, kind in enumerate(("rectified", "linear"), start=1):
+        for colour, multiple in zip(colours, multiples, strict=True):
+            penalty = multiple * optimum.multiplier
+            excess = cost - problem.threshold
+            curve = value - penalty * (np.maximum(excess, 0) if kind == "rectified" else excess)
+            best = problem.penalised_optimum(penalty, kind)
+            height = problem.penalised_value(best.policy, penalty, kind)
+            name = f"λ = {multiple:g} λ*"
+            figure.add_trace(
+                go.Scatter(
+                    x=rounded_all(cost),
+                    y=rounded_all(curve),
+                    mode="lines",
+                    line={"color": colour, "width": 2},
+                    name=name,
+                    legendgroup=name,
+                    showlegend=column == 1,
+                ),
+                row=1,
+                col=column,
+            )
+            figure.add_trace(
+                go.Scatter(
+                    x=[rounded(best.cost)],
+                    y=[rounded(height)],
+                    mode="markers",
+                    marker={"color": colour, "size": 10, "line": {"color": INK, "width": 1}},
+                    name=f"best at {name}",
+                    legendgroup=name,
+                    showlegend=False,
+                ),
+                row=1,
+                col=column,
+            )
+        _threshold_line(figure, problem.threshold, row=1, col=column)
+    low = float(np.min(value - 0.6 * (value.max() - value.min())))
+    figure.update_yaxes(range=[rounded(low), rounded(float(value.max() + 0.35 * np.ptp(value)))])
+    figure.update_yaxes(title_text="penalised objective, reward units", col=1)
+    edge = 0.03 * float(np.ptp(cost))
+    limits = [rounded(float(cost.min()) - edge), rounded(float(cost.max()) + edge)]
+    figure.update_xaxes(title_text="mean cost of the policy", range=limits)
+    figure.update_annotations(font_size=13)
+    return titled(figure, "Past λ* the rectified optimum stays in the kink; the linear one slides past it")
+
+
+def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MULTIPLES) -> go.Figure:
+    """The best objective at each mean cost, and where each of the three penalties ends up on it, or off it.
+
+    Marks are the penalties' optima at `multiples` of λ*. Rectified optima move along the frontier to the
+    threshold and stop; linear ones go on; the per-sample hinge leaves the frontier.
+    """
+    optimum = _active(problem)
+    frontier = _frontier(problem, optimum, widest=2 * max(multiples))
+    figure = make_subplots(rows=1, cols=1)
+    figure.add_trace(
+        go.Scatter(
+            x=rounded_all(solution.cost for solution in frontier),
+            y=rounded_all(solution.objective for solution in frontier),
+            mode="lines",
+            line={"color": MUTED, "width": 2},
+            name="best possible",
+        )
+    )
+    for kind, method in PENALTIES.items():
+        look = style(method)
+        # Rings for the rectified penalty: its optima coincide with the linear ones up to λ*.
+        shape = {"symbol": look.symbol, "size": 9}
+        if kind == "rectified":
+            shape = {"symbol": "circle-open", "size": 17, "line": {"width": 2.5}}
+        optima = [problem.penalised_optimum(m * optimum.multiplier, kind) for m in multiples]
+        figure.add_trace(
+            go.Scatter(
+                x=rounded_all(solution.cost for solution in optima),
+                y=rounded_all(solution.objective for solution in optima),
+                mode="markers",
+                marker={"color": look.colour, **shape},
+                name=_kind_label(kind),
+                text=[f"λ = {m:g} λ*" for m in multiples],
+                hovertemplate="%{text}: cost %{x}, objective %{y}",
+            )
+        )
+    _threshold_line(figure, problem.threshold, row=1, col=1)
+    figure.update_xaxes(title_text="mean cost of the policy")
+    figure.update_yaxes(title_text="objective F = reward − β·KL")
+    return titled(figure, "One penalty stops at the threshold, one runs past it, one leaves the frontier")
+
+
+def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | None = None) -> go.Figure:
+    """What each penalty costs and what it buys as λ grows: violation above, objective given up below.
+
+    λ is in units of λ*, on a log axis. Exact means: no violation *and* nothing given up, for every λ > λ*;
+    the objective below the line of 0 is bought with a violation.
+    """
+    optimum = _active(problem)
+    if multiples is None:
+        multiples = np.geomspace(0.1, 10, 61)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for kind, method in PENALTIES.items():
+        look = style(method)
+        optima = [problem.penalised_optimum(float(m) * optimum.multiplier, kind) for m in multiples]
+        panels = (
+            [max(0.0, solution.cost - problem.threshold) for solution in optima],
+            [optimum.objective - solution.objective for solution in optima],
+        )
+        for row, values in enumerate(panels, start=1):
+            figure.add_trace(
+                go.Scatter(
+                    x=rounded_all(multiples),
+                    y=rounded_all(_tidy(value) for value in values),
+                    mode="lines+markers",
+                    line={"color": look.colour, "dash": look.dash, "width": 2},
+                    marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7},
+                    name=_kind_label(kind),
+                    legendgroup=kind,
+                    showlegend=row == 1,
+                ),
+                row=row,
+                col=1,
+            )
+    for row in (1, 2):
+        figure.add_vline(x=1, line={"color": INK, "dash": "dot", "width": 1.5}, row=row, col=1)
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=2, col=1)
+    figure.update_xaxes(type="log", dtick=1)
+    figure.update_xaxes(title_text="penalty λ, in units of the optimal multiplier λ*", row=2, col=1)
+    figure.update_yaxes(title_text="violation, cost units", row=1, col=1)
+    figure.update_yaxes(title_text="objective given up", row=2, col=1)
+    title = "Only the rectified penalty is both feasible and free of charge right of the dotted λ*"
+    return titled(figure, title, height=600)
+
+
+def batch_hinge(
+    problem: FiniteProblem,
+    *,
+    batches: Sequence[int] = (4, 8, 16, 32, 64, 128, 256, 512),
+    repeats: int = 4000,
+    seed: int = 0,
+) -> go.Figure:
+    """What a batch makes of the exact penalty: a bias that falls like 1/√B, and a threshold that looks like 2λ*.
+
+    Left: the mean of the batch hinge max(batch mean - threshold, 0) at the constrained optimum, where the
+    true hinge is 0; line: the Gaussian closed form, dots: `repeats` simulated batches with two standard
+    errors. Right: where training with such a gate settles, above (violating) or below the threshold.
+    """
+    optimum = _active(problem)
+    joint = problem.weights[:, None] * optimum.policy
+    spread = float(np.sqrt((joint * (problem.cost - optimum.cost) ** 2).sum()))
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
+    look = style("fixed_penalty")
+    sizes = np.geomspace(min(batches), max(batches), 40)
+    figure.add_trace(
+        go.Scatter(
+            x=rounded_all(sizes),
+            y=rounded_all(expected_hinge(0.0, spread / np.sqrt(sizes))),
+            mode="lines",
+            line={"color": look.colour, "width": 2},
+            name="closed form, 0.399·σ/√B",
+        ),
+        row=1,
+        col=1,
+    )
+    seen = [simulate_gate(problem, optimum.policy, batch=b, repeats=repeats, seed=seed) for b in batches]
+    figure.add_trace(
+        go.Scatter(
+            x=list(batches),
+            y=rounded_all(estimate.hinge for estimate in seen),
+            error_y={"type": "data", "array": rounded_all((e.hinge_error for e in seen), 2), "color": INK},
+            mode="markers",
+            marker={"color": INK, "symbol": "diamond", "size": 7},
+            name="simulated batches",
+        ),
+        row=1,
+        col=1,
+    )
+    multiples = np.linspace(1.02, 6, 60)
+    shown = [size for size in (8, 64, 512) if min(batches) <= size <= max(batches)] or [batches[0]]
+    for colour, dash, size in zip(_ramp(len(shown)), ("dash", "dashdot", "solid"), shown, strict=False):
+        noise = spread / np.sqrt(size)
+        settled = [
+            equilibrium_violation(m * optimum.multiplier, multiplier=optimum.multiplier, noise=noise)
+            for m in multiples
+        ]
+        figure.add_trace(
+            go.Scatter(
+                x=rounded_all(multiples),
+                y=rounded_all(settled),
+                mode="lines",
+                line={"color": colour, "dash": dash, "width": 2},
+                name=f"B = {size}",
+            ),
+            row=1,
+            col=2,
+        )
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=2)
+    figure.add_vline(x=2, line={"color": INK, "dash": "dot", "width": 1.5}, row=1, col=2)
+    figure.update_xaxes(type="log", dtick=1, title_text="batch size B", row=1, col=1)
+    figure.update_yaxes(
+        type="log", dtick="D2", title_text="bias of the batch hinge, cost units", row=1, col=1
+    )
+    figure.update_xaxes(title_text="penalty λ, in units of λ*", row=1, col=2)
+    figure.update_yaxes(title_text="violation where training settles", row=1, col=2)
+    return titled(figure, "A batch charges even feasible policies, and makes 2λ* look like the threshold")
+
+
+def dual_trajectories(
+    trajectories: Mapping[str, Trajectory], *, threshold: float, multiplier: float, steps: int = 160
+) -> go.Figure:
+    """Learning the multiplier, step by step: the price acted on above, the mean cost below.
+
+    `trajectories` maps a method's name (`fixed_penalty`, `lagrangian`, `pid_lagrangian`, ...) to its
+    `simulate_dual`. The dotted lines are the optimal multiplier and the threshold. Only the first `steps` are
+    drawn, but every one of them: leaving some out would hide a gate's chatter or invent another.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for name, trajectory in trajectories.items():
+        look = style(name)
+        for row, values in enumerate((trajectory.eta, trajectory.cost), start=1):
+            figure.add_trace(
+                go.Scatter(
+                    x=list(range(len(values[:steps]))),
+                    y=rounded_all(values[:steps]),
+                    mode="lines+markers",
+                    line={"color": look.colour, "dash": look.dash, "width": 1.5},
+                    marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 8},
+                    name=look.label,
+                    legendgroup=name,
+                    showlegend=row == 1,
+                ),
+                row=row,
+                col=1,
+            )
+    for row, level in ((1, multiplier), (2, threshold)):
+        figure.add_hline(y=rounded(level), line={"color": INK, "dash": "dot", "width": 1.5}, row=row, col=1)
+    figure.update_xaxes(title_text="step", row=2, col=1)
+    figure.update_yaxes(title_text="price acted on", row=1, col=1)
+    figure.update_yaxes(title_text="mean cost", row=2, col=1)
+    title = "How each method finds the dotted optimum: from which side, and with how many swings"
+    return titled(figure, title, height=600)
+
+
+def interval_coverage(
+    table: Mapping[str, Sequence[Mapping[str, float]]], *, confidence: float = 0.95
+) -> go.Figure:
+    """Does each interval keep its promise, and what does the promise cost? Coverage left, mean width right.
+
+    `table` maps an interval's name to rows {mean, coverage, error, width}: the true mean, the simulated
+    coverage with its standard error, and the mean width, all in [0, 1].
+    """
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    symbols = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+    dashes = ("solid", "dashdot", "dash", "longdash", "dot")
+    palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6e7781")
+    for place, (name, rows) in enumerate(table.items()):
+        colour, symbol = palette[place % len(palette)], symbols[place % len(symbols)]
+        for column, key in enumerate(("coverage", "width"), start=1):
+            trace = go.Scatter(
+                x=rounded_all((row["mean"] for row in rows), 100),
+                y=rounded_all((row[key] for row in rows), 100),
+                mode="lines+markers",
+                line={"color": colour, "dash": dashes[place % len(dashes)], "width": 2},
+                marker={"symbol": symbol, "size": 8},
+                name=name.replace("_", " "),
+                legendgroup=name,
+                showlegend=column == 1,
+            )
+            if key == "coverage":
+                bars = rounded_all((row["error"] for row in rows), 200)
+                trace.error_y = {"type": "data", "array": bars, "color": colour, "thickness": 1.5, "width": 3}
+            figure.add_trace(trace, row=1, col=column)
+    nominal = {"color": INK, "dash": "dot", "width": 1.5}
+    figure.add_hline(y=rounded(confidence, 100), line=nominal, row=1, col=1)
+    figure.update_xaxes(title_text="true mean, %")
+    figure.update_yaxes(title_text="intervals that cover it, %", row=1, col=1)
+    figure.update_yaxes(title_text="mean width, percentage points", rangemode="tozero", row=1, col=2)
+    return titled(
+        figure, "Above the dotted line a promise is kept; the best keeper is the narrowest one there"
+    )
+
+
+def suggested_frontier(
+    frontier: Sequence[FrontierPoint],
+    policies: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    threshold: float,
+) -> go.Figure:
+    """The frontier that reference samples predict before any training, and where trained policies came out.
+
+    Line: the best tilt at each multiplier (`suggest_penalty(...).frontier`), reward and KL against the mean
+    learned cost; hollow marks have fewer than 5 effective samples a prompt and are guesses. `policies` as in
+    `results.json`: {name: {reward, cost, kl}}.
+    """
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    hollow = ["circle-open" if p.effective_samples < _FEW_SAMPLES else "circle" for p in frontier]
+    for column, key in enumerate(("reward", "kl"), start=1):
+        figure.add_trace(
+            go.Scatter(
+                x=rounded_all(point.cost for point in frontier),
+                y=rounded_all(getattr(point, key) for point in frontier),
+                mode="lines+markers",
+                line={"color": MUTED, "width": 2},
+                marker={"color": MUTED, "symbol": hollow, "size": 7},
+                name="predicted from reference samples",
+                legendgroup="frontier",
+                showlegend=column == 1,
+                text=[f"λ = {point.multiplier:.3g}" for point in frontier],
+                hovertemplate="%{text}: cost %{x}, %{y}",
+            ),
+            row=1,
+            col=column,
+        )
+        for name, policy in (policies or {}).items():
+            look = style(name)
+            figure.add_trace(
+                go.Scatter(
+                    x=[rounded(policy["cost"])],
+                    y=[rounded(policy[key])],
+                    mode="markers",
+                    marker={"color": look.colour, "symbol": look.symbol, "size": 12},
+                    name=look.label,
+                    legendgroup=name,
+                    showlegend=column == 1,
+                ),
+                row=1,
+                col=column,
+            )
+        _threshold_line(figure, threshold, row=1, col=column)
+    figure.update_xaxes(title_text="mean learned cost")
+    figure.update_yaxes(title_text="mean learned reward", row=1, col=1)
+    figure.update_yaxes(title_text="KL to the reference, nats", row=1, col=2)
+    return titled(figure, "How far from the best possible trade do the trained policies end?")
+
+
+def _active(problem: FiniteProblem) -> Solution:
+    """The constrained optimum of a problem with one binding average constraint, which these figures need."""
+    if problem.per_prompt or problem.beta == 0:
+        raise UserError("this figure needs one average constraint and beta > 0")
+    optimum = problem.constrained_optimum()
+    if optimum.status != "active":
+        raise UserError(f"this figure needs a constraint that binds; here it is {optimum.status}")
+    return optimum
+
+
+def _frontier(problem: FiniteProblem, optimum: Solution, *, widest: float) -> list[Solution]:
+    """Tilts from the unconstrained optimum to `widest` times λ*, λ* itself among them."""
+    inner = np.geomspace(0.02, 1, 50)
+    outer = np.geomspace(1, max(2.0, widest), 50)[1:]
+    return problem.frontier(optimum.multiplier * np.concatenate([[0.0], inner, outer]))
+
+
+def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) -> None:
+    line = {"color": INK, "dash": "dot", "width": 1.5}
+    figure.add_vline(x=rounded(threshold), line=line, row=row, col=col)
+
+
+def _kind_label(kind: str) -> str:
+    return {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}[kind]
+
+
+def _ramp(count: int) -> list[str]:
+    """`count` colours from pale to dark blue: an order, not categories."""
+    pale, dark = np.array([155, 200, 232]), np.array([0, 51, 102])
+    shares = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
+    return ["#{:02x}{:02x}{:02x}".format(*np.round(pale + s * (dark - pale)).astype(int)) for s in shares]
+
+
+def _tidy(value: float) -> float:
+    """Rounding noise of the solver as the 0 that it is: digits that differ between machines are no result."""
+    return 0.0 if abs(value) < 1e-9 else value
