@@ -49,7 +49,7 @@ def gae(
             f"{values.dtype} and mask {tuple(mask.shape)}; expected rewards and values alike, (..., batch, "
             "length), and a mask that broadcasts to it."
         )
-    if use_triton(rewards):
+    if rewards.numel() and use_triton(rewards):
         from csrlhf_kit.kernels.triton_kernels import gae_scan
 
         length = rewards.shape[-1]
