@@ -8,16 +8,23 @@ annotations) and says so when it meets anything else, instead of leaving it out.
 `show` puts both into one output of a notebook: JupyterLab prefers the interactive one, GitHub the SVG.
 """
 
+# ruff: noqa: E402  matplotlib is imported after its logger is told to be quiet
+
 from __future__ import annotations
 
 import html
 import io
+import logging
 import re
 import textwrap
 from typing import Any
 
-import matplotlib
 import plotly.graph_objects as go
+
+# On its first run matplotlib tells stderr about its caches, which nbval would find in a notebook's output.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
