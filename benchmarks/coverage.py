@@ -132,7 +132,7 @@ def study_suggestions(repeats: int) -> Iterable[dict]:
         reference = rng.dirichlet(np.ones(16), population)
         problem = FiniteProblem(reference, reward, cost, beta=0.5, threshold=-0.3)
         truth = problem.constrained_optimum().multiplier
-        for samples in (8, 16, 64):
+        for samples in (8, 16, 64) if resample == "prompts" else (32, 128, 512):
             found = []
             for i in range(repeats):
                 rows = rng.integers(population, size=prompts) if resample == "prompts" else np.arange(prompts)

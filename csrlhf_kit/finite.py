@@ -354,7 +354,7 @@ class FiniteProblem:
             raise UserError(f"the linear programme was not solved: {result.message}")
         policy = np.maximum(result.x[: len(columns)].reshape(prompts, responses), 0)
         policy /= policy.sum(axis=1, keepdims=True)
-        multiplier = np.abs(result.ineqlin.marginals) / share
+        multiplier = np.abs(result.ineqlin.marginals)  # each row is scaled by its weight already
         status = "active" if (multiplier > 1e-12).any() else "slack"
         return self.evaluate(policy, multiplier if self.per_prompt else float(multiplier[0]), status)
 

@@ -1,8 +1,8 @@
 """Samples of the reference, reweighted to the policy that a multiplier would train: estimate and bootstrap.
 
-The parts of `suggest_penalty` that compute. All weights are normalised per prompt by their own sum, so the
-constants of the scores cancel, and the price of that is a bias of one over the number of samples, which
-`random_halves` makes visible.
+The parts of `suggest_penalty` that compute. Weights are normalised per prompt by their own sum, so that the
+unknown constants of the policy cancel; the price is a bias of one over the number of samples, which the
+jackknife removes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.finite import FiniteProblem, Solution
 
 Resample = Literal["prompts", "responses"]
-_HALVINGS = 8
 
 
 def tilt(problem: FiniteProblem, multiplier: float, normalised: bool) -> Solution:
@@ -60,47 +59,54 @@ def optimal_multiplier(problem: FiniteProblem, normalised: bool) -> float:
     return share / (1 - share) if share < 1 else np.inf
 
 
-def random_halves(valid: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """2 * _HALVINGS masks: each prompt's samples split at random into two halves."""
-    masks = []
-    for _ in range(_HALVINGS):
-        order = np.where(valid, rng.random(valid.shape), np.inf).argsort(axis=1).argsort(axis=1)
-        first = valid & (order < valid.sum(axis=1, keepdims=True) // 2)
-        masks += [first, valid & ~first]
-    return masks
-
-
 def bootstrap_multipliers(
     problem: FiniteProblem,
     valid: np.ndarray,
-    estimate: float,
+    raw: float,
     normalised: bool,
     resample: Resample,
     replicates: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """(replicates,) multipliers. Cost curves on a grid around the estimate, resampled, then inverted."""
+) -> tuple[float, np.ndarray]:
+    """The multiplier corrected for bias, and (replicates,) of it under resampling.
+
+    Cost curves on a grid of multipliers around the raw estimate, averaged, then inverted. What is averaged,
+    and resampled, are jackknife pseudo-values n * J - (n - 1) * J_without_i of each prompt's reweighted cost:
+    their mean has lost the bias of order 1/n, and their spread counts what a heavy sample hides by pulling
+    the mean towards itself (Tukey 1958; Efron 1982, The Jackknife, the Bootstrap, chapter 2).
+    valid: (prompts, samples), which samples exist. Infinite where a curve never meets the threshold.
+    """
     spread = float(np.ptp(problem.cost[valid])) or 1.0
-    unit = estimate if estimate > 0 else problem.beta / spread
+    unit = raw if raw > 0 else problem.beta / spread
     grid = np.concatenate([np.linspace(0, 4 * unit, 65), 4 * unit * np.geomspace(1.1, 1e3, 31)])
     scale = problem.beta * (1 + grid if normalised else np.ones_like(grid))
     prompts = len(valid)
     by_prompts = resample == "prompts" and prompts > 1
-    curves = np.zeros((prompts if by_prompts else replicates, len(grid)))
+    curves = np.zeros((prompts, len(grid)))
+    redrawn = np.zeros((replicates, len(grid)))
     quick = by_prompts or prompts * replicates < 10**5
     for x in tqdm(range(prompts), desc="bootstrap", leave=False, disable=quick):
-        r, c = problem.reward[x, valid[x]], problem.cost[x, valid[x]]  # (samples of x,)
-        logits = (r[:, None] - grid * c[:, None]) / scale  # (samples of x, grid)
-        weight = np.exp(logits - logits.max(axis=0))
-        if by_prompts:
-            curves[x] = (weight * c[:, None]).sum(axis=0) / weight.sum(axis=0)
-        else:
-            drawn = rng.standard_exponential((replicates, len(r)))  # a Bayesian bootstrap: no sample gets 0
-            curves += problem.weights[x] * (drawn @ (weight * c[:, None])) / (drawn @ weight)
+        values = _pseudo_values(problem.reward[x, valid[x]], problem.cost[x, valid[x]], grid, scale)
+        curves[x] = values.mean(axis=0)
+        if not by_prompts:  # a Bayesian bootstrap
+            drawn = rng.standard_exponential((replicates, len(values)))
+            redrawn += problem.weights[x] * (drawn @ values) / drawn.sum(axis=1, keepdims=True)
     if by_prompts:  # how often each prompt was drawn, times its weight
         counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=replicates) * problem.weights
-        curves = (counts / counts.sum(axis=1, keepdims=True)) @ curves  # (replicates, grid)
-    return np.array([_first_crossing(grid, curve, problem.threshold) for curve in curves])
+        redrawn = (counts / counts.sum(axis=1, keepdims=True)) @ curves
+    corrected = _first_crossing(grid, problem.weights @ curves, problem.threshold)
+    return corrected, np.array([_first_crossing(grid, curve, problem.threshold) for curve in redrawn])
+
+
+def _pseudo_values(r: np.ndarray, c: np.ndarray, grid: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(samples, grid) jackknife pseudo-values of one prompt's reweighted cost; r and c: (samples,)."""
+    logits = (r[:, None] - grid * c[:, None]) / scale
+    weight = np.exp(logits - logits.max(axis=0))
+    weight /= weight.sum(axis=0)
+    mean = c @ weight
+    others = np.maximum(1 - weight, 1e-9)  # a sample with all the weight leaves nothing to estimate from
+    without = mean + weight * (mean - c[:, None]) / others
+    return len(r) * mean - (len(r) - 1) * without
 
 
 def _first_crossing(grid: np.ndarray, curve: np.ndarray, threshold: float) -> float:

@@ -39,7 +39,7 @@ def covered(resample: str, samples: int, replications: int) -> int:
     truth = everything.constrained_optimum().multiplier
     rng, hits = np.random.default_rng(7), 0
     for seed in range(replications):
-        rows = np.arange(10) if resample == "responses" else rng.integers(1000, size=60)
+        rows = np.arange(10) if resample == "responses" else rng.integers(1000, size=100)
         reward, cost = scored(everything, rows, samples, rng)
         found = suggest_penalty(
             reward, cost, beta=BETA, threshold=THRESHOLD, resample=resample, bootstrap=200, seed=seed
@@ -48,7 +48,7 @@ def covered(resample: str, samples: int, replications: int) -> int:
     return hits
 
 
-@pytest.mark.parametrize(("resample", "samples"), [("prompts", 16), ("responses", 32)])
+@pytest.mark.parametrize(("resample", "samples"), [("prompts", 32), ("responses", 256)])
 def test_the_interval_covers_the_true_multiplier(resample, samples):
     # 200 replications at nominal 95%; below 90% would be 3 binomial standard errors short.
     assert covered(resample, samples, 200) >= 180
@@ -57,17 +57,17 @@ def test_the_interval_covers_the_true_multiplier(resample, samples):
 def test_many_samples_find_the_multiplier_and_the_frontier():
     everything = population(50)
     best = everything.constrained_optimum()
-    reward, cost = scored(everything, np.arange(50), 4000, np.random.default_rng(1))
+    reward, cost = scored(everything, np.arange(50), 2000, np.random.default_rng(1))
     found = suggest_penalty(reward, cost, beta=BETA, threshold=THRESHOLD, resample="responses", bootstrap=200)
-    assert found.multiplier == pytest.approx(best.multiplier, rel=0.02)
+    assert found.multiplier == pytest.approx(best.multiplier, rel=0.04)
     assert found.interval.low < best.multiplier < found.interval.high
     assert not found.warnings
     for point in found.frontier:
         truth = everything.tilted(point.multiplier)
         assert point.cost == pytest.approx(truth.cost, abs=0.05)
         assert point.reward == pytest.approx(truth.reward, abs=0.05)
-        assert point.kl == pytest.approx(truth.kl, abs=0.06)
-        assert point.effective_samples <= 4000
+        assert point.kl == pytest.approx(truth.kl, abs=0.08)
+        assert point.effective_samples <= 2000
     assert found.recommended == pytest.approx(2 * found.multiplier)
     assert found.rule.startswith("2 x the optimal multiplier")
     # The rule does what it says: under a batch gate of any size this penalty settles on the threshold.
