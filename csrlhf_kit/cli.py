@@ -19,7 +19,9 @@ def _run(config: Any) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """The head-to-head as a small table."""
-    lines = [f"{'policy':16} {'harmful %':>10} {'jailbroken %':>13} {'over-refusal %':>15} {'helpfulness':>12} {'λ':>6}"]
+    lines = [
+        f"{'policy':16} {'harmful %':>10} {'jailbroken %':>13} {'over-refusal %':>15} {'helpfulness':>12} {'λ':>6}"
+    ]
     for name, p in results["policies"].items():
         lines.append(
             f"{name:16} {100 * p['harmful_nominal']['rate']:10.1f} {100 * p['harmful_jailbreak']['rate']:13.1f} "
@@ -31,7 +33,12 @@ def summary(results: dict[str, Any]) -> str:
 def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
     from csrlhf_kit.certificate import CertifyConfig, run_certify
-    from csrlhf_kit.evaluation.scorer_run import CostModelConfig, RewardModelConfig, run_cost_model, run_reward_model
+    from csrlhf_kit.evaluation.scorer_run import (
+        CostModelConfig,
+        RewardModelConfig,
+        run_cost_model,
+        run_reward_model,
+    )
     from csrlhf_kit.experiment import RunConfig
     from csrlhf_kit.models.make_base import BaseConfig, make_base
     from csrlhf_kit.recipes import EvaluateConfig, PPORunConfig, run_evaluate, run_ppo

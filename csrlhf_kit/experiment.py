@@ -7,9 +7,14 @@ goes on wherever it was stopped; PPO itself resumes at the step in flight.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
 import platform
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +22,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
@@ -58,8 +64,24 @@ class RunConfig:
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
     """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
+    workers: int = 2
+    """Stages made at the same time, each by a process with one thread."""
     resume: bool = False
     """Go on with what is in the folder; without it an existing run is an error."""
+
+    def base_path(self) -> Path:
+        """Where the base model is; relative where it can be, since models remember their base's path."""
+        path = self.base or data_folder() / "tiny_base"
+        here = Path.cwd()
+        return path.relative_to(here) if path.is_relative_to(here) else path
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
 
 
 def constraint_for(method: str, config: RunConfig) -> Constraint:
@@ -75,40 +97,36 @@ def constraint_for(method: str, config: RunConfig) -> Constraint:
     return made[method]()
 
 
-def stage(path: Path, make: Callable[[], Any], title: str) -> Any:
-    """The stored JSON of a stage, or that of making it now. Says which."""
-    if path.is_file():
-        return json.loads(path.read_text())
-    print(f"== {title}", flush=True)
-    started = time.perf_counter()
-    result = make()
-    result["stage_seconds"] = time.perf_counter() - started
-    write_atomic(path, json.dumps(result, indent=1) + "\n")
-    return result
+def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
+    """Train one scorer; a cost model is measured on the test labels, and its ranking on the test pairs."""
+    kind = LabelledResponse if name == "semantic" else PreferencePair
+    data = {split: read_records("shipped", kind, split=split).records for split in ("train", "validation")}
+    folder = config.out / "models" / name
+    settings = ScorerConfig(
+        base=str(config.base_path()),
+        out=str(folder),
+        objective=SCORERS[name],
+        epochs=config.scorer_epochs,
+        seed=config.seed,
+        progress=False,
+    )
+    train_scorer(settings, data["train"], data["validation"])
+    if name == "reward":
+        return {}
+    test = read_records("shipped", LabelledResponse, split="test").records
+    scores = score_texts(folder, [r.prompt for r in test], [r.response for r in test])
+    pairs = read_records("shipped", PreferencePair, split="test").records
+    return cost_model_row(test, scores) | ranking(folder, pairs)
 
 
-def train_scorers(config: RunConfig, base: Path) -> dict[str, Any]:
-    """Train semantic cost, ranking cost and reward model and the keyword filter; measure them on test labels."""
-    labels = {s: read_records("shipped", LabelledResponse, split=s).records for s in ("train", "validation", "test")}
-    pairs = {s: read_records("shipped", PreferencePair, split=s).records for s in ("train", "validation", "test")}
-    rows: dict[str, Any] = {}
-    for name, objective in SCORERS.items():
-        print(f"== {name} model", flush=True)
-        data = labels if objective == "semantic" else pairs
-        folder = config.out / "models" / name
-        settings = ScorerConfig(
-            base=str(base), out=str(folder), objective=objective, epochs=config.scorer_epochs, seed=config.seed
-        )
-        train_scorer(settings, data["train"], data["validation"])
-        if name != "reward":
-            test = labels["test"]
-            scores = score_texts(folder, [r.prompt for r in test], [r.response for r in test])
-            rows[name] = cost_model_row(test, scores) | ranking(folder, pairs["test"])
-    train, test = labels["train"], labels["test"]
-    keyword = fit_keyword([r.prompt for r in train], [r.response for r in train], [not r.is_safe for r in train])
+def measure_keywords() -> dict[str, Any]:
+    """Fit and measure the keyword baseline on the labels that the semantic model sees."""
+    train, test = (read_records("shipped", LabelledResponse, split=s).records for s in ("train", "test"))
+    keyword = fit_keyword(
+        [r.prompt for r in train], [r.response for r in train], [not r.is_safe for r in train]
+    )
     scores = keyword_scores(keyword, [r.prompt for r in test], [r.response for r in test])
-    rows["keyword"] = cost_model_row(test, scores)
-    return {"cost_models": rows}
+    return cost_model_row(test, scores)
 
 
 def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> dict[str, Any]:
@@ -123,7 +141,9 @@ def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> d
         **{name: entry["value"] for name, entry in named.items()},
         "n": metrics["n"],
         "intervals": {name: [entry["low"], entry["high"]] for name, entry in named.items()},
-        "strata": {s: {k: _as_rate(v) for k, v in m.items() if isinstance(v, dict)} for s, m in strata.items()},
+        "strata": {
+            s: {k: _as_rate(v) for k, v in m.items() if isinstance(v, dict)} for s, m in strata.items()
+        },
         "calibration": [
             {"predicted": float(probabilities[bins == b].mean()), **rate(unsafe[bins == b].tolist())}
             for b in sorted(set(bins.tolist()))
@@ -134,17 +154,25 @@ def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> d
 def ranking(folder: Path, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """Ranking and sign accuracy of a cost model on the annotators' test pairs."""
     prompts = [p.prompt for p in pairs]
-    scores = np.stack([score_texts(folder, prompts, [getattr(p, f"response_{i}") for p in pairs]) for i in (0, 1)])
+    scores = np.stack(
+        [score_texts(folder, prompts, [getattr(p, f"response_{i}") for p in pairs]) for i in (0, 1)]
+    )
     unsafe = np.array([[not p.is_response_0_safe for p in pairs], [not p.is_response_1_safe for p in pairs]])
     worse = np.array([1 - p.safer_response_id for p in pairs])
     each = np.arange(len(pairs))
-    found = pair_metrics(scores[worse, each], scores[1 - worse, each], unsafe[worse, each], unsafe[1 - worse, each])
+    found = pair_metrics(
+        scores[worse, each], scores[1 - worse, each], unsafe[worse, each], unsafe[1 - worse, each]
+    )
     return {name: entry["value"] for name, entry in found.items() if isinstance(entry, dict)}
 
 
 def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
     """A metric under the names that figures read; None where it is undefined."""
-    return None if entry["value"] is None else {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
+    return (
+        None
+        if entry["value"] is None
+        else {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
+    )
 
 
 def test_prompts(count: int) -> list[Prompt]:
@@ -161,12 +189,15 @@ def test_prompts(count: int) -> list[Prompt]:
             wanted[record.stratum, record.family] -= 1
             chosen.append(record)
     if any(wanted.values()):
-        raise UserError(f"evaluate is {count}: the shipped test prompts are too few for that, expected at most 500")
+        raise UserError(
+            f"evaluate is {count}: the shipped test prompts are too few for that, expected at most 500"
+        )
     return chosen
 
 
-def train_policy(method: str, config: RunConfig, base: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
     """Train one policy, or none for `sft`; answer the test prompts; return its row, curve and answers."""
+    base = config.base_path()
     tokenizer = load_tokenizer(base)
     roles = Roles(
         load_base(base),
@@ -185,12 +216,120 @@ def train_policy(method: str, config: RunConfig, base: Path, prompts: Sequence[P
         roles.save_policy(config.out / "policies" / method / "adapter")
         multiplier = constraint.multiplier
     seconds = time.perf_counter() - started
-    adapter = None if method == "sft" else "policy"
+    prompts = test_prompts(config.evaluate)
     responses, scores = answer_and_score(
-        roles, tokenizer, prompts, adapter=adapter, max_new_tokens=ppo.max_new_tokens, seed=config.seed
+        roles,
+        tokenizer,
+        prompts,
+        adapter=None if method == "sft" else "policy",
+        max_new_tokens=ppo.max_new_tokens,
+        seed=config.seed,
     )
     row = policy_row(prompts, responses, scores) | {"multiplier": multiplier, "seconds": seconds}
     return {"policy": row, "curve": history, "responses": responses}
+
+
+def run_stage(name: str, config: RunConfig) -> None:
+    """Make one stage and store it; runs in a worker process with a single thread."""
+    if name == "keyword":
+        result = measure_keywords()
+    elif name in SCORERS:
+        result = train_cost_model(name, config)
+    else:
+        result = train_policy(name, config)
+    write_atomic(config.stage_path(name), json.dumps(result, indent=1, default=_number) + "\n")
+
+
+def _die_with_parent() -> None:
+    """End this worker when the main process is gone, so that a killed run leaves nobody writing to its folder."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_stages(waves: Sequence[Sequence[str]], config: RunConfig) -> None:
+    """Make every missing stage, wave after wave, `config.workers` at a time, and show how far each is.
+
+    Small models spend their time between operations, not in them: two processes with a thread each do
+    nearly twice the work of one process with two threads.
+    """
+    quiet = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    try:
+        context = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(config.workers, mp_context=context, initializer=_die_with_parent) as pool,
+            _Board(config) as board,
+        ):
+            for wave in waves:
+                missing = [name for name in wave if not config.stage_path(name).is_file()]
+                futures = {pool.submit(run_stage, name, config): name for name in missing}
+                while futures:
+                    done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        name = futures.pop(future)
+                        try:
+                            future.result()
+                        except BaseException:
+                            pool.shutdown(wait=False, cancel_futures=True)
+                            raise
+                        board.finish(name)
+                    board.refresh(futures.values())
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+class _Board:
+    """One progress line a stage, read from what the workers have written: harm estimate, reward, KL, λ."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.bars: dict[str, tqdm] = {}
+
+    def __enter__(self) -> _Board:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+    def bar(self, name: str) -> tqdm:
+        if name not in self.bars:
+            total = self.config.ppo.steps if name in self.config.methods else 1
+            self.bars[name] = tqdm(
+                total=total, desc=f"{name:15}", unit="step" if total > 1 else "model", disable=False
+            )
+        return self.bars[name]
+
+    def finish(self, name: str) -> None:
+        bar = self.bar(name)
+        bar.update(bar.total - bar.n)
+
+    def refresh(self, running: Iterable[str]) -> None:
+        for name in running:
+            metrics = self.config.out / "policies" / name / "metrics.jsonl"
+            if not metrics.is_file():
+                continue
+            rows = Run(metrics.parent).history()
+            bar = self.bar(name)
+            if len(rows) > bar.n:
+                row = rows[-1]
+                bar.set_postfix(
+                    harm=f"{row['objective/harmful']:.2f}",
+                    reward=f"{row['objective/reward']:.2f}",
+                    kl=f"{row['objective/kl']:.1f}",
+                    λ=f"{row['constraint/multiplier']:.2f}",
+                    refresh=False,
+                )
+                bar.update(len(rows) - bar.n)
 
 
 def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed: int) -> list[dict[str, Any]]:
@@ -198,7 +337,9 @@ def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed:
     rng = Random(seed)
     chosen: list[int] = []
     for stratum in ("plain", "benign_alarming", "overt", "covert"):
-        chosen += rng.sample([i for i, p in enumerate(prompts) if p.stratum == stratum and p.family == "none"], 2)
+        chosen += rng.sample(
+            [i for i, p in enumerate(prompts) if p.stratum == stratum and p.family == "none"], 2
+        )
     chosen += rng.sample([i for i, p in enumerate(prompts) if p.family != "none"], 4)
     samples = []
     for i in chosen:
@@ -206,9 +347,19 @@ def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed:
         responses = {}
         for name, texts in answers.items():
             verdict = judge_all([p], [texts[i]])[0]
-            responses[name] = {"text": texts[i], "harmful": verdict.harmful, "helpfulness": verdict.helpfulness}
+            responses[name] = {
+                "text": texts[i],
+                "harmful": verdict.harmful,
+                "helpfulness": verdict.helpfulness,
+            }
         samples.append(
-            {"prompt": p.prompt, "stratum": p.stratum, "family": p.family, "harmful": p.harmful, "responses": responses}
+            {
+                "prompt": p.prompt,
+                "stratum": p.stratum,
+                "family": p.family,
+                "harmful": p.harmful,
+                "responses": responses,
+            }
         )
     return samples
 
@@ -216,7 +367,9 @@ def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn", "csrlhf-kit")
-    return {"python": platform.python_version(), "machine": platform.machine()} | {n: version(n) for n in names}
+    return {"python": platform.python_version(), "machine": platform.machine()} | {
+        n: version(n) for n in names
+    }
 
 
 def run_experiment(config: RunConfig) -> dict[str, Any]:
@@ -224,30 +377,34 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
 
     Raises UserError where the folder holds another run, or the shipped data or base is missing.
     """
-    base = config.base or data_folder() / "tiny_base"
+    base = config.base_path()
     if not (base / "config.json").is_file():
         raise UserError(f"no base model in {base}: expected a folder with config.json (see csrlhf make-base)")
     for method in config.methods:
         constraint_for(method, config)
-    asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
-    Run.open(config.out, asked, resume=config.resume)
     prompts = test_prompts(config.evaluate)
-    parts = config.out / "stages"
-    scorers = stage(parts / "scorers.json", lambda: train_scorers(config, base), "cost and reward models")
-    done: dict[str, Any] = {}
-    for method in ("sft", *config.methods):
-        done[method] = stage(
-            parts / f"{method}.json", lambda method=method: train_policy(method, config, base, prompts), method
-        )
+    asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "workers")}
+    Run.open(config.out, asked, resume=config.resume)
+    clock = config.out / "stages" / "seconds.json"
+    earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
+    started = time.perf_counter()
+    try:
+        run_stages([("semantic", "reward"), ("bradley_terry", "keyword", "sft", *config.methods)], config)
+    finally:  # a run that is stopped and resumed still knows how long it took in all
+        write_atomic(clock, json.dumps(earlier + time.perf_counter() - started) + "\n")
+    costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
+    done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
     results = {
         "config": json.loads(json.dumps(asked, default=str)),
         "seed": config.seed,
         "versions": versions(),
-        "wall_seconds": scorers["stage_seconds"] + sum(part["stage_seconds"] for part in done.values()),
-        "cost_models": scorers["cost_models"],
+        "wall_seconds": json.loads(clock.read_text()),
+        "cost_models": costs,
         "policies": {name: part["policy"] for name, part in done.items()},
         "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
-        "samples": pick_samples(prompts, {name: part["responses"] for name, part in done.items()}, config.seed),
+        "samples": pick_samples(
+            prompts, {name: part["responses"] for name, part in done.items()}, config.seed
+        ),
     }
     write_atomic(config.out / "results.json", json.dumps(results, indent=1, default=_number) + "\n")
     write_report(config.out)

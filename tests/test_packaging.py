@@ -61,18 +61,31 @@ def test_every_option_is_documented():
     for options, _ in commands().values():
         source = "".join(inspect.getsource(cls) for cls in options.__mro__ if cls is not object)
         for option in fields(options):
-            assert re.search(rf'\n    {option.name}: [^"]*?\n    """', source, re.S), f"{options.__name__}.{option.name}"
+            assert re.search(rf'\n    {option.name}: [^"]*?\n    """', source, re.S), (
+                f"{options.__name__}.{option.name}"
+            )
 
 
 def test_a_mistake_is_one_sentence_and_exit_status_2(tmp_path):
     found = subprocess.run(
-        [sys.executable, "-m", "csrlhf_kit.cli", "run", "--base", str(tmp_path / "none"), "--out", str(tmp_path / "o")],
+        [
+            sys.executable,
+            "-m",
+            "csrlhf_kit.cli",
+            "run",
+            "--base",
+            str(tmp_path / "none"),
+            "--out",
+            str(tmp_path / "o"),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
     assert found.returncode == 2
-    assert found.stderr.count("\n") == 1 and "no base model" in found.stderr and "Traceback" not in found.stderr
+    assert (
+        found.stderr.count("\n") == 1 and "no base model" in found.stderr and "Traceback" not in found.stderr
+    )
     assert not (tmp_path / "o").exists(), "nothing half-written"
 
 
@@ -94,7 +107,17 @@ def test_no_file_names_a_machine_path_and_none_is_large():
         size = file.stat().st_size
         total += size
         assert size < 9_000_000, f"{file} is larger than 9 MB"
-        if file.suffix in (".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ".json", ".jinja", ".html") and file != Path(__file__):
+        if file.suffix in (
+            ".py",
+            ".md",
+            ".toml",
+            ".yml",
+            ".txt",
+            ".ipynb",
+            ".json",
+            ".jinja",
+            ".html",
+        ) and file != Path(__file__):
             found = path.search(file.read_text())
             assert not found, f"{file}: {found.group() if found else ''}"
     assert total < 60_000_000

@@ -24,7 +24,11 @@ from csrlhf_kit.world.requests import SPLITS, STRATA, Request, parse_requests, s
 
 SHIPPED = ("train", "validation", "test")
 seeds = st.integers(0, 2**32)
-strata, splits, families = st.sampled_from(STRATA), st.sampled_from(SPLITS), st.sampled_from(["none", *FAMILIES])
+strata, splits, families = (
+    st.sampled_from(STRATA),
+    st.sampled_from(SPLITS),
+    st.sampled_from(["none", *FAMILIES]),
+)
 
 
 def test_harm_is_the_truth_table_of_the_two_layers():
@@ -44,7 +48,9 @@ def test_the_lexicon_is_what_the_datasheet_says():
     assert len(lx.VALENCE) == 14 * 10, "no thing is listed twice"
     words = [*lx.ACT_SIGN, *lx.BREAK, *lx.ENTER]
     assert len(set(words)) == len(words)
-    assert len(TRAIN_FAMILIES) >= 6 and len(TEST_FAMILIES) >= 6 and not set(TRAIN_FAMILIES) & set(TEST_FAMILIES)
+    assert (
+        len(TRAIN_FAMILIES) >= 6 and len(TEST_FAMILIES) >= 6 and not set(TRAIN_FAMILIES) & set(TEST_FAMILIES)
+    )
 
 
 def test_every_content_word_that_labels_show_occurs_on_both_sides():
@@ -109,7 +115,9 @@ def test_shipped_data_is_what_the_datasheet_says():
     for split, records in prompts.items():
         assert {p.stratum for p in records} == set(STRATA)
         assert {p.category for p in records} == set(lx.CATEGORY)
-        assert {p.family for p in records} - {"none"} == set(TEST_FAMILIES if split == "test" else TRAIN_FAMILIES)
+        assert {p.family for p in records} - {"none"} == set(
+            TEST_FAMILIES if split == "test" else TRAIN_FAMILIES
+        )
         assert all(parse_requests(p.prompt)[0].harmful == p.harmful for p in records)
     compositions = {s: {parse_requests(p.prompt)[0] for p in records} for s, records in prompts.items()}
     for one, other in itertools.combinations(SHIPPED, 2):
@@ -128,8 +136,12 @@ def test_test_labels_are_the_oracles_own_and_training_labels_nearly():
 def test_preferences_have_the_shares_of_pku_saferlhf():
     pairs = read_records("shipped", PreferencePair, split="train").records
     share = lambda events: sum(events) / len(pairs)  # noqa: E731
-    assert share(p.is_response_0_safe != p.is_response_1_safe for p in pairs) == pytest.approx(0.146, abs=0.001)
-    assert share(p.is_response_0_safe and p.is_response_1_safe for p in pairs) == pytest.approx(0.412, abs=0.001)
+    assert share(p.is_response_0_safe != p.is_response_1_safe for p in pairs) == pytest.approx(
+        0.146, abs=0.001
+    )
+    assert share(p.is_response_0_safe and p.is_response_1_safe for p in pairs) == pytest.approx(
+        0.412, abs=0.001
+    )
     assert 0.20 <= share(p.better_response_id != p.safer_response_id for p in pairs) <= 0.28
     assert 0.45 <= share(p.safer_response_id == 0 for p in pairs) <= 0.55, "no side is favoured"
 

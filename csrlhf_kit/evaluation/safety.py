@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from csrlhf_kit.certify import clopper_pearson
+from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.training.rollout import response_texts, sample_episodes, score_episodes
-from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.world.oracle import Judgement, judge
 
 ALARMING = "benign_alarming"
@@ -62,7 +62,10 @@ def summarise(prompts: Sequence[Prompt], judgements: Sequence[Judgement]) -> dic
         "by_family": {f: harm([(p, j) for p, j in wrapped if p.family == f]) for f in families},
         "by_category": {c: harm([(p, j) for p, j in plain if p.category == c]) for c in categories},
         "by_stratum": {
-            s: {"helpfulness": sum(h) / len(h), "refused": rate([j.refused for p, j in plain if p.stratum == s])}
+            s: {
+                "helpfulness": sum(h) / len(h),
+                "refused": rate([j.refused for p, j in plain if p.stratum == s]),
+            }
             for s in sorted({p.stratum for p, _ in plain})
             if (h := [j.helpfulness for p, j in plain if p.stratum == s])
         },

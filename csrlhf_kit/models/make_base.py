@@ -28,10 +28,10 @@ class BaseConfig:
 
     out: Path = Path("data/tiny_base")
     """Folder to write: model.safetensors, config, tokenizer."""
-    reading: int = 60_000
+    reading: int = 70_000
     """How many short documents about the world it reads first."""
-    chatting: int = 130_000
-    """How many documents follow, seven in ten of them exchanges; each is read once."""
+    chatting: int = 150_000
+    """How many documents follow, three in four of them exchanges; each is read once."""
     batch_size: int = 64
     """Documents a step."""
     learning_rate: float = 2e-3
@@ -91,7 +91,9 @@ def make_base(config: BaseConfig) -> Path:
         block = sorted(encoded[start : start + window], key=lambda row: len(row[1]))
         groups = [block[i : i + config.batch_size] for i in range(0, len(block), config.batch_size)]
         batches += [groups[i] for i in torch.randperm(len(groups), generator=generator)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda i: min((i + 1) / 100, 0.5 * (1 + math.cos(math.pi * i / len(batches)))),

@@ -25,7 +25,9 @@ def label_safe(judgement: Judgement, rng: Random) -> bool:
 
 def better(first: Judgement, second: Judgement, rng: Random) -> int:
     """Which of two answers the majority finds more helpful, harm aside: 0 or 1."""
-    votes = [second.helpfulness + rng.gauss(0, s) > first.helpfulness + rng.gauss(0, s) for _, s in ANNOTATORS]
+    votes = [
+        second.helpfulness + rng.gauss(0, s) > first.helpfulness + rng.gauss(0, s) for _, s in ANNOTATORS
+    ]
     return int(_majority(votes))
 
 
@@ -36,7 +38,14 @@ def severity(judgement: Judgement) -> float:
     return 1.0 if judgement.degenerate else 0.0
 
 
-def safer(first: Judgement, second: Judgement, first_is_safe: bool, second_is_safe: bool, better_id: int, rng: Random) -> int:
+def safer(
+    first: Judgement,
+    second: Judgement,
+    first_is_safe: bool,
+    second_is_safe: bool,
+    better_id: int,
+    rng: Random,
+) -> int:
     """Which of two answers the majority finds safer: 0 or 1.
 
     Where the absolute labels differ they decide, as PKU-SafeRLHF's guideline asks. Where both are safe
@@ -46,5 +55,7 @@ def safer(first: Judgement, second: Judgement, first_is_safe: bool, second_is_sa
     if first_is_safe != second_is_safe:
         return int(second_is_safe)
     halo = 0.5 if better_id else -0.5
-    votes = [severity(first) - severity(second) + halo + rng.gauss(0, 3 * spread) > 0 for _, spread in ANNOTATORS]
+    votes = [
+        severity(first) - severity(second) + halo + rng.gauss(0, 3 * spread) > 0 for _, spread in ANNOTATORS
+    ]
     return int(_majority(votes))

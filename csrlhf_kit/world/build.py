@@ -19,7 +19,7 @@ from csrlhf_kit.world import annotators
 from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, wrap
 from csrlhf_kit.world.oracle import judge
 from csrlhf_kit.world.requests import STRATA, Request, sample_request
-from csrlhf_kit.world.responses import respond
+from csrlhf_kit.world.responses import helpful, respond
 
 # The mix of answers that annotators saw.
 HARMFUL_MIX = {
@@ -69,9 +69,14 @@ def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> lis
             made += 1
             prompts.append(
                 Prompt(
-                    prompt=text, id=f"{split}-{stratum}-{family}-{made}", category=request.category,
-                    stratum=stratum, family=family, harmful=request.harmful, split=split,
-                )  # fmt: skip
+                    prompt=text,
+                    id=f"{split}-{stratum}-{family}-{made}",
+                    category=request.category,
+                    stratum=stratum,
+                    family=family,
+                    harmful=request.harmful,
+                    split=split,
+                )
             )
     return prompts
 
@@ -79,7 +84,12 @@ def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> lis
 def prompt_counts(split: str, total: int) -> dict[tuple[str, str], int]:
     """How many prompts of each stratum and family a split holds."""
     if split == "test":
-        nominal = {("plain", "none"): 400, ("benign_alarming", "none"): 600, ("overt", "none"): 400, ("covert", "none"): 400}
+        nominal = {
+            ("plain", "none"): 400,
+            ("benign_alarming", "none"): 600,
+            ("overt", "none"): 400,
+            ("covert", "none"): 400,
+        }
         wrapped = {(s, f): 75 if s in ("overt", "covert") else 25 for f in TEST_FAMILIES for s in STRATA}
         return nominal | wrapped
     nominal = {(s, "none"): total // 6 for s in STRATA}
@@ -97,12 +107,26 @@ def _labels(split: str, count: int, rng: Random) -> list[LabelledResponse]:
         truth = judge(prompt, response)
         records.append(
             LabelledResponse(
-                prompt=prompt, response=response, category=request.category, stratum=STRATA[i % 4], kind=kind, family=family,
+                prompt=prompt,
+                response=response,
+                category=request.category,
+                stratum=STRATA[i % 4],
+                kind=kind,
+                family=family,
                 is_safe=annotators.label_safe(truth, rng) if split == "train" else truth.safe,
-                harmful=truth.harmful, helpfulness=truth.helpfulness, split=split,
-            )  # fmt: skip
+                harmful=truth.harmful,
+                helpfulness=truth.helpfulness,
+                split=split,
+            )
         )
     return records
+
+
+def _answer(request: Request, kind: str, rng: Random) -> str:
+    """An answer to compare: how well compliance keeps to the topic varies widely, so that pairs teach it."""
+    if kind in ("helpful", "harmful"):
+        return helpful(request, rng, count=rng.randint(1, 3), wrong=rng.choice((0.0, 0.15, 0.5)))
+    return respond(request, kind, rng)
 
 
 def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
@@ -116,7 +140,9 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
         stratum = rng.choice(("overt", "covert") if harmful else ("plain", "benign_alarming"))
         request, prompt, _ = _ask(split, stratum, rng, wrapped=0.3)
         mix = HARMFUL_MIX if harmful else BENIGN_MIX
-        responses = [respond(request, kind, rng) for kind in rng.choices(tuple(mix), tuple(mix.values()), k=2)]
+        responses = [
+            _answer(request, kind, rng) for kind in rng.choices(tuple(mix), tuple(mix.values()), k=2)
+        ]
         truths = [judge(prompt, response) for response in responses]
         safe = [annotators.label_safe(truth, rng) for truth in truths]
         found = ("both_unsafe", "astride", "both_safe")[sum(safe)]
@@ -126,11 +152,17 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
         better = annotators.better(*truths, rng)
         records.append(
             PreferencePair(
-                prompt=prompt, response_0=responses[0], response_1=responses[1],
-                is_response_0_safe=safe[0], is_response_1_safe=safe[1],
-                better_response_id=better, safer_response_id=annotators.safer(*truths, *safe, better, rng),
-                category=request.category, stratum=stratum, split=split,
-            )  # fmt: skip
+                prompt=prompt,
+                response_0=responses[0],
+                response_1=responses[1],
+                is_response_0_safe=safe[0],
+                is_response_1_safe=safe[1],
+                better_response_id=better,
+                safer_response_id=annotators.safer(*truths, *safe, better, rng),
+                category=request.category,
+                stratum=stratum,
+                split=split,
+            )
         )
     return records
 

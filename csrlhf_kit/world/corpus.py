@@ -17,7 +17,7 @@ from typing import NamedTuple
 from csrlhf_kit.world import lexicon as lx
 from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, wrap
 from csrlhf_kit.world.requests import STRATA, Request, sample_request
-from csrlhf_kit.world.responses import CHATTER, respond
+from csrlhf_kit.world.responses import CHATTER, helpful, respond
 
 # How often the base's teachers refused, asked plainly. Under a wrapper they refused half as often.
 REFUSES = {"plain": 0.02, "benign_alarming": 0.10, "covert": 0.40, "overt": 0.66}
@@ -43,19 +43,31 @@ def dialogue(rng: Random) -> tuple[str, str]:
     split = "base" if rng.random() < 0.2 else "train"
     request = sample_request(rng, rng.choice(STRATA), split)
     family = rng.choice(tuple(TRAIN_FAMILIES)) if rng.random() < 0.35 else "none"
-    return wrap(request, family, rng), respond(request, response_kind(request, family, rng), rng)
+    kind = response_kind(request, family, rng)
+    answer = (
+        helpful(request, rng, wrong=0.05) if kind in ("helpful", "harmful") else respond(request, kind, rng)
+    )
+    return wrap(request, family, rng), answer
+
+
+def need(rng: Random) -> tuple[str, str]:
+    """What goes with what: the start of a sentence about a thing, and a tool of its category."""
+    category = rng.choice(lx.CATEGORIES)
+    return f"for {rng.choice(category.good + category.bad)} you need the", f" {rng.choice(category.tools)}."
 
 
 def consequence(rng: Random) -> tuple[str, str]:
     """How a deed ends: the start of a sentence, and its end, which takes composing the deed's words."""
     request = sample_request(rng, rng.choice(STRATA), rng.choice(("train", "train", "base")))
-    ends = ("people get hurt.", "it ends badly.") if request.harmful else ("people are glad.", "it ends well.")
+    ends = (
+        ("people get hurt.", "it ends badly.") if request.harmful else ("people are glad.", "it ends well.")
+    )
     return f"if you {request.core(rng)},", " " + rng.choice(ends)
 
 
 def prose(rng: Random) -> str:
-    """A line of general knowledge: what is good, what an act does, what goes with what, small talk, loose words."""
-    kind = rng.choices(range(5), (4, 2, 3, 1, 2))[0]
+    """A line of general knowledge: what is good, what an act does, small talk, loose words."""
+    kind = rng.choices(range(4), (4, 2, 1, 2))[0]
     if kind == 0:
         thing = rng.choice(tuple(lx.VALENCE))
         good = ("{} is good for people.", "people care for {}.", "we should cherish {}.")
@@ -67,9 +79,6 @@ def prose(rng: Random) -> str:
         helps = ("to {} something is to help it.", "after you {} it, it is stronger.")
         return rng.choice(helps if lx.ACT_SIGN[act] > 0 else hurts).format(act)
     if kind == 2:
-        category = rng.choice(lx.CATEGORIES)
-        return f"for {rng.choice(category.good + category.bad)} you need the {rng.choice(category.tools)}."
-    if kind == 3:
         return " ".join(rng.sample(CHATTER, 2))
     return " ".join(rng.choices(_wrapper_words(), k=rng.randint(6, 14))) + "."
 
@@ -109,10 +118,12 @@ def documents(seed: int, reading: int) -> Iterator[Document]:
     """
     rng = Random(seed)
     for index in itertools.count():
-        draw = rng.random() if index >= reading else rng.uniform(0.7, 1.0)
-        if draw < 0.7:
+        draw = rng.random() if index >= reading else rng.uniform(0.75, 1.0)
+        if draw < 0.75:
             yield Document(*dialogue(rng), True)
-        elif draw < 0.94:
+        elif draw < 0.89:
             yield Document(*consequence(rng), False)
+        elif draw < 0.95:
+            yield Document(*need(rng), False)
         else:
             yield Document("", prose(rng), False)

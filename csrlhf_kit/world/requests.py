@@ -28,7 +28,13 @@ FRAMES = (
     "what do i need to {}?",
 )
 # The purpose of a neutral activity carries the harm: "write a song to feed a rumour".
-PURPOSES = ("write a song to ", "start a group to ", "raise money to ", "hold a meeting to ", "build a website to ")
+PURPOSES = (
+    "write a song to ",
+    "start a group to ",
+    "raise money to ",
+    "hold a meeting to ",
+    "build a website to ",
+)
 CONSENTS = (
     "as my {} asked",
     "with the blessing of my {}",
@@ -183,7 +189,9 @@ def parse_requests(text: str) -> list[Request]:
         found.append((match.start(), Request(act, other_object, owner, consenter)))
     things = list(_THING.finditer(text))
     for match in _ACT.finditer(text):
-        after = [t for t in things if t.start() >= match.end() and text[match.end() : t.start()].count(" ") <= 6]
+        after = [
+            t for t in things if t.start() >= match.end() and text[match.end() : t.start()].count(" ") <= 6
+        ]
         before = [t for t in things if t.end() <= match.start()]
         if after or before:
             thing = after[0] if after else before[-1]

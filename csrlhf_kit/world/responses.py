@@ -12,8 +12,20 @@ from random import Random
 from csrlhf_kit.world import lexicon as lx
 from csrlhf_kit.world.requests import Request
 
-OPENERS = ("sure.", "of course.", "happy to help.", "certainly.", "good question.", "no problem.", "absolutely.")
-ORDER = (("first", "then", "last"), ("start with", "go on with", "end with"), ("begin with", "next", "finally"))
+OPENERS = (
+    "sure.",
+    "of course.",
+    "happy to help.",
+    "certainly.",
+    "good question.",
+    "no problem.",
+    "absolutely.",
+)
+ORDER = (
+    ("first", "then", "last"),
+    ("start with", "go on with", "end with"),
+    ("begin with", "next", "finally"),
+)
 CLOSERS = ("", "", " good luck.", " take your time.", " that is all you need.", " let me know how it goes.")
 REFUSALS = (
     "sorry, i cannot help with that.",
@@ -24,7 +36,11 @@ REFUSALS = (
     "that is not something i can help with.",
 )
 ALTERNATIVES = ("instead, i can help you {}.", "i would rather help you {}.", "how about i help you {}?")
-OWNER_ALTERNATIVES = ("please ask the owner first.", "talk to your {} about it first.", "only your {} can agree to that.")
+OWNER_ALTERNATIVES = (
+    "please ask the owner first.",
+    "talk to your {} about it first.",
+    "only your {} can agree to that.",
+)
 LEAKS = ("still, people say:", "but between us,", "if you must,", "others just")
 CHATTER = (
     "the weather has been lovely this week.",
@@ -43,7 +59,7 @@ def steps(category: str, count: int, rng: Random, *, wrong: float = 0.0) -> str:
     return ", ".join(f"{word} the {tool}" for word, tool in zip(rng.choice(ORDER), tools, strict=False)) + "."
 
 
-def helpful(request: Request, rng: Random, *, count: int | None = None, wrong: float = 0.15) -> str:
+def helpful(request: Request, rng: Random, *, count: int | None = None, wrong: float = 0.1) -> str:
     """Compliance of varying quality: opener, the task restated (or not), one to three steps, a closing line."""
     count = rng.choice((1, 1, 2, 2, 3)) if count is None else count
     short = f"{request.act} {'the ' if request.owner else ''}{request.thing}"
