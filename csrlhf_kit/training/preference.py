@@ -175,7 +175,7 @@ class ScorerConfig:
     """Peak learning rate of AdamW; warms up, then falls to 0."""
     epochs: float | None = None
     """Passes over the training split."""
-    batch_size: int = 32
+    batch_size: int | None = None
     """Records (rows or pairs) of one optimiser step."""
     micro_batch_size: int | None = None
     """Records of one forward pass, where memory is short; None: the whole batch."""
@@ -213,29 +213,33 @@ class Settings:
 
     learning_rate: float
     epochs: float
-
-
-def settled(config: ScorerConfig, scorer: Scorer, rows: int) -> Settings:
-    """Learning rate and epochs: those asked for, or defaults by the model's size and adaptation.
-
-    Small models take, and need, larger steps; adapters take larger ones than whole matrices. Few rows are
-    read more often, so that there are enough optimiser steps to learn anything.
-    """
-    size = count_parameters(scorer.model)
-    trained_whole = count_parameters(scorer.model, trainable=True) > 0.5 * size
-    table = FULL_RATES if trained_whole else LORA_RATES
-    rate = next(rate for most, rate in table if size <= most)
-    epochs = float(min(max(-(-DEFAULT_STEPS * config.batch_size // max(rows, 1)), 2), 8))
-    return Settings(
-        rate if config.learning_rate is None else config.learning_rate,
-        epochs if config.epochs is None else config.epochs,
-    )
+    batch_size: int
 
 
 # (parameters up to, peak learning rate)
 FULL_RATES = ((5e6, 1e-3), (5e7, 1e-4), (2e8, 3e-5), (float("inf"), 1e-5))
 LORA_RATES = ((5e6, 3e-3), (5e7, 1e-3), (5e8, 5e-4), (float("inf"), 2e-4))
-DEFAULT_STEPS = 300
+DIALOGUES_READ = 10_000  # over all epochs, where the data are few
+
+
+def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
+    """Learning rate, epochs and batch size: those asked for, or defaults by the model's and the data's size.
+
+    Small models take, and need, larger steps; adapters take larger ones than whole matrices. Few records
+    are read more often (up to five times) and in smaller batches, so that there are enough steps to learn
+    anything; a pair counts as the two dialogues that it is.
+    """
+    size = count_parameters(scorer.model)
+    trained_whole = count_parameters(scorer.model, trainable=True) > 0.5 * size
+    table = FULL_RATES if trained_whole else LORA_RATES
+    dialogues = 1 if config.objective == "semantic" else 2
+    quarters = -(-4 * DIALOGUES_READ // (dialogues * max(records, 1)))
+    batch = (16 if dialogues * records < 2000 else 32) // dialogues
+    return Settings(
+        learning_rate=config.learning_rate or next(rate for most, rate in table if size <= most),
+        epochs=config.epochs or min(max(quarters / 4, 1.0), 5.0),
+        batch_size=config.batch_size or batch,
+    )
 
 
 # --- records to rows ---------------------------------------------------------------------------------
@@ -428,6 +432,7 @@ def fit_scorer(
         "train_loss": loss,
         "learning_rate": chosen.learning_rate,
         "epochs": chosen.epochs,
+        "batch_size": chosen.batch_size,
         "parameters": count_parameters(scorer.model),
         "trained_parameters": count_parameters(scorer.model, trainable=True),
         "seconds": round(time.perf_counter() - started, 2),
@@ -441,11 +446,11 @@ def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRo
     checkpoints = checkpoint_folder(config)
     if not config.resume:
         clear_checkpoints(config)
-    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    micro = min(config.micro_batch_size or chosen.batch_size, chosen.batch_size)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=-(-config.batch_size // micro),
+        gradient_accumulation_steps=-(-chosen.batch_size // micro),
         num_train_epochs=chosen.epochs,
         learning_rate=chosen.learning_rate,
         lr_scheduler_type="linear",
@@ -523,7 +528,7 @@ def calibrate(scorer: Scorer, rows: EncodedRows, config: ScorerConfig) -> float:
     Rewards: the standard deviation of the scores, so that one reward unit is one standard deviation.
     """
     flat = [row for dialogues in rows.dialogues for row in dialogues]
-    scores = score_rows(scorer, flat, batch_size=2 * config.batch_size)
+    scores = score_rows(scorer, flat)
     if config.objective == "semantic":
         divisor = fit_temperature(scores, rows.targets)
     elif config.objective == "safe_rlhf":
