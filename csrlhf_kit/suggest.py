@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -163,6 +164,19 @@ def suggest_penalty(
         threshold=float(threshold),
         confidence=confidence,
     )
+
+
+def shortfall(
+    frontier: Sequence[FrontierPoint | Solution], *, beta: float, reward: float, cost: float, kl: float
+) -> float:
+    """How much objective a trained policy leaves on the table: best F at its cost, minus its own F.
+
+    reward, cost, kl: the policy's means, on the frontier's prompts and in its units. The best is bounded by
+    the frontier's tangents, F(m) + m * (cost - cost(m)), the least over its points m: never too small, and
+    tight where points are dense. 0 for a perfect optimiser; in reward units; negative only by sampling error.
+    """
+    best = min(p.reward - beta * p.kl + p.multiplier * (cost - p.cost) for p in frontier)
+    return best - (reward - beta * kl)
 
 
 def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple[float, str]:

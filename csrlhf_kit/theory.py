@@ -19,7 +19,7 @@ from csrlhf_kit.hinge import (
     hinge_bias,
     simulate_gate,
 )
-from csrlhf_kit.suggest import FrontierPoint, Suggestion, suggest_penalty
+from csrlhf_kit.suggest import FrontierPoint, Suggestion, shortfall, suggest_penalty
 
 __all__ = [
     "PID",
@@ -38,6 +38,7 @@ __all__ = [
     "equilibrium_violation",
     "expected_hinge",
     "hinge_bias",
+    "shortfall",
     "simulate_dual",
     "simulate_gate",
     "suggest_penalty",

@@ -12,7 +12,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.hinge import batch_hinge_equilibrium
 from csrlhf_kit.reweighting import optimal_multiplier, tilt
 from csrlhf_kit.suggest import SuggestPenaltyConfig, read_scores, run_suggest_penalty
-from csrlhf_kit.theory import FiniteProblem, suggest_penalty
+from csrlhf_kit.theory import FiniteProblem, shortfall, suggest_penalty
 
 BETA, THRESHOLD = 0.5, -0.3
 
@@ -116,6 +116,24 @@ def test_a_normalised_trainer_has_its_own_multiplier():
     if multiplier < 0.9:
         share = 0.5 * found.recommended / (1 + found.recommended)
         assert share / (1 - share) == pytest.approx(found.multiplier)
+
+
+def test_the_shortfall_is_zero_on_the_frontier_and_positive_off_it():
+    problem = population(20, seed=6)
+    frontier = problem.frontier(np.linspace(0, 5, 501))
+    best = problem.constrained_optimum()
+
+    def of(policy: np.ndarray) -> float:
+        at = problem.evaluate(policy)
+        return shortfall(frontier, beta=BETA, reward=at.reward, cost=at.cost, kl=at.kl)
+
+    assert of(best.policy) == pytest.approx(0, abs=1e-4)
+    for other in (problem.reference, problem.penalised_optimum(1.0, "per_sample").policy):
+        assert of(other) > 0.01
+    # Against the exact best at the same cost, found by moving the threshold there.
+    hinge = problem.evaluate(problem.penalised_optimum(1.0, "per_sample").policy)
+    same = FiniteProblem(problem.reference, problem.reward, problem.cost, beta=BETA, threshold=hinge.cost)
+    assert of(hinge.policy) == pytest.approx(same.constrained_optimum().objective - hinge.objective, abs=1e-4)
 
 
 def test_a_reference_that_is_safe_already_needs_no_penalty():
