@@ -13,6 +13,8 @@ dA and dB are accumulated in float32 or wider, rounded once to the adapter's dty
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,10 @@ def _dense(weight: Tensor | Nf4, dtype: torch.dtype) -> Tensor:
     return (dequantize_nf4(weight) if isinstance(weight, Nf4) else weight).to(dtype)
 
 
+def _no_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _dropped(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
     return x if keep is None else (x * keep).div_(1 - dropout)
 
@@ -80,7 +86,7 @@ def _dropped(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, lora_a, lora_b, bias, weight, keep, scaling, dropout):
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
             kept = None if keep is None else keep.view(rows.shape)
             base = _dense(weight, x.dtype).t()
@@ -101,7 +107,7 @@ class _LoraLinear(torch.autograd.Function):
         rows, down, lora_a, lora_b, bias, kept, weight = ctx.saved_tensors
         want_x, want_a, want_b, want_bias = ctx.needs_input_grad[:4]
         grad_x = grad_a = grad_b = grad_bias = None
-        with torch.autocast(rows.device.type, enabled=False):
+        with _no_autocast(rows.device.type):
             dy = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
             if want_x or want_a:
                 through = (dy @ lora_b.to(dy.dtype)).mul_(ctx.scaling)  # (tokens, rank)
