@@ -1,7 +1,7 @@
 """How often each interval is right, and how wide: the study behind the guarantees.
 
-    python benchmarks/coverage.py            # about 15 minutes on one core
-    python benchmarks/coverage.py --quick    # a minute, same columns, more Monte Carlo error
+    python benchmarks/coverage.py            # about 5 minutes on one core
+    python benchmarks/coverage.py --quick    # half a minute, same columns, more Monte Carlo error
 
 Writes three tables under benchmarks/results/:
     coverage.csv             intervals for a mean: truth x method x sample size
@@ -171,9 +171,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions")
     share = 0.1 if parser.parse_args().quick else 1
-    save("coverage", study_means(int(2000 * share)))
-    save("coverage_judge", study_judges(int(2000 * share)))
     save("coverage_suggest", study_suggestions(int(200 * share)))
+    save("coverage_judge", study_judges(int(1000 * share)))
+    save("coverage", study_means(int(1000 * share)))
 
 
 if __name__ == "__main__":

@@ -462,9 +462,9 @@ def test_a_thousand_prompts_are_solved_within_a_second():
     reference = rng.dirichlet(np.ones(64), 1000)
     reward, cost = rng.normal(size=(2, 1000, 64))
     seconds = []
-    for _ in range(3):  # the best of three: another process may have the core
-        start = time.perf_counter()
+    for _ in range(3):  # CPU time and the best of three: other processes may have the core
+        start = time.process_time()
         best = FiniteProblem(reference, reward, cost, beta=0.1, threshold=-0.5).constrained_optimum()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 1
     assert best.cost == pytest.approx(-0.5, abs=1e-10)
