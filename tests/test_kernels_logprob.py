@@ -232,7 +232,7 @@ def test_large_vocabulary_is_no_slower(large):
                 seconds.append(time.thread_time() - start)
     finally:
         torch.set_num_threads(threads)
-    assert min(cost[ours]) <= 1.1 * min(cost[plain])  # measured 0.75-0.9; a tenth for the clock
+    assert min(cost[ours]) <= 1.1 * min(cost[plain])  # measured: 0.6; a tenth for the clock
 
 
 def brute_force_gae(rewards, values, mask, gamma, lam):

@@ -57,9 +57,8 @@ class _FusedForward:
         base = self.base_layer
         if base.weight.requires_grad or base._forward_hooks or base._forward_pre_hooks:
             return None
-        if x.is_cuda and is_quantised(base.weight) and not torch.is_grad_enabled():
-            return None if x.numel() <= DECODE_TOKENS * x.shape[-1] else active[0]
-        return active[0]
+        decoding = x.is_cuda and not torch.is_grad_enabled() and x.numel() <= DECODE_TOKENS * x.shape[-1]
+        return None if decoding and is_quantised(base.weight) else active[0]
 
 
 class FusedLinear(_FusedForward, lora.Linear):

@@ -83,11 +83,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunk_rows(rows: Tensor, vocabulary: int) -> int:
-    budget = CHUNK_ELEMENTS.get(rows.device.type, CHUNK_ELEMENTS["cuda"])
-    return max(32, budget // vocabulary // 32 * 32)
-
-
 def _kept_rows(targets: Tensor, ignore_index: int, vocabulary: int) -> Tensor | None:
     """Indices of the rows to compute, or None for all of them."""
     keep = targets != ignore_index
@@ -103,13 +98,13 @@ class _Chunk:
 
     def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> None:
         self.weight, self.bias, self.temperature = weight, bias, temperature
-        self.size = min(_chunk_rows(rows, weight.shape[0]), rows.shape[0])
+        budget = CHUNK_ELEMENTS.get(rows.device.type, CHUNK_ELEMENTS["cuda"])
+        self.size = min(max(32, budget // weight.shape[0] // 32 * 32), rows.shape[0])
         self.wide = _wide(rows.dtype)
         self.triton = use_triton(rows)
         shape = (self.size, weight.shape[0])
         self.buffer = rows.new_empty(shape, dtype=rows.dtype if self.triton else self.wide)
         self.second = None if self.triton else rows.new_empty(shape, dtype=self.wide)
-        self.logits = None
 
     def log_probs(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """log p(target) and entropy of rows (n, hidden), n <= size; keeps what `gradient` needs."""

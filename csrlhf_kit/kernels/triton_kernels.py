@@ -96,11 +96,10 @@ def logprob_statistics(
     """logsumexp, log p(target) and entropy of each row of (logits + bias) * scale; logits (n, vocabulary)."""
     n, vocabulary = logits.shape
     log_total, picked, entropy = torch.empty((3, n), dtype=logits.dtype, device=logits.device).unbind()
-    if n:
-        _statistics_kernel[(n,)](
-            logits, bias, targets, log_total, picked, entropy, vocabulary, scale,
-            BLOCK=min(8192, triton.next_power_of_2(vocabulary)), num_warps=16,
-        )  # fmt: skip
+    _statistics_kernel[(n,)](
+        logits, bias, targets, log_total, picked, entropy, vocabulary, scale,
+        BLOCK=min(8192, triton.next_power_of_2(vocabulary)), num_warps=16,
+    )  # fmt: skip
     return log_total, picked, entropy
 
 
@@ -111,11 +110,10 @@ def logprob_gradient(
     """The gradient with respect to the scaled logits, written to `out` (n, vocabulary)."""
     n, vocabulary = logits.shape
     block = min(4096, triton.next_power_of_2(vocabulary))
-    if n:
-        _gradient_kernel[(n, triton.cdiv(vocabulary, block))](
-            logits, bias, targets, log_total, entropy, grad, grad_entropy, out, vocabulary, scale,
-            BLOCK=block, INTERPRETED=interpreted(), num_warps=8,
-        )  # fmt: skip
+    _gradient_kernel[(n, triton.cdiv(vocabulary, block))](
+        logits, bias, targets, log_total, entropy, grad, grad_entropy, out, vocabulary, scale,
+        BLOCK=block, INTERPRETED=interpreted(), num_warps=8,
+    )  # fmt: skip
     return out
 
 
@@ -190,9 +188,8 @@ def gae_scan(
     """As `gae_reference`, for contiguous rewards, values and mask (rows, length)."""
     rows, length = rewards.shape
     advantages, returns = torch.empty_like(rewards), torch.empty_like(rewards)
-    if rewards.numel():
-        _gae_kernel[(rows,)](
-            rewards, values, mask.to(torch.uint8), advantages, returns, length, gamma, gamma * lam,
-            BLOCK=triton.next_power_of_2(length),
-        )  # fmt: skip
+    _gae_kernel[(rows,)](
+        rewards, values, mask.to(torch.uint8), advantages, returns, length, gamma, gamma * lam,
+        BLOCK=triton.next_power_of_2(length),
+    )  # fmt: skip
     return advantages, returns
