@@ -281,7 +281,7 @@ class SuggestPenaltyConfig:
     bootstrap: int = 1000
     """Bootstrap replicates."""
     seed: int = 0
-    """Seed of halvings and bootstrap."""
+    """Seed of the bootstrap."""
     output: Path | None = None
     """Also write the suggestion here, as JSON."""
 

@@ -118,6 +118,26 @@ def test_a_normalised_trainer_has_its_own_multiplier():
         assert share / (1 - share) == pytest.approx(found.multiplier)
 
 
+def test_the_normalised_rule_settles_on_the_threshold_in_simulated_training():
+    """Damped steps towards r / beta while the gate is closed, (r - penalty * c) / (1 + penalty) / beta while open.
+
+    The logits' mean is then a normalised tilt, whose share w of cost moves towards gate * penalty / (1 + penalty).
+    """
+    base = population(10, seed=8)
+    threshold = 0.6 * base.tilted(0.0).cost + 0.4 * tilt(base, 1.0, True).cost
+    problem = FiniteProblem(base.reference, base.reward, base.cost, beta=BETA, threshold=threshold)
+    multiplier = optimal_multiplier(problem, normalised=True)
+    assert 0 < multiplier < 0.9
+    penalty = 2 * multiplier / (1 - multiplier)
+    rng, w, costs = np.random.default_rng(0), 0.0, []
+    for _ in range(1200):
+        policy = tilt(problem, w / (1 - w), True).policy
+        drawn = rng.choice(problem.cost.ravel(), size=32, p=(policy / len(policy)).ravel())
+        w += 0.03 * ((drawn.mean() > threshold) * penalty / (1 + penalty) - w)
+        costs.append(float((policy * problem.cost).sum(axis=1).mean()))
+    assert np.mean(costs[300:]) == pytest.approx(threshold, abs=0.03)
+
+
 def test_the_shortfall_is_zero_on_the_frontier_and_positive_off_it():
     problem = population(20, seed=6)
     frontier = problem.frontier(np.linspace(0, 5, 501))
