@@ -323,9 +323,9 @@ def test_defaults_follow_the_size(random_base: Path, tmp_path: Path) -> None:
     assert settled(config, whole, 500).epochs == 5
     assert settled(config, whole, 5000).epochs == 2
     assert settled(config, whole, 500_000).epochs == 1
-    # A pair is two dialogues: half as many in a batch, and half as many epochs.
+    # A pair is two dialogues: half as many in a batch.
     pairs_config = replace(config, objective="reward")
-    assert settled(pairs_config, whole, 4000).epochs == 1.25
+    assert settled(pairs_config, whole, 4000).epochs == 2.5
     assert settled(pairs_config, whole, 4000).batch_size * 2 == settled(config, whole, 4000).batch_size
     chosen = replace(config, learning_rate=1e-4, epochs=1.5, batch_size=7)
     assert settled(chosen, whole, 500) == preference.Settings(1e-4, 1.5, 7)

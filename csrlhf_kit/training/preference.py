@@ -219,7 +219,7 @@ class Settings:
 # (parameters up to, peak learning rate)
 FULL_RATES = ((5e6, 1e-3), (5e7, 1e-4), (2e8, 3e-5), (float("inf"), 1e-5))
 LORA_RATES = ((5e6, 3e-3), (5e7, 1e-3), (5e8, 5e-4), (float("inf"), 2e-4))
-DIALOGUES_READ = 10_000  # over all epochs, where the data are few
+RECORDS_READ = 10_000  # over all epochs, where the data are few
 
 
 def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
@@ -227,13 +227,13 @@ def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
 
     Small models take, and need, larger steps; adapters take larger ones than whole matrices. Few records
     are read more often (up to five times) and in smaller batches, so that there are enough steps to learn
-    anything; a pair counts as the two dialogues that it is.
+    anything. A batch of pairs is half as many records, since each is two dialogues.
     """
     size = count_parameters(scorer.model)
     trained_whole = count_parameters(scorer.model, trainable=True) > 0.5 * size
     table = FULL_RATES if trained_whole else LORA_RATES
     dialogues = 1 if config.objective == "semantic" else 2
-    quarters = -(-4 * DIALOGUES_READ // (dialogues * max(records, 1)))
+    quarters = -(-4 * RECORDS_READ // max(records, 1))
     batch = (16 if dialogues * records < 2000 else 32) // dialogues
     return Settings(
         learning_rate=config.learning_rate or next(rate for most, rate in table if size <= most),
