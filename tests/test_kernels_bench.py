@@ -126,3 +126,32 @@ def test_targets_are_judged_by_what_was_measured():
 def test_without_a_gpu_nothing_is_claimed(tmp_path, capsys):
     assert gpu_check.run_gpu_check(gpu_check.GPUCheckConfig(out=tmp_path)) == 3
     assert "nothing was measured" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_bench_ppo_measures_the_parts_of_a_step(tmp_path, capsys):
+    from csrlhf_kit.bench.ppo import BenchPPOConfig, random_prompts, run_bench_ppo
+
+    config = BenchPPOConfig(
+        shape="tiny",
+        steps=3,
+        warm_up=1,
+        batch_size=8,
+        minibatch_size=4,
+        new_tokens=5,
+        rank=2,
+        threads=1,
+        out=tmp_path / "ppo.json",
+    )
+    result = run_bench_ppo(config)
+    assert "s a step" in capsys.readouterr().out and (tmp_path / "ppo.json").is_file()
+    assert all(len(taken) == 3 and min(taken) > 0 for taken in result["seconds"].values())
+    for i, whole in enumerate(result["seconds"]["step"]):
+        assert whole == pytest.approx(
+            sum(result["seconds"][name][i] for name in ("rollout", "score", "update"))
+        )
+    prompts = random_prompts(config, torch.Generator().manual_seed(0))
+    lengths = prompts["attention_mask"].sum(1)
+    assert prompts["input_ids"].shape == (8, 32) and lengths.min() >= 8 and lengths.max() <= 32
+    assert (prompts["input_ids"][prompts["attention_mask"] == 0] == 0).all() and prompts["attention_mask"][
+        :, -1
+    ].all()
