@@ -7,6 +7,7 @@ values of reward and cost are two outputs of one critic trunk.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.kernels import linear_logprob
+from csrlhf_kit.kernels import fuse, linear_logprob
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.scorers import load_scorer, score_texts
 
@@ -54,6 +55,7 @@ class Roles(nn.Module):
     policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
     rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
     critic_from_reward: start the critic's trunk and reward head from the reward model (Safe RLHF does too).
+    fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
     seed: fresh adapters are drawn from it; the global generators are left alone.
 
     Only `policy`, `critic` and `value_head` can have gradients. Raises UserError for an adapter that does
@@ -71,6 +73,7 @@ class Roles(nn.Module):
         alpha: int = 32,
         targets: str | list[str] = "all-linear",
         critic_from_reward: bool = True,
+        fused: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -109,6 +112,9 @@ class Roles(nn.Module):
                 self.value_head.weight[0] = head.weight[0]
                 if head.bias is not None:
                     self.value_head.bias[0] = head.bias[0]
+        if fused:
+            with contextlib.suppress(UserError):  # Conv1D layers, as in GPT-2, stay peft's
+                fuse(self.model)
         self.to(base.device)
         self.trunk = base.base_model  # the transformer without its language-model head
         self.lm_head = base.get_output_embeddings()
