@@ -226,8 +226,8 @@ def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
     """Learning rate, epochs and batch size: those asked for, or defaults by the model's and the data's size.
 
     Small models take, and need, larger steps; adapters take larger ones than whole matrices. Few records
-    are read more often (up to five times) and in smaller batches, so that there are enough steps to learn
-    anything. A batch of pairs is half as many records, since each is two dialogues.
+    are read more often and in smaller batches, so that there are enough steps to learn anything: up to five
+    times by a tiny model, up to three by a larger one, which soon knows a small data set by heart. A batch of pairs is half as many records, since each is two dialogues.
     """
     size = count_parameters(scorer.model)
     trained_whole = count_parameters(scorer.model, trainable=True) > 0.5 * size
@@ -237,7 +237,7 @@ def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
     batch = (16 if dialogues * records < 2000 else 32) // dialogues
     return Settings(
         learning_rate=config.learning_rate or next(rate for most, rate in table if size <= most),
-        epochs=config.epochs or min(max(quarters / 4, 1.0), 5.0),
+        epochs=config.epochs or min(max(quarters / 4, 1.0), 5.0 if size <= 5e6 else 3.0),
         batch_size=config.batch_size or batch,
     )
 
