@@ -227,7 +227,8 @@ def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
 
     Small models take, and need, larger steps; adapters take larger ones than whole matrices. Few records
     are read more often and in smaller batches, so that there are enough steps to learn anything: up to five
-    times by a tiny model, up to three by a larger one, which soon knows a small data set by heart. A batch of pairs is half as many records, since each is two dialogues.
+    times by a tiny model, up to three by a larger one, which soon knows a small data set by heart. A batch
+    of pairs is half as many records, since each is two dialogues.
     """
     size = count_parameters(scorer.model)
     trained_whole = count_parameters(scorer.model, trainable=True) > 0.5 * size
