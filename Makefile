@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run test lint unit notebook-test lab notebooks data base gpu-check clean
+.PHONY: help run recorded test lint unit notebook-test lab notebooks data base gpu-check clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -23,13 +23,22 @@ unit: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 notebook-test: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval notebooks -n 2 --dist loadscope -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks -n 2 --dist loadscope -p no:cacheprovider
 
 lab: .venv/.run ## JupyterLab on the first notebook
 	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb
 
 notebooks: .venv/.test ## execute every notebook again and store it
 	$(BIN)/python -m csrlhf_kit.notebook_tools execute notebooks/*.ipynb
+
+gpu-check: .venv/.test ## check and measure every kernel on the GPU at hand (says so where there is none)
+	$(BIN)/python -m csrlhf_kit.bench.gpu_check
+
+recorded: .venv/.run ## rebuild data/recorded: the main job, as notebook 00 shows it
+	$(BIN)/csrlhf run --out runs/recorded --resume
+	mkdir -p data/recorded/models && cp runs/recorded/results.json data/recorded/
+	cp -r runs/recorded/models/semantic runs/recorded/models/reward data/recorded/models/
+	cp runs/recorded/figures/tradeoff.svg data/recorded/
 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte
 	$(BIN)/csrlhf make-data

@@ -30,9 +30,17 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def bench_commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
+    """The benchmarks: `csrlhf bench kernels`, `csrlhf bench ppo`."""
+    from csrlhf_kit.bench.kernels import BenchKernelsConfig, run_bench_kernels
+    from csrlhf_kit.bench.ppo import BenchPPOConfig, run_bench_ppo
+
+    return {"kernels": (BenchKernelsConfig, run_bench_kernels), "ppo": (BenchPPOConfig, run_bench_ppo)}
+
+
 def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
-    from csrlhf_kit.certificate import CertifyConfig, run_certify
+    from csrlhf_kit.certify import CertifyConfig, run_certify
     from csrlhf_kit.evaluation.scorer_run import (
         CostModelConfig,
         RewardModelConfig,
@@ -64,9 +72,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn a `UserError` into one sentence and exit status 2."""
     import tyro
 
-    table = commands()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    table, prog = commands(), "csrlhf"
+    if arguments[:1] == ["bench"]:
+        table, prog, arguments = bench_commands(), "csrlhf bench", arguments[1:]
     parsers = {name: options for name, (options, _) in table.items()}
-    config = tyro.extras.subcommand_cli_from_dict(parsers, args=arguments, prog="csrlhf")
+    about = (
+        None
+        if prog != "csrlhf"
+        else "Constrained RLHF. `csrlhf bench kernels` and `csrlhf bench ppo` measure speed."
+    )
+    config = tyro.extras.subcommand_cli_from_dict(parsers, args=arguments, prog=prog, description=about)
     function = next(function for options, function in table.values() if type(config) is options)
     try:
         function(config)

@@ -50,6 +50,8 @@ class PPOConfig:
     """Critic's Adam step size."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of both learning rates after the warm-up; linear and cosine end at a tenth."""
+    critic_warmup: int = 0
+    """First steps in which only the critic learns: a policy that starts on unknown values learns noise."""
     warmup_steps: int = 0
     """Steps over which both learning rates rise linearly."""
     kl_coefficient: float = 0.02
@@ -259,6 +261,8 @@ def update(
     trajectory: Trajectory,
     constraint: Constraint,
     config: PPOConfig,
+    *,
+    critic_only: bool = False,
 ) -> dict[str, float]:
     """Turn one batch of episodes into gradient steps on policy and critic; return what happened.
 
@@ -268,7 +272,7 @@ def update(
     """
     batch, scale = estimate(trajectory, constraint, config)
     policy_rows, critic_rows = [], []
-    largest_first, stopped = 0.0, False
+    largest_first, stopped = 0.0, critic_only
     for _ in range(config.epochs):
         for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
             tokens = batch.actions[rows].sum()
@@ -287,14 +291,15 @@ def update(
             critic_rows.append(sum(critic_backward(roles, part, tokens, config) for part in parts).tolist())
             _descend(optimizers["critic"], config.max_grad_norm)
     names = ("policy/loss", "policy/approxkl", "policy/clipfrac", "policy/entropy", "policy/grad_norm")
+    policy_means = torch.tensor(policy_rows or [[0.0] * len(names)], dtype=torch.float64).mean(0).tolist()
+    value_losses = torch.tensor(critic_rows, dtype=torch.float64).mean(0).tolist()
     return {
-        **dict(zip(names, torch.tensor(policy_rows, dtype=torch.float64).mean(0).tolist(), strict=True)),
-        **dict(
-            zip(("val/reward_loss", "val/cost_loss"), torch.tensor(critic_rows).mean(0).tolist(), strict=True)
-        ),
+        **dict(zip(names, policy_means, strict=True)),
+        "val/reward_loss": value_losses[0],
+        "val/cost_loss": value_losses[1],
         "policy/max_log_ratio_first": largest_first,
-        "policy/updates": len(policy_rows) - stopped,
-        "policy/stopped": float(stopped),
+        "policy/updates": sum(row[-1] > 0 for row in policy_rows),
+        "policy/stopped": float(stopped and not critic_only),
     }
 
 
@@ -315,6 +320,8 @@ def ppo_step(
     optimizers: dict[str, torch.optim.Optimizer],
     constraint: Constraint,
     config: PPOConfig,
+    *,
+    critic_only: bool = False,
 ) -> dict[str, float]:
     """One PPO step on `prompts` (encoded: left-padded `input_ids` and `attention_mask`); returns its
     statistics.
@@ -338,7 +345,7 @@ def ppo_step(
         chunk_size=config.microbatch_size,
     )
     scored = time.perf_counter()
-    updated = update(roles, optimizers, trajectory, constraint, config)
+    updated = update(roles, optimizers, trajectory, constraint, config, critic_only=critic_only)
     log_ratios = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.actions
     return {
         "objective/kl": float(log_ratios.sum(1).mean()),
@@ -401,8 +408,16 @@ def train_ppo(
                 optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
             rows = prompt_rows(len(prompts), config.batch_size, step, config.seed)
             batch = {name: tensor[rows] for name, tensor in encoded.items()}
+            texts = [prompts[row] for row in rows]
             stats = ppo_step(
-                roles, tokenizer, [prompts[row] for row in rows], batch, optimizers, constraint, config
+                roles,
+                tokenizer,
+                texts,
+                batch,
+                optimizers,
+                constraint,
+                config,
+                critic_only=step < config.critic_warmup,
             )
             if not math.isfinite(
                 stats["val/reward_loss"] + stats.get("policy/loss", 0.0) + stats["objective/kl"]

@@ -11,7 +11,7 @@ from random import Random
 from csrlhf_kit.world.oracle import Judgement
 
 # Each annotator: how often they misread safe for unsafe, and the spread of their helpfulness scale.
-ANNOTATORS = ((0.02, 0.10), (0.03, 0.15), (0.05, 0.20))
+ANNOTATORS = ((0.02, 0.05), (0.03, 0.10), (0.05, 0.15))
 
 
 def _majority(votes: list[bool]) -> bool:

@@ -39,11 +39,11 @@ class DataConfig:
     """Folder to write."""
     seed: int = 0
     """Seed of everything."""
-    train_prompts: int = 4000
+    train_prompts: int = 6000
     """Training prompts, half of them harmful, a third wrapped."""
-    train_labels: int = 5000
+    train_labels: int = 8000
     """Labelled training responses."""
-    train_pairs: int = 4000
+    train_pairs: int = 8000
     """Training preference pairs."""
 
 
@@ -122,11 +122,18 @@ def _labels(split: str, count: int, rng: Random) -> list[LabelledResponse]:
     return records
 
 
-def _answer(request: Request, kind: str, rng: Random) -> str:
-    """An answer to compare: how well compliance keeps to the topic varies widely, so that pairs teach it."""
-    if kind in ("helpful", "harmful"):
-        return helpful(request, rng, count=rng.randint(1, 3), wrong=rng.choice((0.0, 0.15, 0.5)))
-    return respond(request, kind, rng)
+def _answers(request: Request, kinds: tuple[str, str], rng: Random) -> list[str]:
+    """Two answers to compare. Half of the time that both comply, they differ in nothing but their tools."""
+    if kinds[0] == kinds[1] and kinds[0] in ("helpful", "harmful") and rng.random() < 0.5:
+        seed, count = rng.random(), rng.randint(1, 3)
+        slips = rng.sample((0.0, 0.0, 0.4, 0.8), 2)
+        return [helpful(request, Random(seed), count=count, wrong=wrong) for wrong in slips]
+    return [
+        helpful(request, rng, count=rng.randint(1, 3), wrong=rng.choice((0.0, 0.15, 0.5)))
+        if kind in ("helpful", "harmful")
+        else respond(request, kind, rng)
+        for kind in kinds
+    ]
 
 
 def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
@@ -140,9 +147,8 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
         stratum = rng.choice(("overt", "covert") if harmful else ("plain", "benign_alarming"))
         request, prompt, _ = _ask(split, stratum, rng, wrapped=0.3)
         mix = HARMFUL_MIX if harmful else BENIGN_MIX
-        responses = [
-            _answer(request, kind, rng) for kind in rng.choices(tuple(mix), tuple(mix.values()), k=2)
-        ]
+        kinds = tuple(rng.choices(tuple(mix), tuple(mix.values()), k=2))
+        responses = _answers(request, kinds, rng)
         truths = [judge(prompt, response) for response in responses]
         safe = [annotators.label_safe(truth, rng) for truth in truths]
         found = ("both_unsafe", "astride", "both_safe")[sum(safe)]
@@ -170,7 +176,7 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
 def make_data(config: DataConfig) -> Path:
     """Write every file of `data/world` and its checksums; returns the folder."""
     files = []
-    for split, share in (("train", 1.0), ("validation", 0.2), ("test", 0.4)):
+    for split, share in (("train", 1.0), ("validation", 0.125), ("test", 0.25)):
         rng = Random(f"{config.seed}/{split}")
         for name, records in (
             ("prompts", _prompts(split, prompt_counts(split, round(config.train_prompts * share)), rng)),
