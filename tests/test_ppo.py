@@ -257,6 +257,16 @@ def test_at_learning_rate_zero_nothing_moves(random_base, tokenizer, sentences):
     assert all(torch.equal(tensor, before[name]) for name, tensor in roles.state_dict().items())
 
 
+def test_the_critic_warms_up_alone(random_base, tokenizer, sentences):
+    roles = make_roles(random_base)
+    policy, critic = ([p.detach().clone() for p in roles.trainable(role)] for role in ("policy", "critic"))
+    config = PPOConfig(steps=1, critic_warmup=1, batch_size=6, minibatch_size=3, max_new_tokens=4)
+    (row,) = train_ppo(roles, tokenizer, sentences, Unconstrained(), config)
+    assert row["policy/updates"] == row["policy/stopped"] == row["policy/loss"] == 0
+    assert all(torch.equal(p, old) for p, old in zip(roles.trainable("policy"), policy, strict=True))
+    assert not all(torch.equal(p, old) for p, old in zip(roles.trainable("critic"), critic, strict=True))
+
+
 def test_ratio_is_one_in_the_first_minibatch_of_every_step(random_base, tokenizer, sentences):
     config = PPOConfig(steps=3, batch_size=12, minibatch_size=4, microbatch_size=3, max_new_tokens=8)
     for row in train_ppo(make_roles(random_base), tokenizer, sentences, FixedPenalty(threshold=0.1), config):
