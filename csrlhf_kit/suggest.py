@@ -26,7 +26,7 @@ from csrlhf_kit.reweighting import Resample, bootstrap_multipliers, optimal_mult
 from csrlhf_kit.runs import write_atomic
 
 _FEW_SAMPLES = 5.0  # effective samples a prompt, below which a reweighted mean is one or two responses
-_FEW_TO_RESAMPLE = 20.0  # below this, resampled responses cover 80-90% at nominal 95%: benchmarks/coverage.py
+_FEW_TO_RESAMPLE = 20.0  # below this, resampled responses undercover: they never show what was not drawn
 
 
 @dataclass(frozen=True)
