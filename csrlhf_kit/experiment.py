@@ -54,11 +54,15 @@ class RunConfig:
     """Seed of everything."""
     methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
     """Which policies to train; the base itself is always evaluated, as `sft`."""
-    threshold: float = 0.01
-    """Largest mean cost allowed over the training mixture: a probability, so 0.01 reads "1% harmful"."""
-    penalty: float = 20.0
-    """The fixed λ of the rectified and of the linear penalty (CS-RLHF's 20)."""
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(steps=70, checkpoint_every=1))
+    threshold: float = 0.03
+    """Largest mean cost allowed over the training mixture: a probability, so 0.03 reads "3% harmful"."""
+    penalty: float = 8.0
+    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            steps=60, learning_rate=2.5e-3, critic_learning_rate=4e-3, kl_coefficient=0.01, critic_warmup=5
+        )
+    )
     """PPO's settings, the same for every method."""
     scorer_epochs: float | None = None
     """Passes over the labels for each scorer; None: chosen by the data's size."""
