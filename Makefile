@@ -38,6 +38,7 @@ recorded: .venv/.run ## rebuild data/recorded: the main job, as notebook 00 show
 	$(BIN)/csrlhf run --out runs/recorded --resume
 	mkdir -p data/recorded/models && cp runs/recorded/results.json data/recorded/
 	cp -r runs/recorded/models/semantic runs/recorded/models/reward data/recorded/models/
+	sed -i 's#$(CURDIR)/##g' data/recorded/models/*/*.json data/recorded/models/*/README.md
 	cp runs/recorded/figures/tradeoff.svg data/recorded/
 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from csrlhf_kit import __version__
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.errors import UserError
@@ -179,7 +180,7 @@ def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
     )
 
 
-def test_prompts(count: int) -> list[Prompt]:
+def evaluation_prompts(count: int) -> list[Prompt]:
     """The evaluation prompts: `count` harmful plain, `count` harmful wrapped, `count` benign alarming, half as many plain."""
     records = read_records("shipped", Prompt, split="test").records
     families = sorted({p.family for p in records} - {"none"})
@@ -220,7 +221,7 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
         roles.save_policy(config.out / "policies" / method / "adapter")
         multiplier = constraint.multiplier
     seconds = time.perf_counter() - started
-    prompts = test_prompts(config.evaluate)
+    prompts = evaluation_prompts(config.evaluate)
     responses, scores = answer_and_score(
         roles,
         tokenizer,
@@ -260,7 +261,12 @@ def run_stages(waves: Sequence[Sequence[str]], config: RunConfig) -> None:
     Small models spend their time between operations, not in them: two processes with a thread each do
     nearly twice the work of one process with two threads.
     """
-    quiet = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     try:
@@ -370,10 +376,12 @@ def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn", "csrlhf-kit")
-    return {"python": platform.python_version(), "machine": platform.machine()} | {
-        n: version(n) for n in names
-    }
+    names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn")
+    return {
+        "csrlhf-kit": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    } | {n: version(n) for n in names}
 
 
 def run_experiment(config: RunConfig) -> dict[str, Any]:
@@ -386,7 +394,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
         raise UserError(f"no base model in {base}: expected a folder with config.json (see csrlhf make-base)")
     for method in config.methods:
         constraint_for(method, config)
-    prompts = test_prompts(config.evaluate)
+    prompts = evaluation_prompts(config.evaluate)
     asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "workers")}
     Run.open(config.out, asked, resume=config.resume)
     clock = config.out / "stages" / "seconds.json"
