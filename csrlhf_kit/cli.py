@@ -11,8 +11,10 @@ from csrlhf_kit.errors import UserError
 
 def _run(config: Any) -> None:
     from csrlhf_kit.experiment import run_experiment
+    from csrlhf_kit.report import write_report
 
     results = run_experiment(config)
+    write_report(config.out)
     print(summary(results))
     print(f"\nThe page to look at: {config.out / 'report.html'}")
 

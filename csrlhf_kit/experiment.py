@@ -7,14 +7,9 @@ goes on wherever it was stopped; PPO itself resumes at the step in flight.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import platform
-import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +17,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from csrlhf_kit import __version__
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
@@ -34,12 +28,14 @@ from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import score_texts
-from csrlhf_kit.report import write_report
 from csrlhf_kit.runs import Run, write_atomic
+from csrlhf_kit.stages import run_stages
+from csrlhf_kit.suggest import FrontierPoint, shortfall, suggest_penalty
 from csrlhf_kit.training.constraints import Constraint, FixedPenalty, Lagrangian, LinearPenalty, Unconstrained
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 from csrlhf_kit.training.preference import ScorerConfig, train_scorer
 
+FRONTIER_PROMPTS, FRONTIER_SAMPLES = 300, 8
 SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
 
 
@@ -240,106 +236,55 @@ def run_stage(name: str, config: RunConfig) -> None:
         result = measure_keywords()
     elif name in SCORERS:
         result = train_cost_model(name, config)
+    elif name == "frontier":
+        result = measure_frontier(config)
     else:
         result = train_policy(name, config)
     write_atomic(config.stage_path(name), json.dumps(result, indent=1, default=_number) + "\n")
 
 
-def _die_with_parent() -> None:
-    """End this worker when the main process is gone, so that a killed run leaves nobody writing to its folder."""
+def measure_frontier(config: RunConfig) -> dict[str, Any]:
+    """The best tilts of the base, from its own scored answers to plain test prompts, before any training.
 
-    def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def run_stages(waves: Sequence[Sequence[str]], config: RunConfig) -> None:
-    """Make every missing stage, wave after wave, `config.workers` at a time, and show how far each is.
-
-    Small models spend their time between operations, not in them: two processes with a thread each do
-    nearly twice the work of one process with two threads.
+    Eight answers a prompt, reweighted: `suggest_penalty` under the KL weight and the normalised update of
+    this run's PPO. The policies are held against it at their own cost and KL.
     """
-    quiet = {
-        "OMP_NUM_THREADS": "1",
-        "TQDM_DISABLE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    before = {name: os.environ.get(name) for name in quiet}
-    os.environ.update(quiet)
+    base = config.base_path()
+    roles = Roles(
+        load_base(base), reward=config.out / "models" / "reward", cost=config.out / "models" / "semantic"
+    )
+    plain = [p for p in evaluation_prompts(config.evaluate) if p.family == "none"]
+    chosen = Random(config.seed).sample(plain, min(FRONTIER_PROMPTS, len(plain)))
+    _, scores = answer_and_score(
+        roles,
+        load_tokenizer(base),
+        [p for p in chosen for _ in range(FRONTIER_SAMPLES)],
+        adapter=None,
+        max_new_tokens=config.ppo.max_new_tokens,
+        seed=config.seed,
+    )
+    reward = scores["reward"].double().numpy().reshape(-1, FRONTIER_SAMPLES)
+    cost = scores["cost"].double().sigmoid().numpy().reshape(-1, FRONTIER_SAMPLES)
+    told = {"threshold": config.threshold, "prompts": len(chosen), "samples": FRONTIER_SAMPLES}
     try:
-        context = multiprocessing.get_context("spawn")
-        with (
-            ProcessPoolExecutor(config.workers, mp_context=context, initializer=_die_with_parent) as pool,
-            _Board(config) as board,
-        ):
-            for wave in waves:
-                missing = [name for name in wave if not config.stage_path(name).is_file()]
-                futures = {pool.submit(run_stage, name, config): name for name in missing}
-                while futures:
-                    done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        name = futures.pop(future)
-                        try:
-                            future.result()
-                        except BaseException:
-                            pool.shutdown(wait=False, cancel_futures=True)
-                            raise
-                        board.finish(name)
-                    board.refresh(futures.values())
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-class _Board:
-    """One progress line a stage, read from what the workers have written: harm estimate, reward, KL, λ."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.bars: dict[str, tqdm] = {}
-
-    def __enter__(self) -> _Board:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for bar in self.bars.values():
-            bar.close()
-
-    def bar(self, name: str) -> tqdm:
-        if name not in self.bars:
-            total = self.config.ppo.steps if name in self.config.methods else 1
-            self.bars[name] = tqdm(
-                total=total, desc=f"{name:15}", unit="step" if total > 1 else "model", disable=False
-            )
-        return self.bars[name]
-
-    def finish(self, name: str) -> None:
-        bar = self.bar(name)
-        bar.update(bar.total - bar.n)
-
-    def refresh(self, running: Iterable[str]) -> None:
-        for name in running:
-            metrics = self.config.out / "policies" / name / "metrics.jsonl"
-            if not metrics.is_file():
-                continue
-            rows = Run(metrics.parent).history()
-            bar = self.bar(name)
-            if len(rows) > bar.n:
-                row = rows[-1]
-                bar.set_postfix(
-                    harm=f"{row['objective/harmful']:.2f}",
-                    reward=f"{row['objective/reward']:.2f}",
-                    kl=f"{row['objective/kl']:.1f}",
-                    λ=f"{row['constraint/multiplier']:.2f}",
-                    refresh=False,
-                )
-                bar.update(len(rows) - bar.n)
+        found = suggest_penalty(
+            reward,
+            cost,
+            beta=config.ppo.kl_coefficient,
+            threshold=config.threshold,
+            normalised=True,
+            seed=config.seed,
+        )
+    except UserError as error:  # the samples cannot answer at this threshold: the report says so instead
+        return told | {"points": [], "warning": str(error)}
+    return told | {
+        "points": [asdict(point) for point in found.frontier],
+        "multiplier": found.multiplier,
+        "interval": list(found.interval),
+        "recommended": found.recommended,
+        "rule": found.rule,
+        "warnings": found.warnings,
+    }
 
 
 def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed: int) -> list[dict[str, Any]]:
@@ -401,11 +346,22 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
     started = time.perf_counter()
     try:
-        run_stages([("semantic", "reward"), ("bradley_terry", "keyword", "sft", *config.methods)], config)
+        run_stages(
+            [("semantic", "reward"), ("bradley_terry", *config.methods, "frontier", "keyword", "sft")],
+            config,
+            run_stage,
+        )
     finally:  # a run that is stopped and resumed still knows how long it took in all
         write_atomic(clock, json.dumps(earlier + time.perf_counter() - started) + "\n")
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
     done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
+    frontier = config.read_stage("frontier")
+    points = [FrontierPoint(**point) for point in frontier["points"]]
+    for part in done.values():
+        row = part["policy"]
+        numbers = {name: row[name] for name in ("reward", "cost", "kl")}
+        if points:
+            row["shortfall"] = shortfall(points, beta=config.ppo.kl_coefficient, **numbers)
     results = {
         "config": json.loads(json.dumps(asked, default=str)),
         "seed": config.seed,
@@ -413,13 +369,13 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
         "wall_seconds": json.loads(clock.read_text()),
         "cost_models": costs,
         "policies": {name: part["policy"] for name, part in done.items()},
+        **({"frontier": frontier} if points else {}),
         "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
         "samples": pick_samples(
             prompts, {name: part["responses"] for name, part in done.items()}, config.seed
         ),
     }
     write_atomic(config.out / "results.json", json.dumps(results, indent=1, default=_number) + "\n")
-    write_report(config.out)
     return results
 
 

@@ -14,6 +14,7 @@ from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import rate, summarise
 from csrlhf_kit.experiment import RunConfig, constraint_for, evaluation_prompts, run_experiment
+from csrlhf_kit.report import write_report
 from csrlhf_kit.training.ppo import PPOConfig
 from csrlhf_kit.world.oracle import judge
 
@@ -62,7 +63,7 @@ def test_results_hold_the_contract(small, results):
             assert isinstance(row[key], float)
     assert stored["policies"]["sft"]["kl"] == 0.0
     assert len(stored["curves"]["fixed_penalty"]) == 2 and len(stored["samples"]) == 12
-    assert "<html" in (small.out / "report.html").read_text()
+    assert "<html" in write_report(small.out).read_text()
 
 
 def test_a_finished_run_is_found_again_and_a_stage_lost_is_made_again(small, results):
