@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 from scipy.special import logsumexp, xlogy
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.knapsack import best_mixture
 
 Penalty = Literal["rectified", "linear", "per_sample"]
 Status = Literal["slack", "active", "tight", "given"]
@@ -53,7 +52,7 @@ class FiniteProblem:
 
     reference: (prompts, responses) probabilities, zero where a prompt has fewer responses; a single prompt
     may be given as (responses,). reward, cost: the same shape. beta: the KL weight in reward units; 0 makes
-    it a linear programme. threshold: the largest allowed mean cost, or (prompts,) of them if `per_prompt`.
+    it a linear programme (knapsack.py). threshold: the largest allowed mean cost, or (prompts,) of them if `per_prompt`.
     prompt_weights: (prompts,) positive, normalised here; equal by default.
 
     Raises UserError for shapes, signs or numbers that make no problem.
@@ -195,7 +194,7 @@ class FiniteProblem:
                 f"no policy meets threshold {limit:.6g}{where}: the smallest reachable cost is {least:.6g}"
             )
         if self.beta == 0:
-            return self._linear_programme(penalty=None)
+            return self._without_kl()
         price = self._solve_multiplier()
         tight = np.isinf(price)
         statuses = np.where(tight, "tight", np.where(price > 0, "active", "slack"))
@@ -224,7 +223,7 @@ class FiniteProblem:
         if kind != "rectified":
             raise UserError(f"kind is {kind!r}; 'rectified', 'linear' or 'per_sample' was expected")
         if self.beta == 0:
-            return self._linear_programme(penalty=penalty)
+            return self._without_kl(penalty)
         price = np.minimum(self._solve_multiplier(), penalty)
         multiplier = price if self.per_prompt else float(price[0])
         return self.evaluate(self._tilt(multiplier, self._excess), multiplier)
@@ -314,49 +313,19 @@ class FiniteProblem:
             todo &= ~close & (np.isinf(high) | (high - low > 4 * np.finfo(float).eps * low))
         return np.where(slack, 0.0, np.where(unreachable, np.inf, price))
 
-    def _linear_programme(self, penalty: float | None) -> Solution:
-        """beta = 0: HiGHS, either with the constraint (penalty None) or with a priced violation.
-
-        Variables: the policy, (prompts * responses), then one violation a constraint, at `penalty` each.
-        """
-        prompts, responses = self.reference.shape
-        constraints = prompts if self.per_prompt else 1
-        share = self.weights if self.per_prompt else np.ones(1)
-        rows = np.repeat(np.arange(prompts), responses)
-        columns = np.arange(prompts * responses)
-        total = sparse.csr_array((np.ones(len(rows)), (rows, columns)), (prompts, len(columns) + constraints))
-        weighted = (self.weights[:, None] * self._excess).ravel()
-        group = rows if self.per_prompt else np.zeros_like(rows)
-        spend = sparse.csr_array(
-            (
-                np.concatenate([weighted, -share]),
-                (
-                    np.concatenate([group, np.arange(constraints)]),
-                    np.concatenate([columns, len(columns) + np.arange(constraints)]),
-                ),
-            )
+    def _without_kl(self, penalty: float = np.inf) -> Solution:
+        """beta = 0: the best mixture of responses, with the constraint or with a priced violation."""
+        room = np.maximum(self._room, 0) if np.isinf(penalty) else self._room
+        policy, price = best_mixture(
+            self._excess,
+            self.reward,
+            self.reference > 0,
+            weights=self.weights,
+            room=room,
+            penalty=penalty,
         )
-        most = np.concatenate([(self.reference > 0).ravel().astype(float), np.zeros(constraints)])
-        if penalty is not None:
-            most[len(columns) :] = np.inf
-        price = np.concatenate([-(self.weights[:, None] * self.reward).ravel(), share * (penalty or 0.0)])
-        room = np.maximum(self._room, 0) if penalty is None else self._room
-        result = linprog(
-            price,
-            A_ub=spend,
-            b_ub=share * room,
-            A_eq=total,
-            b_eq=np.ones(prompts),
-            bounds=np.stack([np.zeros_like(most), most], axis=1),
-            method="highs",
-        )
-        if result.status != 0:
-            raise UserError(f"the linear programme was not solved: {result.message}")
-        policy = np.maximum(result.x[: len(columns)].reshape(prompts, responses), 0)
-        policy /= policy.sum(axis=1, keepdims=True)
-        multiplier = np.abs(result.ineqlin.marginals)  # each row is scaled by its weight already
-        status = "active" if (multiplier > 1e-12).any() else "slack"
-        return self.evaluate(policy, multiplier if self.per_prompt else float(multiplier[0]), status)
+        status = "active" if (price > 0).any() else "slack"
+        return self.evaluate(policy, price if self.per_prompt else float(price[0]), status)
 
 
 def violation_bound(suboptimality: float, *, penalty: float, multiplier: float) -> float:

@@ -457,14 +457,20 @@ def test_units_do_not_matter(problem, scale, shift):
     assert total_variation(moved.policy, best.policy) < 1e-6
 
 
-def test_a_thousand_prompts_are_solved_within_a_second():
+def test_the_multiplier_of_a_thousand_prompts_costs_a_few_dozen_tilts():
+    """A ratio of CPU times, so that it holds on any machine; benchmarks/solver.py has the seconds."""
     rng = np.random.default_rng(0)
     reference = rng.dirichlet(np.ones(64), 1000)
     reward, cost = rng.normal(size=(2, 1000, 64))
-    seconds = []
-    for _ in range(3):  # CPU time and the best of three: other processes may have the core
-        start = time.process_time()
-        best = FiniteProblem(reference, reward, cost, beta=0.1, threshold=-0.5).constrained_optimum()
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 1
-    assert best.cost == pytest.approx(-0.5, abs=1e-10)
+    problem = FiniteProblem(reference, reward, cost, beta=0.1, threshold=-0.5)
+
+    def seconds(solve) -> float:
+        taken = []
+        for _ in range(3):  # the best of three: other processes may have the core
+            start = time.process_time()
+            solve()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(problem.constrained_optimum) < 40 * seconds(lambda: problem.tilted(1.0))
+    assert problem.constrained_optimum().cost == pytest.approx(-0.5, abs=1e-10)
