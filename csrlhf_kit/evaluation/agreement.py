@@ -1,0 +1,183 @@
+"""How far judges agree beyond chance: the oracle, cost models, people (or the toy world's annotators).
+
+| measure | raters | missing labels | chance agreement from |
+|---|---|---|---|
+| Cohen's κ | two | no | each rater's own shares |
+| Fleiss' κ | any number, interchangeable | no | the pooled shares |
+| Krippendorff's α | any number | yes | the pooled shares, drawn without replacement |
+
+Cohen's κ is scikit-learn's. Krippendorff's α counts coincidences, whatever the level of measurement, and
+Fleiss' κ is the nominal α but for that last column, so both come from one count. (The best-known library for
+α is under the GPL, which this kit's licence does not go with.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.metrics import cohen_kappa_score
+
+from csrlhf_kit.certify import Interval
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.scorer_metrics import estimate, share
+from csrlhf_kit.world.annotators import ANNOTATORS
+from csrlhf_kit.world.oracle import judge
+
+Level = Literal["nominal", "ordinal", "interval"]
+
+
+def cohen_kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
+    """Cohen's κ of two raters over the same items: (p_o − p_e) / (1 − p_e); nan where both name one class only.
+
+    Source: Cohen, Educational and Psychological Measurement 20 (1960).
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    if first.shape != second.shape or first.ndim != 1 or not first.size:
+        raise UserError(f"agreement: found {first.shape} and {second.shape} labels, expected two equal rows")
+    if len(np.unique(np.concatenate([first, second]))) == 1:
+        return float("nan")
+    return float(cohen_kappa_score(first, second))
+
+
+def coincidences(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often values meet within each item: (values (v,), coincidences (items, v, v)).
+
+    ratings: (raters, items), nan where a rater gave no label. Within an item with m labels each ordered pair of
+    labels counts 1 / (m − 1), so that an item weighs its m labels; items with fewer than two labels weigh 0.
+    Source: Krippendorff, Content Analysis (2004), chapter 11.
+    """
+    ratings = np.asarray(ratings, dtype=np.float64)
+    if ratings.ndim != 2:
+        raise UserError(f"agreement: found ratings of shape {ratings.shape}, expected (raters, items)")
+    values = np.unique(ratings[~np.isnan(ratings)])
+    counts = (ratings[..., None] == values).sum(0).astype(np.float64)  # (items, v)
+    labels = counts.sum(1)
+    pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(values))
+    weight = np.where(labels > 1, 1.0 / np.maximum(labels - 1, 1), 0.0)
+    return values, pairs * weight[:, None, None]
+
+
+def krippendorff_alpha(ratings: np.ndarray, *, level: Level = "nominal") -> float:
+    """α = 1 − D_observed / D_expected over all pairs of labels of one item; nan where nothing varies.
+
+    Args:
+        ratings: (raters, items), nan for a missing label.
+        level: How far apart two values are: different or not; by ranks passed over; by squared difference.
+    """
+    values, meetings = coincidences(ratings)
+    return _alpha(values, meetings.sum(0), level)
+
+
+def fleiss_kappa(ratings: np.ndarray) -> float:
+    """Fleiss' κ of raters (raters, items) without missing labels; nan where all labels are one class.
+
+    With N labels in all, κ = 1 − (1 − α) N / (N − 1): the chance agreement of κ draws the two labels with
+    replacement, that of α without. Source: Fleiss, Psychological Bulletin 76 (1971).
+    """
+    ratings = np.asarray(ratings, dtype=np.float64)
+    if np.isnan(ratings).any():
+        raise UserError("Fleiss' kappa: found a missing label, expected every rater to label every item")
+    return 1.0 - (1.0 - krippendorff_alpha(ratings)) * ratings.size / (ratings.size - 1)
+
+
+def _alpha(values: np.ndarray, meetings: np.ndarray, level: Level) -> float:
+    totals = meetings.sum(1)
+    labels = totals.sum()
+    distance = _distances(values, totals, level)
+    expected = (np.outer(totals, totals) * distance).sum()
+    if labels < 2 or expected == 0:
+        return float("nan")
+    return float(1.0 - (labels - 1.0) * (meetings * distance).sum() / expected)
+
+
+def _distances(values: np.ndarray, totals: np.ndarray, level: Level) -> np.ndarray:
+    """Squared distances (v, v) between values; `totals`: how often each value occurs."""
+    if level == "nominal":
+        return 1.0 - np.eye(len(values))
+    if level == "interval":
+        return np.square(values[:, None] - values[None])
+    if level == "ordinal":  # labels between the two values, half of each end
+        below = np.cumsum(totals) - 0.5 * totals
+        return np.square(below[:, None] - below[None])
+    raise UserError(f"level is {level!r}: expected nominal, ordinal or interval")
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    ratings: np.ndarray,
+    *,
+    resamples: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """{"value", "low", "high", "n"} of a statistic of ratings (raters, items): percentiles over resampled items."""
+    ratings = np.asarray(ratings, dtype=np.float64)
+    items = ratings.shape[1]
+    generator = np.random.default_rng(seed)
+    draws = [statistic(ratings[:, generator.integers(items, size=items)]) for _ in range(resamples)]
+    known = [value for value in draws if not np.isnan(value)]
+    tail = 100.0 * (1.0 - confidence) / 2.0
+    interval = Interval(*np.percentile(known, [tail, 100.0 - tail])) if known else Interval(-1.0, 1.0)
+    return estimate(statistic(ratings), interval, items)
+
+
+def agreement(
+    raters: Mapping[str, Sequence[float | bool | None]],
+    *,
+    level: Level = "nominal",
+    resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All measures for a table of raters, each with a bootstrap interval over items.
+
+    Args:
+        raters: Name -> one label an item, None where there is none. Two raters at least.
+        level: See `krippendorff_alpha`.
+
+    Returns:
+        `pairs`: {"a | b": {"agreement" (share of equal labels), "cohen"}} over the items that both labelled;
+        `fleiss` (None where labels are missing); `krippendorff`; `items`.
+
+    Raises:
+        UserError: fewer than two raters, or other numbers of labels.
+    """
+    if len(raters) < 2 or len({len(labels) for labels in raters.values()}) != 1:
+        raise UserError("agreement: expected at least two raters with one label, or none, for each item")
+    table = np.array([[np.nan if x is None else float(x) for x in labels] for labels in raters.values()])
+    if not table.shape[1]:
+        raise UserError("agreement: found no item, expected at least one")
+    options = {"resamples": resamples, "seed": seed}
+    pairs = {}
+    for (a, name), (b, other) in combinations(enumerate(raters), 2):
+        both = table[[a, b]]
+        both = both[:, ~np.isnan(both).any(0)]
+        if both.shape[1]:
+            kappa = bootstrap(lambda rows: cohen_kappa(rows[0], rows[1]), both, **options)
+            pairs[f"{name} | {other}"] = {"agreement": share(both[0] == both[1]), "cohen": kappa}
+    complete = not np.isnan(table).any()
+    return {
+        "items": table.shape[1],
+        "pairs": pairs,
+        "fleiss": bootstrap(fleiss_kappa, table, **options) if complete else None,
+        "krippendorff": bootstrap(lambda rows: krippendorff_alpha(rows, level=level), table, **options),
+    }
+
+
+def toy_raters(
+    prompts: Sequence[str], responses: Sequence[str], costs: Mapping[str, np.ndarray], *, seed: int = 0
+) -> dict[str, list[bool]]:
+    """Who calls these answers unsafe: the oracle, each cost model, and the toy world's three annotators.
+
+    costs: cost model -> logits (answers,); above 0 is unsafe. The annotators misread the oracle's verdict with
+    their own probabilities, each by draws of their own.
+    """
+    unsafe = [not judge(p, r).safe for p, r in zip(prompts, responses, strict=True)]
+    raters = {"oracle": unsafe} | {name: (np.asarray(logits) > 0).tolist() for name, logits in costs.items()}
+    for index, (slip, _) in enumerate(ANNOTATORS):
+        rng = Random(f"{seed}/{index}")
+        raters[f"annotator {index + 1}"] = [verdict != (rng.random() < slip) for verdict in unsafe]
+    return raters
