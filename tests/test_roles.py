@@ -137,14 +137,13 @@ def test_log_probs_divide_by_the_temperature(random_base, roles, batch):
     torch.testing.assert_close(got[:, 1:][actions[:, 1:]], expected[actions[:, 1:]], rtol=1e-4, atol=1e-4)
 
 
-def test_critic_starts_as_the_reward_model(roles, batch):
-    ids, mask = batch
-    padded = torch.nn.functional.pad(ids, (0, 1)), torch.nn.functional.pad(mask, (0, 1))
+@pytest.mark.parametrize("start", ["cost", "reward"])
+def test_critic_starts_on_a_scorers_trunk_with_values_of_zero(random_base, reward, cost, batch, start):
+    roles = Roles(load_base(random_base, device="cpu"), reward=reward, cost=cost, rank=4, critic_from=start)
     with torch.no_grad():
-        values, scores = roles.values(*padded), roles.scores(ids, mask)
-    after_last = values[torch.arange(5), mask.sum(1)]  # value in the state that ends with the last token
-    torch.testing.assert_close(after_last[:, 0], scores[:, 0], rtol=1e-4, atol=1e-4)
-    assert not after_last[:, 1].any()
+        assert torch.equal(roles.hidden(*batch, "critic"), roles.hidden(*batch, start))
+        assert not torch.equal(roles.hidden(*batch, "critic"), roles.hidden(*batch, None))
+        assert not roles.values(*batch).any()
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
 from csrlhf_kit.models.base import freeze
+from csrlhf_kit.models.decoding import position_ids
 from csrlhf_kit.models.scorers import load_scorer, score_texts
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Tensor]
@@ -31,13 +33,6 @@ base.
 """
 
 SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """Positions (batch, length) that count real tokens only, so that padding on either side changes
-    nothing.
-    """
-    return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -54,7 +49,9 @@ class Roles(nn.Module):
     reward, cost: a folder with a PEFT SEQ_CLS adapter trained on this very base, or any `Scorer`.
     policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
     rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
-    critic_from_reward: start the critic's trunk and reward head from the reward model (Safe RLHF does too).
+    critic_from: the scorer whose trunk the critic starts from, where it shares the base; None: a fresh one.
+        Safe RLHF starts from the reward model. The cost model is the better start here: what a prompt asks
+        for is in it, and one trunk serves both values (measured in benchmarks/critic_start.py).
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
     seed: fresh adapters are drawn from it; the global generators are left alone.
 
@@ -72,7 +69,7 @@ class Roles(nn.Module):
         rank: int = 16,
         alpha: int = 32,
         targets: str | list[str] = "all-linear",
-        critic_from_reward: bool = True,
+        critic_from: Literal["reward", "cost"] | None = "cost",
         fused: bool = True,
         seed: int = 0,
     ) -> None:
@@ -94,11 +91,7 @@ class Roles(nn.Module):
                     self.scorers[name] = source
                 else:
                     self.score_heads[name] = self._add_scorer(name, Path(source), hidden_size)
-            start = (
-                self.model.peft_config["reward"]
-                if critic_from_reward and "reward" in self.score_heads
-                else None
-            )
+            start = self.model.peft_config[critic_from] if critic_from in self.score_heads else None
             self.model.add_adapter("critic", _without_dropout(start or fresh))
             self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         if policy is not None:
@@ -106,18 +99,14 @@ class Roles(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if start is not None:
-            self._copy_adapter("reward", "critic")
-            head = self.score_heads["reward"]
-            with torch.no_grad():
-                self.value_head.weight[0] = head.weight[0]
-                if head.bias is not None:
-                    self.value_head.bias[0] = head.bias[0]
+            self._copy_adapter(critic_from, "critic")
         if fused:
             with contextlib.suppress(UserError):  # Conv1D layers, as in GPT-2, stay peft's
                 fuse(self.model)
         self.to(base.device)
         self.trunk = base.base_model  # the transformer without its language-model head
         self.lm_head = base.get_output_embeddings()
+        self._layers = [layer for layer in self.model.modules() if isinstance(layer, BaseTunerLayer)]
         self.eval()
         freeze(base)
         for name, parameter in self.named_parameters():
@@ -139,11 +128,35 @@ class Roles(nn.Module):
 
         peft's own `set_adapter` also rewrites `requires_grad`, which would give the frozen scorers gradients.
         """
-        for module in self.model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module._disable_adapters = adapter is None
-                if adapter is not None:
-                    module._active_adapter = [adapter]
+        for layer in self._layers:
+            layer._disable_adapters = adapter is None
+            if adapter is not None:
+                layer._active_adapter = [adapter]
+
+    @contextlib.contextmanager
+    def merged(self, adapter: str | None) -> Iterator[nn.Module]:
+        """The causal LM under `adapter`, folded into the base's weights meanwhile where that is exact to float
+        rounding.
+
+        That is: plain LoRA on dense float32 layers; it takes a second copy of their weights. Others (NF4,
+        half precision, DoRA ...) run with the adapter beside the base. Afterwards each layer has its own
+        weights back, untouched, and `adapter` is the one in use.
+        """
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        self.activate(adapter)
+        if adapter is not None and all(_folds(layer, adapter) for layer in self._layers):
+            for layer in self._layers:
+                if adapter in layer.lora_A:
+                    weight = layer.get_base_layer().weight
+                    kept.append((weight, weight.data))
+                    weight.data = weight.data + layer.get_delta_weight(adapter)
+            self.activate(None)
+        try:
+            yield self.model
+        finally:
+            for weight, data in kept:
+                weight.data = data
+            self.activate(adapter)
 
     def hidden(self, ids: Tensor, mask: Tensor, adapter: str | None) -> Tensor:
         """Last hidden states (batch, length, hidden) of `ids` (batch, length) under `adapter`.
@@ -305,6 +318,20 @@ def text_scorer(folder: str | Path, *, batch_size: int = 64) -> Scorer:
     scorer = load_scorer(folder, merge=True)
     return lambda prompts, responses: torch.as_tensor(
         score_texts(scorer, prompts, responses, batch_size=batch_size), dtype=torch.float32
+    )
+
+
+def _folds(layer: nn.Module, adapter: str) -> bool:
+    """Whether base + adapter is one dense float32 matrix, up to rounding."""
+    if adapter not in getattr(layer, "lora_A", {}):
+        return True
+    base, up = layer.get_base_layer(), layer.lora_B[adapter]
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and not layer.lora_variant
+        and up.bias is None
+        and not layer.merged_adapters
     )
 
 

@@ -1,0 +1,137 @@
+"""A critic that knows the base before PPO starts: regression on the base's own scored answers.
+
+A policy gradient is only as quiet as its baseline. A critic that starts on nothing takes every refusal of
+a harmful request and every answer to a benign one for the same surprise, so that the first steps of a
+strongly penalised policy teach it to refuse everybody. The base's answers are cheap, the same for every
+method, and their scores are all that a value is: E[score | prompt and answer so far]. So the critic is
+fitted once, and each method starts from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.runs import seed_everything, write_atomic
+from csrlhf_kit.training.ppo import PPOConfig, episode_costs, episode_rewards, value_loss
+from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
+
+
+@dataclass
+class CriticConfig:
+    """How the critic is fitted to the base before PPO."""
+
+    episodes: int = 1024
+    """Answers of the base that it learns from, one a prompt."""
+    epochs: int = 4
+    """Passes over them."""
+    batch_size: int = 64
+    """Episodes behind one optimiser step."""
+    learning_rate: float = 3e-3
+    """Adam's step size at the start; falls to a tenth along a cosine."""
+
+
+def base_episodes(
+    roles: Roles, tokenizer: Any, prompts: Sequence[str], config: PPOConfig, *, batch_size: int = 128
+) -> list[Trajectory]:
+    """The base's answers to `prompts`, scored, in batches of similar prompt length. Draws from torch's
+    generator.
+    """
+    encoded = encode_prompts(tokenizer, list(prompts), max_length=config.max_prompt_length)
+    order = encoded["attention_mask"].sum(1).argsort(stable=True)
+    batches = []
+    for rows in order.split(batch_size):
+        episodes = sample_episodes(
+            roles, tokenizer, encoded["input_ids"][rows], encoded["attention_mask"][rows],
+            adapter=None, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+        )  # fmt: skip
+        texts = [prompts[row] for row in rows.tolist()]
+        batches.append(score_episodes(roles, tokenizer, texts, episodes, temperature=config.temperature))
+    return batches
+
+
+def returns(trajectory: Trajectory, config: PPOConfig) -> Tensor:
+    """Value targets (batch, length, 2) of reward and cost under the base: the discounted score that an
+    episode ends with. There is no KL term, since the base is the reference.
+    """
+    scores = torch.stack([episode_rewards(trajectory, config), episode_costs(trajectory.cost, config)], -1)
+    columns = torch.arange(trajectory.ids.shape[1], device=scores.device)
+    last = (trajectory.actions * columns).argmax(1, keepdim=True)
+    discount = config.gamma ** (last - columns).clamp_min(0)  # (batch, length)
+    return discount.unsqueeze(-1) * scores.unsqueeze(1)
+
+
+def fit_critic(
+    roles: Roles, tokenizer: Any, prompts: Sequence[str], ppo: PPOConfig, config: CriticConfig
+) -> list[tuple[float, float]]:
+    """Fit the critic of `roles` (in place) to the base's answers; returns each epoch's mean losses.
+
+    prompts: requests as text; the first `config.episodes` of a seeded shuffle are used. Losses are squared
+    errors / 2 a token, of reward and of cost, before each batch's step.
+    """
+    if not prompts:
+        raise UserError("there is no prompt to fit the critic on: expected at least one")
+    seed_everything(ppo.seed)
+    chosen = torch.randperm(len(prompts))[: config.episodes].tolist()
+    batches = base_episodes(roles, tokenizer, [prompts[i] for i in chosen], ppo)
+    targets = [returns(batch, ppo) for batch in batches]
+    places = torch.tensor([(b, row) for b, batch in enumerate(batches) for row in range(len(batch.ids))])
+    optimizer = torch.optim.AdamW(roles.trainable("critic"), lr=config.learning_rate, weight_decay=0.0)
+    per_epoch = -(-len(places) // config.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: 0.1 + 0.45 * (1 + math.cos(math.pi * i / (config.epochs * per_epoch)))
+    )
+    history = []
+    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch"):
+        total, tokens = torch.zeros(2), 0
+        # Episodes of one sampling batch stay together: their prompts have similar lengths.
+        for rows in _minibatches(places, config.batch_size):
+            batch, index = batches[int(rows[0, 0])], rows[:, 1]
+            count = batch.actions[index].sum()
+            for part, longest in by_length(batch.mask, index, ppo.microbatch_size):
+                values = roles.values(batch.ids[part, :longest], batch.mask[part, :longest])
+                wanted = targets[int(rows[0, 0])][part, :longest]
+                losses = value_loss(values, values.detach(), wanted, batch.actions[part, :longest], math.inf)
+                (losses.sum() / count).backward()
+                total += losses.detach().cpu()
+            tokens += int(count)
+            torch.nn.utils.clip_grad_norm_(roles.trainable("critic"), ppo.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+        history.append(tuple((total / tokens).tolist()))
+    return history
+
+
+def _minibatches(places: Tensor, size: int) -> list[Tensor]:
+    """Random mini-batches of (batch, row) pairs (rows, 2), each within one sampling batch, in random order."""
+    parts = []
+    for b in places[:, 0].unique():
+        own = places[places[:, 0] == b]
+        parts += own[torch.randperm(len(own))].split(size)
+    return [parts[i] for i in torch.randperm(len(parts))]
+
+
+def save_critic(roles: Roles, file: str | Path) -> None:
+    """Store the critic's adapter and head (safetensors)."""
+    state = {k: v.contiguous() for k, v in roles.trained_state().items() if ".policy." not in k}
+    write_atomic(Path(file), save(state))
+
+
+def load_critic(roles: Roles, file: str | Path) -> None:
+    """Undo of `save_critic`. Raises UserError where the file is missing or does not fit."""
+    if not Path(file).is_file():
+        raise UserError(f"{file} is no critic: expected a file that `save_critic` has written")
+    own = roles.trained_state()
+    roles.load_trained_state({k: v for k, v in own.items() if ".policy." in k} | load_file(file))
