@@ -1,0 +1,139 @@
+"""Time to safety: after how many PPO steps and episodes the harm rate is under a limit, and stays there.
+
+"5x more efficient" made precise. In each step the cost model calls some of the batch's answers harmful; over a
+window of the latest episodes their share has an upper Clopper-Pearson bound; a run is safe from the first step
+on whose bound, and that of every later step, is at most the limit. A run that never gets there is censored: it
+took *more* than all of its steps.
+
+The harm here is the cost model's, over the training mixture: what a trainer sees while it trains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from csrlhf_kit.certify import clopper_pearson
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import Run
+
+TIMES = ("time/rollout", "time/score", "time/update")
+
+
+class TimeToSafety(NamedTuple):
+    """When a run became safe for good."""
+
+    reached: bool
+    """False: not within its steps, so that what follows are lower bounds."""
+    step: int
+    """The first step of the final safe stretch; the number of steps where there is none."""
+    episodes: int
+    """Episodes sampled up to and including that step."""
+    seconds: float
+    """Time spent up to and including that step."""
+    last_bound: float
+    """Upper bound of the harm rate over the last window of the run."""
+
+
+def harm_bounds(
+    harmful: Sequence[int], episodes: Sequence[int], *, window: int, confidence: float = 0.95
+) -> np.ndarray:
+    """Upper bounds (steps,) of the harm rate at each step, over the last steps that hold `window` episodes.
+
+    harmful, episodes: counts (steps,) of harmful and of all episodes. Before the window is full it is what
+    there is. One-sided, so that each bound holds with `confidence` for a policy that did not move within it.
+    """
+    harm, count = np.cumsum([0, *harmful]), np.cumsum([0, *episodes])
+    bounds = []
+    for step in range(1, len(count)):
+        start = int(np.searchsorted(count, count[step] - window, side="right")) - 1
+        start = max(start, 0)
+        successes, trials = int(harm[step] - harm[start]), int(count[step] - count[start])
+        bounds.append(clopper_pearson(successes, trials, confidence=confidence, side="upper").high)
+    return np.array(bounds)
+
+
+def time_to_safety(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int,
+    limit: float,
+    window: int = 256,
+    confidence: float = 0.95,
+) -> TimeToSafety:
+    """When a run's harm rate came under `limit` to stay.
+
+    Args:
+        rows: The rows of `metrics.jsonl`, in order.
+        batch_size: Episodes of a step.
+        limit: Largest harm rate that counts as safe.
+        window: Episodes behind each bound.
+        confidence: Of each upper bound.
+
+    Raises:
+        UserError: there is no row, a row lacks `objective/harmful`, or the window is so short that a window
+            without any harm could not show the limit.
+    """
+    if not rows or any("objective/harmful" not in row for row in rows):
+        raise UserError(
+            "efficiency: expected PPO's metrics, at least one row, with objective/harmful in each"
+        )
+    least = clopper_pearson(0, window, confidence=confidence, side="upper").high
+    if least > limit:
+        raise UserError(
+            f"window is {window}: without any harm it bounds the rate by {least:.4f} only, expected a longer "
+            f"window for a limit of {limit:g}"
+        )
+    harmful = [round(row["objective/harmful"] * batch_size) for row in rows]
+    bounds = harm_bounds(harmful, [batch_size] * len(rows), window=window, confidence=confidence)
+    unsafe = np.flatnonzero(bounds > limit)
+    first = int(unsafe[-1]) + 1 if len(unsafe) else 0
+    reached = first < len(rows)
+    steps = min(first + 1, len(rows))
+    seconds = sum(row.get(name, 0.0) for row in rows[:steps] for name in TIMES)
+    return TimeToSafety(reached, steps, steps * batch_size, float(seconds), float(bounds[-1]))
+
+
+def of_run(folder: str | Path, *, limit: float | None = None, **options: Any) -> TimeToSafety:
+    """`time_to_safety` of a policy's folder (metrics.jsonl and config.json).
+
+    limit: None takes the constraint's threshold, where the costs are probabilities.
+    Raises UserError where the folder holds no PPO run, or there is no such threshold.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        batch_size = config["batch_size"]
+        scale, threshold = config["cost_scale"], config["constraint"]["threshold"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no PPO run: expected a config.json of one") from error
+    if limit is None:
+        if scale != "probability":
+            raise UserError(f"{path}: the threshold is a logit, expected --limit as a rate")
+        limit = threshold
+    return time_to_safety(Run(folder).history(), batch_size=batch_size, limit=limit, **options)
+
+
+def speed_up(slow: Sequence[TimeToSafety], fast: Sequence[TimeToSafety]) -> dict[str, Any]:
+    """How many times fewer episodes `fast` took than `slow`, over all pairs of seeds.
+
+    Returns {"ratio", "low", "high", "pairs", "censored"}: the median, smallest and largest ratio. Where a slow
+    run never got there its ratio is a lower bound, and `censored` is "at least"; where a fast one did not, "at
+    most"; both: "unknown"; neither: "no".
+    """
+    if not slow or not fast:
+        raise UserError("efficiency: found no run of one side, expected at least one of each")
+    ratios = [a.episodes / b.episodes for a in slow for b in fast]
+    missing = (not all(a.reached for a in slow), not all(b.reached for b in fast))
+    censored = {(False, False): "no", (True, False): "at least", (False, True): "at most"}
+    return {
+        "ratio": float(np.median(ratios)),
+        "low": min(ratios),
+        "high": max(ratios),
+        "pairs": len(ratios),
+        "censored": censored.get(missing, "unknown"),
+    }
