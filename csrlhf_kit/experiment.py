@@ -31,7 +31,7 @@ from csrlhf_kit.models.scorers import score_texts
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.suggest import FrontierPoint, shortfall, suggest_penalty
-from csrlhf_kit.training.constraints import Constraint, FixedPenalty, Lagrangian, LinearPenalty, Unconstrained
+from csrlhf_kit.training.constraints import Constraint, make_constraint
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 from csrlhf_kit.training.preference import ScorerConfig, train_scorer
 
@@ -87,15 +87,7 @@ class RunConfig:
 
 def constraint_for(method: str, config: RunConfig) -> Constraint:
     """The constraint that a method's name stands for, at this run's threshold and penalty."""
-    made = {
-        "ppo": lambda: Unconstrained(threshold=config.threshold),
-        "lagrangian": lambda: Lagrangian(threshold=config.threshold),
-        "linear_penalty": lambda: LinearPenalty(threshold=config.threshold, penalty=config.penalty),
-        "fixed_penalty": lambda: FixedPenalty(threshold=config.threshold, penalty=config.penalty),
-    }
-    if method not in made:
-        raise UserError(f"method {method!r} is unknown: expected one of {', '.join(made)}")
-    return made[method]()
+    return make_constraint(method, threshold=config.threshold, penalty=config.penalty)
 
 
 def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,24 +17,10 @@ from csrlhf_kit.evaluation.safety import answer_and_score, policy_row, rate
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, write_atomic
-from csrlhf_kit.training import constraints as c
+from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 
-Method = Literal[
-    "unconstrained", "fixed_penalty", "linear_penalty", "rectified_sample", "lagrangian",
-    "pid_lagrangian", "augmented_lagrangian", "p3o", "crpo",
-]  # fmt: skip
-METHODS: dict[str, Callable[..., c.Constraint]] = {
-    "unconstrained": c.Unconstrained,
-    "fixed_penalty": c.FixedPenalty,
-    "linear_penalty": c.LinearPenalty,
-    "rectified_sample": c.RectifiedSample,
-    "lagrangian": c.Lagrangian,
-    "pid_lagrangian": c.PIDLagrangian,
-    "augmented_lagrangian": c.AugmentedLagrangian,
-    "p3o": c.P3O,
-    "crpo": c.CRPO,
-}
+Method = Literal[tuple(CONSTRAINTS)]
 
 
 @dataclass
@@ -68,18 +53,12 @@ class PPORunConfig:
     """Go on with what is in the folder."""
 
 
-def make_constraint(method: str, threshold: float, penalty: float) -> c.Constraint:
-    """A constraint by name; `penalty` goes to the methods that have one, the others keep published constants."""
-    make = METHODS[method]
-    return make(threshold=threshold, **({"penalty": penalty} if hasattr(make, "penalty") else {}))
-
-
 def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's statistics.
 
     Raises UserError where a model or the prompts cannot be read, or the folder holds another run.
     """
-    constraint = make_constraint(config.method, config.threshold, config.penalty)
+    constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
     records = read_records(config.prompts, Prompt, split="train").records
     tokenizer = load_tokenizer(config.base)
     base = load_base(config.base, quantization=config.quantization)

@@ -114,10 +114,18 @@ class FixedPenalty(Constraint):
     The ReLU is of an expectation, so g needs an estimate of J_C that says little about the batch whose
     gradient it gates (a hinge of a batch mean is biased, Jensen). CS-RLHF (Pandit et al. 2025, arXiv
     2510.03520) states this objective; its released code runs `LinearPenalty`.
+
+    How exact: the theorem's "any lambda above lambda* has the constrained optimum" asks for J_C itself and
+    for no division by 1 + g lambda. With J_C itself this class settles, for any lambda above m*, on the tilt
+    pi_ref exp((r - m* c) / (beta (1 + m*))) that just meets d: the division spares the KL, so that this is
+    the constrained optimum of KL weight beta (1 + m*). With an estimate, the gate is open on a share of the
+    steps that depends on its noise, and lambda decides on which side of d the cost settles (`hinge.py`;
+    `suggest_penalty(..., normalised=True)` finds m* and a lambda).
     """
 
     penalty: float = 20.0
-    """lambda, fixed. Any value above the optimal multiplier gives the same optimum."""
+    """lambda, fixed. With an exact gate all values above the (normalised) optimal multiplier act alike; with a
+    noisy one, too small settles above the threshold and too large below."""
     gate: Literal["window", "batch", "half", "ema"] = "window"
     """Estimate behind the gate: window mean, this batch, the other half of this batch, or a moving
     average.
@@ -363,3 +371,29 @@ class CRPO(Constraint):
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
         return -cost_advantages if self.violation > self.tolerance else reward_advantages
+
+
+CONSTRAINTS: dict[str, type[Constraint]] = {  # by the name that results, figures and commands use
+    "ppo": Unconstrained,
+    "fixed_penalty": FixedPenalty,
+    "linear_penalty": LinearPenalty,
+    "rectified_sample": RectifiedSample,
+    "lagrangian": Lagrangian,
+    "pid_lagrangian": PIDLagrangian,
+    "augmented_lagrangian": AugmentedLagrangian,
+    "p3o": P3O,
+    "crpo": CRPO,
+}
+
+
+def make_constraint(method: str, *, threshold: float, penalty: float) -> Constraint:
+    """The constraint that a method's name stands for, at its published constants.
+
+    penalty: for the methods that have one (fixed_penalty, linear_penalty, rectified_sample, p3o).
+
+    Raises UserError for a name that `CONSTRAINTS` does not know.
+    """
+    if method not in CONSTRAINTS:
+        raise UserError(f"method {method!r} is unknown: expected one of {', '.join(CONSTRAINTS)}")
+    kind = CONSTRAINTS[method]
+    return kind(threshold=threshold, **({"penalty": penalty} if hasattr(kind, "penalty") else {}))
