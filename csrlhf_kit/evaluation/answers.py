@@ -1,0 +1,80 @@
+"""A policy as a plain function from prompts to answers: what attackers and multi-turn play need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import Quantization, freeze, load_base
+from csrlhf_kit.training.rollout import response_texts, sample
+
+Answer = Callable[[Sequence[Any]], list[str]]
+"""Prompts (texts, or lists of chat messages) -> one answer each."""
+
+
+def load_policy(
+    base: str | Path, adapter: str | Path | None = None, *, quantization: Quantization = "none"
+) -> PreTrainedModel:
+    """The base, with a policy's adapter merged in (or laid over it, where the base is quantised).
+
+    Raises UserError where the base cannot be read or `adapter` holds no PEFT adapter.
+    """
+    model = load_base(base, quantization=quantization)
+    if adapter is None:
+        return model
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise UserError(f"{adapter} is no policy: expected a PEFT adapter (adapter_config.json)")
+    tuned = PeftModel.from_pretrained(model, str(adapter))
+    return freeze(tuned.merge_and_unload() if quantization == "none" else tuned)
+
+
+def policy_answers(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    max_new_tokens: int = 32,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    max_length: int = 512,
+) -> Answer:
+    """A function that samples one answer to each prompt, longest prompts first.
+
+    Each call draws from a seed of its own (so that asking again gets another answer), and gives torch's
+    global generator back as it was.
+    """
+    calls = 0
+
+    def answer(prompts: Sequence[Any]) -> list[str]:
+        nonlocal calls
+        calls += 1
+        texts = [""] * len(prompts)
+        if not prompts:
+            return texts
+        encoded = encode_prompts(tokenizer, list(prompts), max_length=max_length)
+        lengths = encoded["attention_mask"].sum(1)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed * 1_000_003 + calls)
+            for rows in lengths.argsort(descending=True, stable=True).split(batch_size):
+                longest = int(lengths[rows].max())
+                episodes = sample(
+                    model,
+                    encoded["input_ids"][rows, -longest:].to(model.device),
+                    encoded["attention_mask"][rows, -longest:].to(model.device),
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                )
+                for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
+                    texts[row] = text.strip()
+        return texts
+
+    return answer
