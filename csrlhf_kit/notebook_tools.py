@@ -1,9 +1,10 @@
 """The course's notebooks: executed in a fresh kernel, stored without noise, and held to the house's rules.
 
 `python -m csrlhf_kit.notebook_tools execute notebooks/*.ipynb` runs each notebook from top to bottom and
-stores it with its outputs; `... check notebooks/*.ipynb` says what is wrong with the stored ones. nbval then
-re-executes them and compares every output; that only means something where outputs are stored and are of a
-kind that nbval compares, so `problems` measures that as well.
+stores it with its outputs; `... check notebooks/*.ipynb` says what is wrong with the stored ones; `... student
+notebooks/*.ipynb --out FOLDER` writes copies without solutions and outputs. nbval then re-executes the stored
+ones and compares every output; that only means something where outputs are stored and are of a kind that nbval
+compares, so `problems` measures that as well.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import nbformat
+import psutil
 import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.notebook_solutions import refresh_solutions, solution_problems, student_edition
 from csrlhf_kit.runs import write_atomic
 
 MAX_LINES = 25  # of a code cell: more belongs into the package, with a test
@@ -35,6 +38,8 @@ NOT_COMPARED = {WIDGET_VIEW, "image/png", "image/jpeg"}
 UNCOMPARED_TAGS = {"nbval-ignore-output", "nbval-skip"}
 _ROOTS = "home|Users|root|tmp|var|opt|mnt|usr|srv|private|work|content|data"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/<…-])/(?:{_ROOTS})/[\w.-]+|\b[A-Za-z]:\\{{1,2}}\w+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
+_NOT_A_RESULT = re.compile(r"arXiv[: ]\d{4}\.\d{5}|Exercise \d+\.\d+|chapter \d+|section \d+\.\d+|`[^`]*`")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
 
@@ -47,10 +52,23 @@ def execute(path: str | Path, *, timeout: float = 600.0) -> NotebookNode:
     Raises:
         UserError: a cell failed or took more than `timeout` seconds; names the notebook and the cell.
     """
+    return _execute(path, timeout)[0]
+
+
+def _execute(path: str | Path, timeout: float) -> tuple[NotebookNode, int]:
+    """`execute`, and the most bytes that the kernel held after any of its cells."""
     path = Path(path)
     notebook = read(path)
+    refresh_solutions(notebook, path)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
+    peak = 0
+
+    def weigh(**_: Any) -> None:
+        nonlocal peak
+        kernel = psutil.Process(client.km.provisioner.pid)
+        peak = max(peak, kernel.memory_info().rss)
+
     client = NotebookClient(
         notebook,
         kernel_name="python3",
@@ -58,13 +76,14 @@ def execute(path: str | Path, *, timeout: float = 600.0) -> NotebookNode:
         resources={"metadata": {"path": str(path.parent.resolve())}},
         record_timing=False,
         store_widget_state=False,
+        on_cell_executed=weigh,
     )
     try:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         reached = sum(cell.execution_count is not None for cell in code_cells(notebook))
         raise UserError(f"{path}: code cell {reached} failed: {_last_lines(error)}") from None
-    return normalised(notebook)
+    return normalised(notebook), peak
 
 
 def store(notebook: NotebookNode, path: str | Path) -> Path:
@@ -151,6 +170,7 @@ def problems(path: str | Path) -> list[str]:
     found = []
     if path.stat().st_size > MAX_BYTES:
         found.append(f"is {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are allowed")
+    found += solution_problems(notebook, path)
     if "widgets" in notebook.metadata:
         found.append("has metadata.widgets, which GitHub takes for an invalid notebook")
     if not cells:
@@ -160,6 +180,9 @@ def problems(path: str | Path) -> list[str]:
     for place, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             found += [f"cell {place} {problem}" for problem in _text_problems(cell.source)]
+    found += [
+        f"says a number that no code near it computes or names, {n}" for n in unbacked_numbers(notebook)
+    ]
     if cells and compared_share(notebook) < MIN_COMPARED:
         idle = [str(place) for place, cell in enumerate(cells, start=1) if not is_compared(cell)]
         found.append(
@@ -167,6 +190,29 @@ def problems(path: str | Path) -> list[str]:
             f"expected {MIN_COMPARED:.0%}; nothing is compared in code cells {', '.join(idle)}"
         )
     return [f"{path.name}: {problem}" for problem in found]
+
+
+def unbacked_numbers(notebook: NotebookNode, *, reach: int = 3) -> list[str]:
+    """Decimals and percentages in prose that no code cell within `reach` cells names or shows.
+
+    A number that a reader is asked to believe should be computed next to the sentence, so that a changed
+    result cannot leave the sentence behind. Addresses of papers and names of exercises are no such numbers.
+    """
+    found = []
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown" or any("solution" in tag for tag in cell.metadata.get("tags", ())):
+            continue
+        near = notebook.cells[max(0, place - reach) : place + reach + 1]
+        code = [c for c in near if c.cell_type == "code"]
+        shown = [output.get("text", "") for c in code for output in c.outputs]
+        shown += [output.data.get("text/plain", "") for c in code for output in c.outputs if "data" in output]
+        backing = set(_NUMBER.findall("\n".join([*(c.source for c in code), *shown])))
+        backing |= {number.rstrip("0").rstrip(".") for number in backing}
+        prose = _NOT_A_RESULT.sub(" ", cell.source).replace("\\%", "%").replace(" %", "%")
+        for number in re.findall(r"(?<![\w.])\d+\.\d+%?|(?<![\w.])\d+%", prose):
+            if not {number, number.rstrip("%")} & backing and number.rstrip("0").rstrip(".") not in backing:
+                found.append(f"cell {place}: {number}")
+    return found
 
 
 def _cell_problems(cell: NotebookNode, place: int) -> list[str]:
@@ -249,20 +295,40 @@ class Check:
     """The notebooks to check."""
 
 
+@dataclass
+class Student:
+    """Write copies for a class: without solutions and without outputs."""
+
+    notebooks: tyro.conf.Positional[tuple[Path, ...]]
+    """The notebooks to copy."""
+    out: Path = Path("student")
+    """Folder of the copies; put it beside `data/`, as `notebooks/` is."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0 if all is well, 1 if a notebook breaks a rule, 2 if one cannot be read or run."""
     command = tyro.cli(
-        Annotated[Execute, tyro.conf.subcommand("execute")] | Annotated[Check, tyro.conf.subcommand("check")],
+        Annotated[Execute, tyro.conf.subcommand("execute")]
+        | Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[Student, tyro.conf.subcommand("student")],
         args=arguments,
         prog="python -m csrlhf_kit.notebook_tools",
     )
     bad: list[str] = []
     try:
         for path in command.notebooks:
+            if isinstance(command, Student):
+                print(store(student_edition(read(path)), command.out / path.name))
+                continue
             if isinstance(command, Execute):
                 started = time.monotonic()
-                store(execute(path, timeout=command.timeout), path)
-                print(f"{path}: {path.stat().st_size / 1000:.0f} kB in {time.monotonic() - started:.0f} s")
+                notebook, peak = _execute(path, command.timeout)
+                store(notebook, path)
+                print(
+                    f"{path}: {len(notebook.cells)} cells, {compared_share(notebook):.0%} compared, "
+                    f"{path.stat().st_size / 1000:.0f} kB, {time.monotonic() - started:.0f} s, "
+                    f"{peak / 1e6:.0f} MB"
+                )
             bad += problems(path)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -146,6 +146,10 @@ def data(**mime):
         ([cell(), cell(count=2, outputs=[])], "only 50% of its code cells"),
         ([cell(outputs=data(image__png="aaaa"))], "only 0% of its code cells"),
         ([new_markdown_cell("words")], "no code cell"),
+        (
+            [new_markdown_cell("it falls to 12.5%"), cell("12.6 / 100")],
+            "no code near it computes or names, cell 0",
+        ),
         ([cell(outputs=[new_output("stream", name="stdout", text="x" * 300_000)])], "300,000 are allowed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -156,6 +160,106 @@ def test_each_rule_is_checked(tmp_path, cells, words):
     found = problems(path)
     assert len(found) == 1, found
     assert words in found[0] and found[0].startswith("n.ipynb: ")
+
+
+def test_numbers_in_prose_are_backed_by_code_or_outputs_nearby():
+    backed = [
+        new_markdown_cell("Of 40, $12.5\\%$ fell to 0.30, as arXiv 2510.03520 and Exercise 3.1 say; `9.9`"),
+        cell("rate = 12.5; other = 0.3"),
+    ]
+    assert notebook_tools.unbacked_numbers(new_notebook(cells=backed)) == []
+    far = [new_markdown_cell("it is 0.25"), *(cell("1") for _ in range(3)), cell("0.25")]
+    assert notebook_tools.unbacked_numbers(new_notebook(cells=far)) == ["cell 0: 0.25"]
+    assert notebook_tools.unbacked_numbers(new_notebook(cells=far[:3] + far[4:])) == []
+
+
+def test_the_share_that_is_really_compared_is_counted(capsys):
+    """The number that the course is judged by; shown by `pytest -s` and in a failure."""
+    shares = {path.stem: compared_share(nbformat.read(path, as_version=4)) for path in STORED}
+    with capsys.disabled():
+        counts = [len(notebook_tools.code_cells(nbformat.read(path, as_version=4))) for path in STORED]
+        total = sum(share * count for share, count in zip(shares.values(), counts, strict=True)) / sum(counts)
+        print(
+            f"\ncode cells whose output nbval compares: {total:.0%} of {sum(counts)} in {len(STORED)} notebooks"
+        )
+        for (name, share), count in zip(shares.items(), counts, strict=True):
+            print(f"  {name:40} {share:4.0%} of {count}")
+    assert min(shares.values()) >= notebook_tools.MIN_COMPARED
+
+
+def test_every_notebook_states_question_outcome_time_and_memory():
+    for path in STORED:
+        first = nbformat.read(path, as_version=4).cells[0].source
+        title = first.splitlines()[0]
+        assert re.fullmatch(r"# \d\d · .+\?", title), title
+        assert "**Afterwards you can" in first and "**Time:**" in first and "**Memory:**" in first
+
+
+def test_every_notebook_of_the_course_proper_has_30_to_55_cells():
+    for path in STORED[1:]:
+        assert 30 <= len(nbformat.read(path, as_version=4).cells) <= 55, path.name
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A notebook with an exercise, and the file of its solutions."""
+    folder = tmp_path_factory.mktemp("course")
+    (folder / "solutions").mkdir()
+    (folder / "solutions" / "nb97.py").write_text(
+        "import math\n\nimport numpy as np\n\nEXERCISES = {'97.1': 'area'}\n\n\n"
+        "def area(radius):\n    return math.pi * radius**2\n\n\n"
+        "def area__forgets_pi(radius):\n    return radius**2\n"
+    )
+    cells = [
+        new_markdown_cell("# 97"),
+        new_code_cell("print(1)"),
+        new_markdown_cell("", metadata={"tags": ["solution-97.1"]}),
+    ]
+    store(new_notebook(cells=cells), folder / "97_small.ipynb")
+    assert notebook_tools.main(["execute", str(folder / "97_small.ipynb")]) == 0
+    return folder / "97_small.ipynb"
+
+
+def test_solution_cells_are_generated_from_the_tested_code(course):
+    notebook = nbformat.read(course, as_version=4)
+    assert notebook.cells[2].source == (
+        "<details><summary><b>Solution of exercise 97.1</b></summary>\n\n"
+        "```python\nimport math\n\n\ndef area(radius):\n    return math.pi * radius**2\n```\n\n</details>"
+    )
+    assert problems(course) == []
+    notebook.cells[2].source = notebook.cells[2].source.replace("**2", "**3")
+    store(notebook, course.with_name("97_drifted.ipynb"))
+    assert "is not the one in solutions/" in problems(course.with_name("97_drifted.ipynb"))[0]
+    del notebook.cells[2]
+    store(notebook, course.with_name("97_without.ipynb"))
+    assert "shows no solution of exercise 97.1" in problems(course.with_name("97_without.ipynb"))[0]
+
+
+def test_the_student_edition_has_neither_solutions_nor_outputs(course, tmp_path, capsys):
+    assert notebook_tools.main(["student", str(course), "--out", str(tmp_path)]) == 0
+    edition = nbformat.read(tmp_path / course.name, as_version=4)
+    nbformat.validate(edition)
+    assert [cell.cell_type for cell in edition.cells] == ["markdown", "code"]
+    assert edition.cells[1].outputs == [] and edition.cells[1].execution_count is None
+    assert "math.pi" not in (tmp_path / course.name).read_text()
+    assert nbformat.read(course, as_version=4).cells[1].outputs
+
+
+def test_solutions_that_do_not_fit_are_named(tmp_path):
+    (tmp_path / "solutions").mkdir()
+    cells = [new_markdown_cell("", metadata={"tags": ["solution-96.1"]}), cell()]
+    store(new_notebook(cells=cells), tmp_path / "96_x.ipynb")
+    with pytest.raises(UserError, match="no such file of solutions"):
+        notebook_tools.execute(tmp_path / "96_x.ipynb")
+    file = tmp_path / "solutions" / "nb96.py"
+    for text, words in (
+        ("x = 1\n", "EXERCISES is missing or empty"),
+        ("EXERCISES = {'96.1': 'f'}\n", "'f' that is not there"),
+        ("EXERCISES = {'96.2': 'f'}\n\n\ndef f():\n    return 1\n", "no solution of exercise 96.1"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            notebook_tools.execute(tmp_path / "96_x.ipynb")
 
 
 def test_widget_state_is_reported(tmp_path):
