@@ -4,15 +4,17 @@ Notation: J_C = E[c] is the mean cost of an episode, d the `threshold`, and the 
 papers write J_C = E[C] + d, so that their "d" is minus this threshold). A_R and A_C are the advantages of
 reward and cost.
 
-PPO calls, once a step and in this order: `shape` on the episodes' costs, `observe` with the raw costs,
-`combine` on the two advantages; and `extra_loss` in each mini-batch. A tenth method overrides what it
-changes and touches no other file.
+PPO calls, once a step and in this order: `observe` with the raw costs (and the group that each episode's
+prompt belongs to), `shape` and `shape_rewards` on the episodes' costs and rewards, `combine` on the two
+advantages; and `extra_loss` in each mini-batch. Another method overrides what it changes and touches no
+other file.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -59,8 +61,15 @@ class Constraint:
         """Episode costs (batch,) as the cost critic and the cost advantages shall see them."""
         return costs
 
-    def observe(self, costs: Tensor) -> None:
-        """Take in the episode costs (batch,) of this step; called once a step, before `combine`."""
+    def shape_rewards(self, rewards: Tensor, costs: Tensor) -> Tensor:
+        """Episode rewards (batch,) as the reward critic and the reward advantages shall see them."""
+        return rewards
+
+    def observe(self, costs: Tensor, groups: Sequence[str] | None = None) -> None:
+        """Take in the episode costs (batch,) of this step; called once a step, before all else.
+
+        groups: the group of each episode's prompt (PPO's default: the prompt itself), for those that look.
+        """
         self.recent = (self.recent + costs.double().tolist())[-self.window :]
         self.update(costs)
 
@@ -78,6 +87,16 @@ class Constraint:
         none.
         """
         return None
+
+    def stats(self) -> dict[str, float]:
+        """What a step's metrics say about the constraint."""
+        names = ("multiplier", "window_cost", "threshold")
+        return {name: getattr(self, name) for name in names}
+
+    def settings(self) -> dict[str, Any]:
+        """What was chosen, as JSON values: the method's name and its options, none of its state."""
+        chosen = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.init}
+        return {"name": type(self).__name__, **chosen}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as JSON values (exact: floats survive a round trip)."""
@@ -143,8 +162,13 @@ class FixedPenalty(Constraint):
             raise UserError(f"gate is {self.gate!r}: expected window, batch, half or ema")
 
     @property
+    def strength(self) -> float:
+        """lambda of the coming update, where the gate is open."""
+        return self.penalty
+
+    @property
     def multiplier(self) -> float:
-        return self.penalty * self.open_share
+        return self.strength * self.open_share
 
     def update(self, costs: Tensor) -> None:
         mean = float(costs.double().mean())
@@ -160,10 +184,74 @@ class FixedPenalty(Constraint):
         self.open_share = float(self.gates.mean())
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
-        return _mix(reward_advantages, cost_advantages, self.penalty * self.gates.unsqueeze(1))
+        return _mix(reward_advantages, cost_advantages, self.strength * self.gates.unsqueeze(1))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"ema": self.ema, "open_share": self.open_share}
+
+
+@dataclass
+class AdaptivePenalty(FixedPenalty):
+    """A rectified penalty that is raised until the window is feasible, and never lowered.
+
+    Exactness asks for penalty > lambda* and no more, but lambda* is unknown: start low, and multiply by
+    `growth` whenever the window has been infeasible for `patience` steps and its violation has not fallen by
+    the share `progress` meanwhile. From below, ceil(log(lambda* / penalty) / log(growth)) raises suffice, and
+    the last one exceeds lambda* by at most the factor `growth`. Beyond lambda* the penalised maximum *is* the
+    constrained optimum, whatever the penalty, so there is nothing to come down for; a Lagrange multiplier, by
+    contrast, has to. Without the test of progress a policy that is on its way, held back by its step size
+    only, would be charged for the optimiser's slowness, and with lambda / (1 + lambda) near 1 the reward
+    would count for nothing.
+
+    Sources: Nocedal & Wright 2006, Numerical Optimization, section 17.2 (increase the penalty until the
+    minimiser is feasible); Byrd, Nocedal & Waltz 2008, "Steering exact penalty methods" (increase it only
+    where the step makes too little progress).
+    """
+
+    penalty: float = 1.0
+    """lambda before the first raise, > 0."""
+    growth: float = 2.0
+    """Factor of a raise, > 1."""
+    patience: int = 5
+    """Infeasible steps in a row that are looked at together."""
+    progress: float = 0.1
+    """Share of the violation that these steps must have removed; otherwise lambda is raised."""
+    maximum: float = 100.0
+    """lambda is not raised beyond this: no policy may be feasible at all."""
+    current: float = field(default=0.0, init=False, repr=False)
+    infeasible: int = field(default=0, init=False, repr=False)
+    mark: float | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.penalty <= self.maximum:
+            raise UserError(f"penalty is {self.penalty}: expected 0 < penalty <= maximum ({self.maximum})")
+        if not self.growth > 1 or self.patience < 1 or not 0 <= self.progress < 1:
+            raise UserError(
+                f"growth, patience, progress are {self.growth}, {self.patience}, {self.progress}: "
+                "expected growth > 1, patience >= 1 and 0 <= progress < 1"
+            )
+        self.current = self.penalty
+
+    @property
+    def strength(self) -> float:
+        return self.current
+
+    def update(self, costs: Tensor) -> None:
+        super().update(costs)
+        if self.violation <= 0:
+            self.infeasible, self.mark = 0, None
+            return
+        self.mark = self.violation if self.mark is None else self.mark
+        self.infeasible += 1
+        if self.infeasible == self.patience:
+            if self.violation > (1 - self.progress) * self.mark:
+                self.current = min(self.growth * self.current, self.maximum)
+            self.infeasible, self.mark = 0, self.violation
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"current": self.current, "infeasible": self.infeasible, "mark": self.mark}
+        return super().state_dict() | own
 
 
 @dataclass
@@ -196,6 +284,69 @@ class RectifiedSample(LinearPenalty):
 
     def shape(self, costs: Tensor) -> Tensor:
         return (costs - self.threshold).clamp_min(0.0)
+
+
+@dataclass
+class RectifiedPrompt(LinearPenalty):
+    """A constraint on every prompt: max E[r] - beta KL - lambda E_x[(J_C(x) - d)_+], J_C(x) = E[c | x].
+
+    RePO's objective (Peng et al. 2024, arXiv 2410.19933): a prompt that is answered unsafely cannot be paid
+    for by another. Its gradient gates each prompt, A = (A_R - g lambda A_C) / (1 + g lambda), g = 1[J_C(x) >
+    d]. An episode is gated by the mean cost of the *other* answers to its prompt in the batch (PPO's
+    `samples_per_prompt`), which says nothing about its own; a prompt that is answered once is gated by that
+    answer, the best that is known of it.
+    """
+
+    gates: Tensor | None = field(default=None, init=False, repr=False)
+    open_share: float = field(default=0.0, init=False, repr=False)
+
+    @property
+    def multiplier(self) -> float:
+        return self.penalty * self.open_share
+
+    def observe(self, costs: Tensor, groups: Sequence[str] | None = None) -> None:
+        place = {group: index for index, group in enumerate(dict.fromkeys(groups or ()))}
+        index = torch.tensor([place[g] for g in groups] if groups else list(range(len(costs))))
+        index = index.to(costs.device)
+        counts = torch.bincount(index)[index]
+        totals = torch.zeros_like(costs).index_add(0, index, costs)[index]
+        others = torch.where(counts > 1, (totals - costs) / (counts - 1).clamp_min(1), costs)
+        self.gates = (others > self.threshold).to(costs.dtype)
+        self.open_share = float(self.gates.mean())
+        super().observe(costs, groups)
+
+    def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
+        return _mix(reward_advantages, cost_advantages, self.penalty * self.gates.unsqueeze(1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"open_share": self.open_share}
+
+
+@dataclass
+class RewardShaping(Constraint):
+    """max E[r - nu c] - beta KL: plain PPO on a reward from which the cost has been taken off.
+
+    Safe RLHF's ablation (Dai et al. 2023, arXiv 2310.12773; nu in {0.01 ... 100}). Against `LinearPenalty`:
+    one critic for the sum instead of one for each part, and nothing is divided by 1 + nu, so that the KL
+    weighs less and less beside r - nu c as nu grows. The threshold has no effect.
+    """
+
+    weight: float = 1.0
+    """nu, rewards for one unit of cost."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative(weight=self.weight)
+
+    @property
+    def multiplier(self) -> float:
+        return self.weight
+
+    def shape_rewards(self, rewards: Tensor, costs: Tensor) -> Tensor:
+        return rewards - self.weight * costs
+
+    def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
+        return reward_advantages
 
 
 @dataclass
@@ -377,7 +528,10 @@ CONSTRAINTS: dict[str, type[Constraint]] = {  # by the name that results, figure
     "ppo": Unconstrained,
     "fixed_penalty": FixedPenalty,
     "linear_penalty": LinearPenalty,
+    "adaptive_penalty": AdaptivePenalty,
     "rectified_sample": RectifiedSample,
+    "rectified_prompt": RectifiedPrompt,
+    "reward_shaping": RewardShaping,
     "lagrangian": Lagrangian,
     "pid_lagrangian": PIDLagrangian,
     "augmented_lagrangian": AugmentedLagrangian,
@@ -389,7 +543,8 @@ CONSTRAINTS: dict[str, type[Constraint]] = {  # by the name that results, figure
 def make_constraint(method: str, *, threshold: float, penalty: float) -> Constraint:
     """The constraint that a method's name stands for, at its published constants.
 
-    penalty: for the methods that have one (fixed_penalty, linear_penalty, rectified_sample, p3o).
+    penalty: for the methods that have one (fixed_penalty, linear_penalty, rectified_sample, rectified_prompt,
+    p3o; for adaptive_penalty it is the first lambda).
 
     Raises UserError for a name that `CONSTRAINTS` does not know.
     """

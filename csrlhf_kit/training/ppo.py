@@ -22,11 +22,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everything
 from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
 from csrlhf_kit.training.constraints import Constraint
+from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
 from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
 
 
@@ -38,6 +40,8 @@ class PPOConfig:
     """Number of PPO steps: one batch of fresh episodes each."""
     batch_size: int = 64
     """Episodes a step."""
+    samples_per_prompt: int = 1
+    """Answers to each prompt of a batch; a constraint on every prompt needs a few."""
     epochs: int = 1
     """Passes over each batch of episodes."""
     minibatch_size: int = 32
@@ -82,6 +86,8 @@ class PPOConfig:
     """Largest gradient norm, for policy and critic apart."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
+    ptx: float = 0.0
+    """Weight of the supervised loss on demonstrations (nats a token) in every policy update; 0: none."""
     temperature: float = 1.0
     """Sampling temperature, in every log-probability too."""
     max_new_tokens: int = 32
@@ -105,6 +111,13 @@ class PPOConfig:
         for name in (*positive, "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
+        if self.samples_per_prompt < 1 or self.batch_size % self.samples_per_prompt:
+            raise UserError(
+                f"samples_per_prompt is {self.samples_per_prompt}: expected a divisor of batch_size "
+                f"({self.batch_size})"
+            )
+        if not self.ptx >= 0:
+            raise UserError(f"ptx is {self.ptx}: expected a number >= 0")
         if self.target_kl is not None and not self.target_kl > 0:
             raise UserError(f"target_kl is {self.target_kl}: expected a positive number, or none")
         for name, known in (
@@ -202,16 +215,23 @@ class Batch(NamedTuple):
         return Batch(*(tensor[rows, :longest] for tensor in self))
 
 
-def estimate(trajectory: Trajectory, constraint: Constraint, config: PPOConfig) -> tuple[Batch, float]:
+def estimate(
+    trajectory: Trajectory,
+    constraint: Constraint,
+    config: PPOConfig,
+    *,
+    groups: Sequence[str] | None = None,
+) -> tuple[Batch, float]:
     """Advantages and value targets of a batch of episodes, and the factor by which whitening scaled them.
 
-    The constraint observes the batch's costs here.
+    The constraint observes the batch's costs here, and the group (batch,) of each episode's prompt.
     """
     costs = episode_costs(trajectory.cost, config)
-    constraint.observe(costs)
+    constraint.observe(costs, groups)
     log_ratios = trajectory.log_probs - trajectory.reference_log_probs
     beta, actions = config.kl_coefficient, trajectory.actions
-    token_scores = token_rewards(episode_rewards(trajectory, config), log_ratios, actions, beta)
+    rewards = constraint.shape_rewards(episode_rewards(trajectory, config), costs)
+    token_scores = token_rewards(rewards, log_ratios, actions, beta)
     cost_kl = -beta if constraint.kl_in_costs else 0.0
     token_costs = token_rewards(constraint.shape(costs), log_ratios, actions, cost_kl)
     (reward_advantages, cost_advantages), returns = advantages_and_returns(
@@ -263,15 +283,20 @@ def update(
     config: PPOConfig,
     *,
     critic_only: bool = False,
+    groups: Sequence[str] | None = None,
+    imitate: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """Turn one batch of episodes into gradient steps on policy and critic; return what happened.
+
+    groups: the group (batch,) of each episode's prompt. imitate: adds a supervised gradient to the policy's,
+    once an update, and returns its loss.
 
     Losses are means over a mini-batch's action tokens, however it is split into micro-batches. Once the
     approximate KL of a mini-batch exceeds `target_kl`, the policy rests until the next step; the critic goes
     on, since its targets stay valid.
     """
-    batch, scale = estimate(trajectory, constraint, config)
-    policy_rows, critic_rows = [], []
+    batch, scale = estimate(trajectory, constraint, config, groups=groups)
+    policy_rows, critic_rows, imitation = [], [], []
     largest_first, stopped = 0.0, critic_only
     for _ in range(config.epochs):
         for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
@@ -286,6 +311,8 @@ def update(
                 stopped = config.target_kl is not None and kl > config.target_kl
                 if stopped:
                     optimizers["policy"].zero_grad(set_to_none=True)
+                elif imitate is not None:
+                    imitation.append(imitate())
                 norm = 0.0 if stopped else _descend(optimizers["policy"], config.max_grad_norm)
                 policy_rows.append((loss, kl, clipped, entropy, norm))
             critic_rows.append(sum(critic_backward(roles, part, tokens, config) for part in parts).tolist())
@@ -300,6 +327,7 @@ def update(
         "policy/max_log_ratio_first": largest_first,
         "policy/updates": sum(row[-1] > 0 for row in policy_rows),
         "policy/stopped": float(stopped and not critic_only),
+        **({"policy/ptx_loss": math.fsum(imitation) / len(imitation)} if imitation else {}),
     }
 
 
@@ -322,6 +350,8 @@ def ppo_step(
     config: PPOConfig,
     *,
     critic_only: bool = False,
+    groups: Sequence[str] | None = None,
+    imitate: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """One PPO step on `prompts` (encoded: left-padded `input_ids` and `attention_mask`); returns its
     statistics.
@@ -345,7 +375,10 @@ def ppo_step(
         chunk_size=config.microbatch_size,
     )
     scored = time.perf_counter()
-    updated = update(roles, optimizers, trajectory, constraint, config, critic_only=critic_only)
+    updated = update(
+        roles, optimizers, trajectory, constraint, config,
+        critic_only=critic_only, groups=groups, imitate=imitate,
+    )  # fmt: skip
     log_ratios = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.actions
     return {
         "objective/kl": float(log_ratios.sum(1).mean()),
@@ -354,9 +387,7 @@ def ppo_step(
         "objective/harmful": float((trajectory.cost > 0).float().mean()),
         "objective/length": float(trajectory.actions.sum(1).float().mean()),
         "objective/ended": float(trajectory.ended.float().mean()),
-        "constraint/multiplier": constraint.multiplier,
-        "constraint/window_cost": constraint.window_cost,
-        "constraint/threshold": constraint.threshold,
+        **{f"constraint/{name}": value for name, value in constraint.stats().items()},
         **updated,
         "time/rollout": sampled - start,
         "time/score": scored - sampled,
@@ -375,6 +406,9 @@ def train_ppo(
     config: PPOConfig,
     run: Run | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    demonstrations: Sequence[LabelledResponse] = (),
 ) -> list[dict[str, float]]:
     """Train the policy of `roles` (in place) on `prompts` (requests as text); return one row of statistics a
     step.
@@ -382,11 +416,16 @@ def train_ppo(
     run: an open folder; each step is logged and stored there, and if it holds a checkpoint, training goes on
     from it with the result that an unbroken run would have had (bit for bit on the same machine).
     on_step: called with each new row.
+    groups: the group of each prompt, for a constraint that tells them apart; None: each prompt is its own.
+    demonstrations: what the policy imitates beside the reward, where `config.ptx` is above 0.
 
     Raises UserError where there is no prompt, or where training has diverged (a loss that is not a number).
     """
     if not prompts:
         raise UserError("there is no prompt to train on: expected at least one")
+    if config.ptx > 0 and not demonstrations:
+        raise UserError(f"ptx is {config.ptx}: expected demonstrations to imitate")
+    groups = prompts if groups is None else groups
     seed_everything(config.seed)
     roles.eval()  # no dropout anywhere: the ratio must compare policies, not noise
     optimizers = {
@@ -397,6 +436,16 @@ def train_ppo(
     }
     rates = {role: optimizer.param_groups[0]["lr"] for role, optimizer in optimizers.items()}
     encoded = encode_prompts(tokenizer, list(prompts), max_length=config.max_prompt_length)
+    imitate = None
+    if config.ptx > 0:
+        shown = encode_responses(
+            tokenizer, [d.prompt for d in demonstrations], [d.response for d in demonstrations]
+        )
+
+        def imitate() -> float:  # draws from torch's generator, which checkpoints hold
+            drawn = torch.randint(len(shown.ids), (config.minibatch_size,))
+            return imitation_backward(roles, shown, drawn, config.ptx, microbatch_size=config.microbatch_size)
+
     history: list[dict[str, float]] = []
     first = 0
     if run is not None and (checkpoint := run.load()) is not None:
@@ -406,7 +455,9 @@ def train_ppo(
         for step in range(first, config.steps):
             for role, optimizer in optimizers.items():
                 optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
-            rows = prompt_rows(len(prompts), config.batch_size, step, config.seed)
+            each = config.samples_per_prompt
+            rows = prompt_rows(len(prompts), config.batch_size // each, step, config.seed)
+            rows = [row for row in rows for _ in range(each)]
             batch = {name: tensor[rows] for name, tensor in encoded.items()}
             texts = [prompts[row] for row in rows]
             stats = ppo_step(
@@ -418,6 +469,8 @@ def train_ppo(
                 constraint,
                 config,
                 critic_only=step < config.critic_warmup,
+                groups=[groups[row] for row in rows],
+                imitate=imitate,
             )
             if not math.isfinite(
                 stats["val/reward_loss"] + stats.get("policy/loss", 0.0) + stats["objective/kl"]
@@ -480,9 +533,4 @@ def _restore(
 
 def config_dict(config: PPOConfig, constraint: Constraint) -> dict[str, Any]:
     """What a run's folder stores to tell whether it may be resumed: PPO's settings and the constraint's."""
-    settings = {k: v for k, v in asdict(constraint).items() if k in _settings(constraint)}
-    return {**asdict(config), "constraint": {"name": type(constraint).__name__, **settings}}
-
-
-def _settings(constraint: Constraint) -> set[str]:
-    return {name for name, spec in type(constraint).__dataclass_fields__.items() if spec.init}
+    return {**asdict(config), "constraint": constraint.settings()}

@@ -1,0 +1,87 @@
+"""Finished dialogues for training a policy: token ids, and which of them are the response's.
+
+The same three tensors that PPO's episodes are made of (`ids`, `mask`, `actions`), for responses that somebody
+else wrote: demonstrations to imitate (PTX) and pairs to prefer (DPO and its kin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from csrlhf_kit.data.chat import encode_dialogues
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.training.rollout import by_length
+
+
+class Dialogues(NamedTuple):
+    """Prompt, response and end token of each row, padded on the right."""
+
+    ids: Tensor  # (rows, length)
+    mask: Tensor  # (rows, length), true at real tokens
+    actions: Tensor  # (rows, length), true at response tokens, EOS included
+
+    def take(self, rows: Tensor, longest: int | None = None) -> Dialogues:
+        """Some rows, trimmed to the longest of them."""
+        longest = int(self.mask[rows].sum(1).max()) if longest is None else longest
+        return Dialogues(*(tensor[rows, :longest] for tensor in self))
+
+    def to(self, device: torch.device) -> Dialogues:
+        return Dialogues(*(tensor.to(device) for tensor in self))
+
+
+def encode_responses(
+    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], *, max_length: int = 512
+) -> Dialogues:
+    """Encode each prompt with its response and the end token, as `csrlhf_kit.data.chat` renders them.
+
+    A row of more than `max_length` tokens loses its first ones. Raises UserError where that leaves a response
+    without any token of its prompt: there would be nothing to condition on.
+    """
+    encoded = encode_dialogues(tokenizer, list(prompts), list(responses), max_length=max_length)
+    mask = encoded["attention_mask"].bool()
+    alone = tokenizer(list(responses), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    learnt = torch.tensor([len(ids) + 1 for ids in alone])  # (rows,), EOS is one more
+    lengths = mask.sum(1)
+    if (learnt >= lengths).any():
+        row = int((learnt >= lengths).nonzero()[0])
+        raise UserError(
+            f"the response to {prompts[row]!r:.60} has {learnt[row]} tokens: expected room for a part of its "
+            f"prompt in max_length ({max_length})"
+        )
+    columns = torch.arange(mask.shape[1])
+    return Dialogues(encoded["input_ids"], mask, mask & (columns >= (lengths - learnt).unsqueeze(1)))
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    roles: Roles, dialogues: Dialogues, *, adapter: str | None, batch_size: int = 64
+) -> Tensor:
+    """log pi(response | prompt) of each row, (rows,), in nats, without gradients; `adapter` None: the base."""
+    total = torch.zeros(len(dialogues.ids))
+    for rows, longest in by_length(dialogues.mask, torch.arange(len(total)), batch_size):
+        batch = dialogues.take(rows, longest).to(roles.device)
+        total[rows] = roles.log_probs(*batch, adapter=adapter)[0].sum(1).cpu()
+    return total
+
+
+def imitation_backward(
+    roles: Roles, dialogues: Dialogues, rows: Tensor, weight: float, *, microbatch_size: int
+) -> float:
+    """Add the gradient of weight * (mean negative log-likelihood of a response token); return the mean, in nats.
+
+    PTX: a policy that is pushed by rewards keeps speaking like its demonstrations (InstructGPT, Ouyang et al.
+    2022, arXiv 2203.02155, equation 2; Safe RLHF has a weight of 16).
+    """
+    tokens = dialogues.actions[rows].sum()
+    total = 0.0
+    for part, longest in by_length(dialogues.mask, rows, microbatch_size):
+        log_probs, _ = roles.log_probs(*dialogues.take(part, longest).to(roles.device))
+        loss = -log_probs.sum() / tokens
+        (weight * loss).backward()
+        total += float(loss.detach())
+    return total
