@@ -299,7 +299,7 @@ def test_ppo_learns_the_reward_and_a_constraint_holds_the_cost(random_base, toke
         for name, tensor in roles.state_dict().items():
             trained = ".policy." in name or ".critic." in name or name.startswith("value_head")
             assert trained or torch.equal(tensor, before[name]), name
-    assert late[Unconstrained, "objective/reward"] > early[Unconstrained, "objective/reward"] + 0.15
+    assert late[Unconstrained, "objective/reward"] > early[Unconstrained, "objective/reward"] + 0.1
     assert late[FixedPenalty, "objective/cost"] < late[Unconstrained, "objective/cost"] - 0.15
     assert late[FixedPenalty, "objective/cost"] < early[FixedPenalty, "objective/cost"]
     for kind in (Unconstrained, FixedPenalty):

@@ -1,7 +1,7 @@
 """Episodes: what the policy answers, and everything about those answers that training needs.
 
-A prompt is padded on the left, answered by Hugging Face `generate`, and stored contiguously with padding on
-the right, so that a mini-batch can be trimmed to its longest row and no attention mask is needed.
+A prompt is padded on the left, answered token by token, and stored contiguously with padding on the right, so
+that a mini-batch can be trimmed to its longest row and no attention mask is needed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.models.decoding import CachedForward, Decoder
 from csrlhf_kit.models.roles import Roles
 
 
@@ -67,8 +68,60 @@ def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Te
     return packed_ids, packed_mask, actions.gather(1, source) & packed_mask
 
 
-@torch.no_grad()
-def sample(
+SHRINK = 0.75  # finished rows are dropped once the rows still going are at most this share
+
+
+def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its distribution function.
+
+    logits: (batch, vocabulary); noise: (batch,), uniform in [0, 1), float64. A token of probability zero is
+    never drawn. temperature 0 takes the most likely token. One pass over the logits, where
+    `torch.multinomial` draws an exponential number for each of them.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+    target = (noise * cumulative[:, -1]).unsqueeze(1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
+
+
+def decode(
+    decoder: Decoder,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    eos_token_id: int,
+    pad_token_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    shrink: float = SHRINK,
+) -> Tensor:
+    """Answer each left-padded prompt: tokens (batch, at most max_new_tokens), whatever follows EOS is noise.
+
+    Draws from torch's global generator, all at once: which rows are dropped when (shrink) changes no draw.
+    """
+    batch, device = prompt_ids.shape[0], prompt_ids.device
+    noise = torch.rand(batch, max_new_tokens, dtype=torch.float64, device=device)
+    tokens = torch.full((batch, max_new_tokens), pad_token_id, device=device)
+    rows = torch.arange(batch, device=device)  # that the decoder still goes on with
+    going = torch.ones(batch, dtype=torch.bool, device=device)
+    logits = decoder.start(prompt_ids, prompt_mask)
+    for t in range(max_new_tokens):
+        chosen = pick(logits, noise[rows, t], temperature)
+        tokens[rows, t] = chosen
+        going = going & (chosen != eos_token_id)
+        count = int(going.sum())
+        if count == 0 or t + 1 == max_new_tokens:
+            break
+        if count <= shrink * len(rows):
+            kept = going.nonzero().squeeze(1)
+            rows, chosen, going = rows[kept], chosen[kept], going[kept]
+            decoder.keep(kept)
+        logits = decoder.step(chosen)
+    return tokens[:, : t + 1]
+
+
+def generate(
     model: PreTrainedModel,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
@@ -77,12 +130,11 @@ def sample(
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
-) -> Episodes:
-    """Answer each left-padded prompt once. Draws from torch's global generator.
+) -> Tensor:
+    """What `decode` does, by Hugging Face's `generate`, for models whose memory is no plain key-value cache.
 
-    prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes greedily. Every setting is
-    explicit, so that nothing a base ships (top_p, repetition penalty ...) bends the distribution away from
-    softmax(logits / temperature), which is what the log-probabilities assume.
+    Every setting is explicit, so that nothing a base ships (top_p, repetition penalty ...) bends the
+    distribution away from softmax(logits / temperature), which is what the log-probabilities assume.
     """
     settings = GenerationConfig(
         do_sample=temperature > 0,
@@ -106,10 +158,41 @@ def sample(
     output = model.generate(
         input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=settings
     )
-    actions, ended = response_mask(output[:, prompt_ids.shape[1] :], eos_token_id)
+    return output[:, prompt_ids.shape[1] :]
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel | Decoder,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    eos_token_id: int,
+    pad_token_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+) -> Episodes:
+    """Answer each left-padded prompt once. Draws from torch's global generator.
+
+    model: a causal LM, or a `Decoder`. prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes
+    greedily; else tokens follow softmax(logits / temperature), whatever settings a base ships.
+    """
+    settings = {
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+    }
+    if isinstance(model, nn.Module) and not CachedForward.fits(model):
+        tokens = generate(model, prompt_ids, prompt_mask, **settings)
+    else:
+        decoder = CachedForward(model) if isinstance(model, nn.Module) else model
+        tokens = decode(decoder, prompt_ids, prompt_mask, **settings)
+    actions, ended = response_mask(tokens, eos_token_id)
+    ids = torch.cat([prompt_ids, tokens], 1)
     mask = torch.cat([prompt_mask.bool(), actions], 1)
     actions = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), actions], 1)
-    return Episodes(*pack(output, mask, actions), ended)
+    return Episodes(*pack(ids, mask, actions), ended)
 
 
 def sample_episodes(
@@ -124,16 +207,16 @@ def sample_episodes(
 ) -> Episodes:
     """`sample` with one of the roles' adapters (None: the reference); leading padding columns are dropped."""
     first = int(prompt_mask.long().argmax(1).min())
-    roles.activate(adapter)
-    return sample(
-        roles.model,
-        prompt_ids[:, first:].to(roles.device),
-        prompt_mask[:, first:].to(roles.device),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-    )
+    with roles.merged(adapter) as model:
+        return sample(
+            model,
+            prompt_ids[:, first:].to(roles.device),
+            prompt_mask[:, first:].to(roles.device),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
 
 
 def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]:

@@ -1,0 +1,78 @@
+"""Next-token logits, one token a row at a time: what the sampling loop asks of a model.
+
+A decoder has three methods. `start(ids, mask)` reads left-padded prompts, `step(tokens)` one more token of
+each row, and both return the logits (batch, vocabulary) of the token that comes next; `keep(rows)` goes on
+with some of the rows only, so that finished answers cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class Decoder(Protocol):
+    """Reads prompts once, then a token a row."""
+
+    def start(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits (batch, vocabulary) after left-padded `ids` (batch, length) with their `mask`."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits (batch, vocabulary) after one more token (batch,) of each row."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these (indices into the rows that there are)."""
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Positions (batch, length) that count real tokens only, so that padding on either side changes
+    nothing.
+    """
+    return (mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+class CachedForward:
+    """A `Decoder` on a Hugging Face causal LM's own forward pass and its growing key-value cache."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """Whether the model's memory is a key-value cache from which rows can be dropped."""
+        if (
+            model.config.is_encoder_decoder
+            or model._is_stateful
+            or not model._supports_default_dynamic_cache()
+        ):
+            return False
+        layers = DynamicCache(config=model.config).layers
+        return all(isinstance(layer, DynamicLayer) for layer in layers)
+
+    def start(self, ids: Tensor, mask: Tensor) -> Tensor:
+        self.cache = DynamicCache(config=self.model.config)
+        self.mask, positions = mask.long(), position_ids(mask)
+        self.next_position = positions[:, -1:] + 1
+        return self._logits(ids, positions)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        logits = self._logits(tokens.unsqueeze(1), self.next_position)
+        self.next_position = self.next_position + 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask, self.next_position = self.mask[rows], self.next_position[rows]
+
+    def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=ids, attention_mask=self.mask, position_ids=positions,
+            past_key_values=self.cache, use_cache=True, **self.options,
+        )  # fmt: skip
+        return output.logits[:, -1]
