@@ -32,6 +32,7 @@ from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.suggest import FrontierPoint, shortfall, suggest_penalty
 from csrlhf_kit.training.constraints import Constraint, make_constraint
+from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 from csrlhf_kit.training.preference import ScorerConfig, train_scorer
 
@@ -57,10 +58,12 @@ class RunConfig:
     """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=60, learning_rate=2.5e-3, critic_learning_rate=4e-3, kl_coefficient=0.01, critic_warmup=5
+            steps=60, learning_rate=2.5e-3, critic_learning_rate=4e-3, kl_coefficient=0.01, schedule="cosine"
         )
     )
     """PPO's settings, the same for every method."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic, the same for every method, is fitted to the base first."""
     scorer_epochs: float | None = None
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
@@ -188,24 +191,39 @@ def evaluation_prompts(count: int) -> list[Prompt]:
     return chosen
 
 
+def load_roles(config: RunConfig) -> tuple[Roles, Any]:
+    """The base under its roles, scored by this run's reward and cost models, and its tokenizer."""
+    base = config.base_path()
+    models = config.out / "models"
+    roles = Roles(load_base(base), reward=models / "reward", cost=models / "semantic", seed=config.seed)
+    return roles, load_tokenizer(base)
+
+
+def training_prompts() -> list[str]:
+    """What the policies are asked in training: shipped training prompts, as text."""
+    return [p.prompt for p in read_records("shipped", Prompt, split="train").records]
+
+
+def train_critic(config: RunConfig) -> dict[str, Any]:
+    """Fit the critic that each method starts from to the base's answers; return its losses by epoch."""
+    roles, tokenizer = load_roles(config)
+    ppo = replace(config.ppo, seed=config.seed)
+    losses = fit_critic(roles, tokenizer, training_prompts(), ppo, config.critic)
+    save_critic(roles, config.out / "models" / "critic.safetensors")
+    return {"losses": [{"reward": reward, "cost": cost} for reward, cost in losses]}
+
+
 def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
     """Train one policy, or none for `sft`; answer the test prompts; return its row, curve and answers."""
-    base = config.base_path()
-    tokenizer = load_tokenizer(base)
-    roles = Roles(
-        load_base(base),
-        reward=config.out / "models" / "reward",
-        cost=config.out / "models" / "semantic",
-        seed=config.seed,
-    )
+    roles, tokenizer = load_roles(config)
     ppo = replace(config.ppo, seed=config.seed)
     history: list[dict[str, Any]] = []
     started, multiplier = time.perf_counter(), 0.0
     if method != "sft":
         constraint = constraint_for(method, config)
         run = Run.open(config.out / "policies" / method, config_dict(ppo, constraint), resume=True)
-        train = read_records("shipped", Prompt, split="train").records
-        history = train_ppo(roles, tokenizer, [p.prompt for p in train], constraint, ppo, run)
+        load_critic(roles, config.out / "models" / "critic.safetensors")
+        history = train_ppo(roles, tokenizer, training_prompts(), constraint, ppo, run)
         roles.save_policy(config.out / "policies" / method / "adapter")
         multiplier = constraint.multiplier
     seconds = time.perf_counter() - started
@@ -222,12 +240,29 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
     return {"policy": row, "curve": history, "responses": responses}
 
 
+def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Every stage, in the order of preference, and the stages that it reads. The longest come first."""
+    scorers = ("reward", "semantic")
+    return {
+        "reward": (),
+        "semantic": (),
+        "critic": scorers,
+        "bradley_terry": (),
+        **dict.fromkeys(config.methods, (*scorers, "critic")),
+        "frontier": scorers,
+        "sft": scorers,
+        "keyword": (),
+    }
+
+
 def run_stage(name: str, config: RunConfig) -> None:
     """Make one stage and store it; runs in a worker process with a single thread."""
     if name == "keyword":
         result = measure_keywords()
     elif name in SCORERS:
         result = train_cost_model(name, config)
+    elif name == "critic":
+        result = train_critic(config)
     elif name == "frontier":
         result = measure_frontier(config)
     else:
@@ -241,15 +276,12 @@ def measure_frontier(config: RunConfig) -> dict[str, Any]:
     Eight answers a prompt, reweighted: `suggest_penalty` under the KL weight and the normalised update of
     this run's PPO. The policies are held against it at their own cost and KL.
     """
-    base = config.base_path()
-    roles = Roles(
-        load_base(base), reward=config.out / "models" / "reward", cost=config.out / "models" / "semantic"
-    )
+    roles, tokenizer = load_roles(config)
     plain = [p for p in evaluation_prompts(config.evaluate) if p.family == "none"]
     chosen = Random(config.seed).sample(plain, min(FRONTIER_PROMPTS, len(plain)))
     _, scores = answer_and_score(
         roles,
-        load_tokenizer(base),
+        tokenizer,
         [p for p in chosen for _ in range(FRONTIER_SAMPLES)],
         adapter=None,
         max_new_tokens=config.ppo.max_new_tokens,
@@ -338,11 +370,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
     started = time.perf_counter()
     try:
-        run_stages(
-            [("semantic", "reward"), ("bradley_terry", *config.methods, "frontier", "keyword", "sft")],
-            config,
-            run_stage,
-        )
+        run_stages(stage_needs(config), config, run_stage)
     finally:  # a run that is stopped and resumed still knows how long it took in all
         write_atomic(clock, json.dumps(earlier + time.perf_counter() - started) + "\n")
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}

@@ -6,8 +6,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,11 +37,16 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_stages(waves: Sequence[Sequence[str]], config: Job, run_stage: Callable[[str, Any], None]) -> None:
-    """Make every missing stage, wave after wave, `config.workers` at a time, and show how far each is.
+def run_stages(
+    needs: Mapping[str, Collection[str]], config: Job, run_stage: Callable[[str, Any], None]
+) -> None:
+    """Make every missing stage, `config.workers` at a time, and show how far each is.
 
-    Small models spend their time between operations, not in them: two processes with a thread each do
+    needs: for each stage, in the order of preference, the stages that it reads; a stage starts when they are
+    there. Small models spend their time between operations, not in them: two processes with a thread each do
     nearly twice the work of one process with two threads.
+
+    Raises ValueError where stages wait for each other.
     """
     quiet = {
         "OMP_NUM_THREADS": "1",
@@ -57,20 +62,26 @@ def run_stages(waves: Sequence[Sequence[str]], config: Job, run_stage: Callable[
             ProcessPoolExecutor(config.workers, mp_context=context, initializer=_die_with_parent) as pool,
             _Board(config) as board,
         ):
-            for wave in waves:
-                missing = [name for name in wave if not config.stage_path(name).is_file()]
-                futures = {pool.submit(run_stage, name, config): name for name in missing}
-                while futures:
-                    done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        name = futures.pop(future)
-                        try:
-                            future.result()
-                        except BaseException:
-                            pool.shutdown(wait=False, cancel_futures=True)
-                            raise
-                        board.finish(name)
-                    board.refresh(futures.values())
+            waiting = [name for name in needs if not config.stage_path(name).is_file()]
+            futures: dict[Future[None], str] = {}
+            while waiting or futures:
+                # No more than there are workers: what is handed over can no longer change places.
+                for name in [n for n in waiting if not set(needs[n]) & {*waiting, *futures.values()}]:
+                    if len(futures) < config.workers:
+                        waiting.remove(name)
+                        futures[pool.submit(run_stage, name, config)] = name
+                if not futures:
+                    raise ValueError(f"stages that wait for each other: {', '.join(waiting)}")
+                done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    name = futures.pop(future)
+                    try:
+                        future.result()
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise
+                    board.finish(name)
+                board.refresh(futures.values())
     finally:
         for name, value in before.items():
             if value is None:
