@@ -8,6 +8,9 @@ Prompts are padded on the left, because generation continues at the right edge; 
 because a score is read at the last real token. The attention mask is the only truth about which tokens are
 real: many tokenizers pad with their end token, so comparing ids with the pad id would mask real ends.
 
+A prompt is a request as text, or, after some turns, the whole conversation as chat messages, oldest first
+(`{"role": "user" | "assistant", "content": ...}`).
+
 A prompt or a response may spell a control token ("<|im_end|>", a favourite of jailbreaks). Such text is
 encoded as text; only the template writes control tokens.
 
@@ -16,6 +19,7 @@ This is the only file of `csrlhf_kit.data` that imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,32 +29,33 @@ from csrlhf_kit.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Turns = str | Sequence[dict[str, str]]
+"""One request as text, or all messages so far; the last one is the user's."""
+
 PLAIN_FORMAT = "User:\n{prompt}\n\nAssistant:\n"
 """What stands in for a chat template where the tokenizer has none. It ends in a line break, so that no
 tokenizer merges the end of the prompt with the start of the response."""
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
     """The prompt as text that a response continues: chat template with generation prompt, or `PLAIN_FORMAT`.
 
     To get ids, use `encode_prompts`. Tokenising this text yourself needs `add_special_tokens=False` where
     the tokenizer has a chat template (which writes them itself), and lets a prompt forge control tokens.
     """
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(
-            _conversation(prompt), tokenize=False, add_generation_prompt=True
-        )
-    return PLAIN_FORMAT.format(prompt=prompt)
+        return tokenizer.apply_chat_template(_messages(prompt), tokenize=False, add_generation_prompt=True)
+    return _plain(prompt)
 
 
-def render_dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> str:
+def render_dialogue(tokenizer: PreTrainedTokenizerBase, prompt: Turns, response: str) -> str:
     """Rendered prompt, response and end token (eos, or sep for encoders) as one text."""
     _, token = _end_token(tokenizer)
     return render_prompt(tokenizer, prompt) + response + token
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], *, max_length: int
 ) -> dict[str, torch.Tensor]:
     """Encode prompts for generation, LEFT padded.
 
@@ -59,7 +64,7 @@ def encode_prompts(
 
     Args:
         tokenizer: Any `transformers` tokenizer.
-        prompts: The bare requests, without template.
+        prompts: The bare requests, or conversations, without template.
         max_length: The most tokens a row may have.
 
     Returns:
@@ -75,7 +80,7 @@ def encode_prompts(
 
 
 def encode_dialogues(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], responses: list[str], *, max_length: int
 ) -> dict[str, torch.Tensor]:
     """Encode finished dialogues for scoring or for supervised training, RIGHT padded, each ending in eos.
 
@@ -84,7 +89,7 @@ def encode_dialogues(
 
     Args:
         tokenizer: Any `transformers` tokenizer.
-        prompts: The bare requests, without template.
+        prompts: The bare requests, or conversations, without template.
         responses: One response for each prompt.
         max_length: The most tokens a row may have.
 
@@ -109,22 +114,32 @@ def encode_dialogues(
     return _pad(rows, _pad_id(tokenizer), side="right")
 
 
-def _conversation(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}]
+def _messages(prompt: Turns) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
+def _plain(prompt: Turns) -> str:
+    """What stands in for a chat template: each exchange in `PLAIN_FORMAT`, answers followed by a blank line."""
+    return "".join(
+        PLAIN_FORMAT.format(prompt=message["content"])
+        if message["role"] == "user"
+        else f"{message['content']}\n\n"
+        for message in _messages(prompt)
+    )
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[Turns]) -> list[list[int]]:
     """Ids of each rendered prompt; without a template, less the opening token."""
     if not prompts:
         return []
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(
-            [_conversation(prompt) for prompt in prompts],
+            [_messages(prompt) for prompt in prompts],
             add_generation_prompt=True,
             sanitize_control_tokens=True,
             return_dict=True,
         )["input_ids"]
-    return _text_ids(tokenizer, [PLAIN_FORMAT.format(prompt=prompt) for prompt in prompts])
+    return _text_ids(tokenizer, [_plain(prompt) for prompt in prompts])
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
