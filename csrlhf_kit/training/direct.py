@@ -1,0 +1,411 @@
+"""Constrained alignment without reinforcement learning: one loss, and five ways to choose its pairs.
+
+A policy pi defines an implicit reward beta log(pi / pi_ref), up to a constant a prompt; fitting *that* to
+preferences by Bradley-Terry's model gives the policy which PPO would have to search for (DPO, Rafailov et
+al. 2023, arXiv 2305.18290):
+
+    loss = -log sigmoid(beta (h_w - h_l) - offset),  h = log pi(y|x) - log pi_ref(y|x)
+
+| method | winner | beta | offset | reference |
+|---|---|---|---|---|
+| `dpo_safer`, `dpo_better` | by that label | beta | 0 | base |
+| `safedpo` (Kim et al. 2025, arXiv 2505.20065) | better, unless it alone is unsafe | beta | Delta (u_l - u_w) | base |
+| `sacpo` (Wachi et al. 2024, arXiv 2404.11049) | better, then safer | beta, then beta / lambda | 0 | base, then the first step's policy |
+| `mocan` (Huang et al. 2024, arXiv 2405.19544) | drawn by r - lambda* c | beta | 0 | base |
+
+`mocan` alone knows a threshold: lambda* minimises the one-dimensional dual of the constrained problem, on
+scored answers of the base, before any training. u is 1 for an unsafe response, 0 for a safe one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.records import PreferencePair
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.finite import FiniteProblem
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.runs import Run, seed_everything
+from csrlhf_kit.training.dialogues import Dialogues, encode_responses, sequence_log_probs
+from csrlhf_kit.training.rollout import by_length, response_texts, sample_episodes, score_episodes
+
+Method = Literal["dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan"]
+METHODS: tuple[str, ...] = ("dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan")
+
+
+@dataclass
+class DirectConfig:
+    """Settings of the preference-only methods; constants are the papers' where a paper has one."""
+
+    beta: float = 0.1
+    """Weight of the KL to the reference that the loss stands for, per nat."""
+    offset: float = 10.0
+    """SafeDPO's Delta: how much surer than by preference alone a safe response must beat an unsafe one."""
+    safety_beta: float = 0.025
+    """SACPO's beta / lambda: the beta of its second step."""
+    threshold: float = 0.03
+    """MoCAN's largest mean cost (a probability) over its prompts."""
+    max_multiplier: float = 100.0
+    """MoCAN's largest lambda, taken where no tilt of the samples meets the threshold."""
+    offline_prompts: int = 1000
+    """Training prompts that MoCAN samples the base's answers to."""
+    offline_samples: int = 8
+    """Answers to each of them: the dual reads all, neighbours make pairs."""
+    epochs: int = 1
+    """Passes over the pairs (in each step of SACPO)."""
+    batch_size: int = 32
+    """Pairs behind one optimiser step."""
+    microbatch_size: int = 32
+    """Pairs of one forward and backward pass."""
+    learning_rate: float = 1e-3
+    """AdamW's step size at its peak; rises over a tenth of the steps, then falls linearly to zero."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm."""
+    max_length: int = 512
+    """Most tokens of a dialogue; longer ones lose their beginning."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; the last step is always stored."""
+    seed: int = 0
+    """Seed of the order of pairs and of MoCAN's samples and labels."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "safety_beta", "epochs", "batch_size", "microbatch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
+        if not self.offset >= 0:
+            raise UserError(f"offset is {self.offset}: expected a number >= 0")
+        if self.offline_samples < 2 or self.offline_samples % 2:
+            raise UserError(f"offline_samples is {self.offline_samples}: expected an even number, at least 2")
+
+
+class Ranked(NamedTuple):
+    """One pair in the order that the policy shall learn."""
+
+    prompt: str
+    winner: str
+    loser: str
+    offset: float = 0.0
+    """By how much the winner must win, in units of the loss's argument."""
+
+
+# --- the loss ---
+
+
+def preference_loss(margins: Tensor, *, beta: float, offsets: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(beta * margin - offset), each (batch,), and their mean.
+
+    margins: h_w - h_l, the difference of the pair's sequence log-ratios to the reference, in nats.
+    Source: DPO, arXiv 2305.18290, equation 7; the offset is SafeDPO's.
+    """
+    return -F.logsigmoid(beta * margins - offsets).mean()
+
+
+# --- which response wins ---
+
+
+def by_label(pairs: Sequence[PreferencePair], label: Literal["safer", "better"]) -> list[Ranked]:
+    """The pairs in the order of one of the two judgements."""
+    ranked = []
+    for pair in pairs:
+        winner = pair.safer_response_id if label == "safer" else pair.better_response_id
+        ranked.append(Ranked(pair.prompt, pair.responses[winner], pair.responses[1 - winner]))
+    return ranked
+
+
+def safedpo_order(pairs: Sequence[PreferencePair], offset: float) -> list[Ranked]:
+    """SafeDPO's transformation: the more helpful response wins, unless it is unsafe and the other one safe.
+
+    offset: Delta, subtracted where a safe response beats an unsafe one. Two unsafe responses keep their
+    order. The maximiser of E[r] - beta KL over *safe* responses only, which is where the paper starts, is
+    left where it is by any Delta >= 0: it already prefers safe responses without bound.
+
+    Raises UserError where a pair has no safety labels.
+    """
+    ranked = []
+    for pair in pairs:
+        if None in pair.safety:
+            raise UserError("safedpo: found a pair without safety labels, expected is_response_*_safe")
+        unsafe = [not safe for safe in pair.safety]
+        winner = pair.better_response_id
+        if unsafe[winner] and not unsafe[1 - winner]:
+            winner = 1 - winner
+        margin = offset * (unsafe[1 - winner] - unsafe[winner])
+        ranked.append(Ranked(pair.prompt, pair.responses[winner], pair.responses[1 - winner], margin))
+    return ranked
+
+
+# --- MoCAN: the multiplier and the labels from scores, before any training ---
+
+
+class Offline(NamedTuple):
+    """Scored answers of the base."""
+
+    prompts: list[str]
+    responses: list[list[str]]  # (prompts, samples)
+    reward: np.ndarray  # (prompts, samples)
+    cost: np.ndarray  # (prompts, samples), probabilities
+
+
+def offline_answers(
+    roles: Roles, tokenizer: Any, prompts: Sequence[str], *, samples: int, max_new_tokens: int, seed: int,
+    batch_size: int = 128,
+) -> Offline:  # fmt: skip
+    """`samples` answers of the base to each prompt, with their learned reward and cost."""
+    seed_everything(seed)
+    asked = [prompt for prompt in prompts for _ in range(samples)]
+    encoded = encode_prompts(tokenizer, asked, max_length=512)
+    texts = [""] * len(asked)
+    reward, cost = np.zeros(len(asked)), np.zeros(len(asked))
+    order = encoded["attention_mask"].sum(1).argsort(stable=True)
+    for rows in tqdm(order.split(batch_size), desc="answers of the base", unit="batch"):
+        ids, mask = encoded["input_ids"][rows], encoded["attention_mask"][rows]
+        episodes = sample_episodes(roles, tokenizer, ids, mask, adapter=None, max_new_tokens=max_new_tokens)
+        scored = score_episodes(
+            roles, tokenizer, [asked[row] for row in rows.tolist()], episodes, temperature=1.0
+        )
+        reward[rows.numpy()] = scored.reward.double().cpu()
+        cost[rows.numpy()] = scored.cost.double().sigmoid().cpu()
+        for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
+            texts[row] = text.strip()
+    grid = (len(prompts), samples)
+    answers = [texts[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+    return Offline(list(prompts), answers, reward.reshape(grid), cost.reshape(grid))
+
+
+def one_shot_multiplier(
+    reward: np.ndarray, cost: np.ndarray, *, beta: float, threshold: float, maximum: float
+) -> float:
+    """lambda* = argmin over lambda >= 0 of beta E_x log E_y exp((r - lambda (c - d)) / beta), at most `maximum`.
+
+    reward, cost: (prompts, samples) scores of answers drawn from the reference, equally weighted. The dual is
+    convex and its slope is d - J_C of the tilt, so `FiniteProblem` finds the root of that; no policy and no
+    gradient takes part (CAN, arXiv 2405.19544, algorithm 1). Where no tilt of the samples meets the threshold
+    the dual has no minimum: `maximum` is returned, with a warning.
+    """
+    problem = FiniteProblem(
+        np.full(reward.shape, 1 / reward.shape[1]), reward, cost, beta=beta, threshold=threshold
+    )
+    least = problem.smallest_cost()
+    if least >= threshold:
+        warnings.warn(
+            f"no tilt of the base's answers meets threshold {threshold:g} (least cost {least:.3g}): "
+            f"lambda is {maximum:g}, its maximum",
+            stacklevel=2,
+        )
+        return maximum
+    return min(float(problem.constrained_optimum().multiplier), maximum)
+
+
+def pseudo_pairs(offline: Offline, multiplier: float, *, seed: int) -> list[Ranked]:
+    """Neighbouring answers as pairs, labelled by Bradley-Terry's model of r - lambda c.
+
+    The first wins with probability sigmoid(s_0 - s_1), s = r - lambda c, drawn: DPO with weight beta then has
+    the optimum pi_ref exp(s / beta), the constrained one. Equal answers teach nothing and are left out; so
+    are empty ones, which cannot be encoded.
+    """
+    scores = offline.reward - multiplier * offline.cost
+    draws = np.random.default_rng(seed).random(scores.shape)
+    ranked = []
+    for row, (prompt, answers) in enumerate(zip(offline.prompts, offline.responses, strict=True)):
+        for a in range(0, len(answers) - 1, 2):
+            first, second = answers[a], answers[a + 1]
+            if first == second or not first or not second:
+                continue
+            chance = 1.0 / (1.0 + math.exp(min(scores[row, a + 1] - scores[row, a], 700.0)))
+            wins = draws[row, a] < chance
+            ranked.append(Ranked(prompt, *((first, second) if wins else (second, first))))
+    return ranked
+
+
+# --- training ---
+
+
+class EncodedPairs(NamedTuple):
+    """Winners and losers as tokens, with what the reference thinks of them."""
+
+    winners: Dialogues
+    losers: Dialogues
+    reference: Tensor  # (pairs,), log pi_ref(winner) - log pi_ref(loser), nats
+    offsets: Tensor  # (pairs,)
+
+
+def encode_pairs(
+    roles: Roles, tokenizer: Any, ranked: Sequence[Ranked], *, reference: str | None, max_length: int
+) -> EncodedPairs:
+    """Tokenise once, and ask the reference (an adapter's name; None: the base) once."""
+    if not ranked:
+        raise UserError("there is no pair to learn from: expected at least one")
+    prompts = [pair.prompt for pair in ranked]
+    winners, losers = (
+        encode_responses(tokenizer, prompts, [getattr(pair, side) for pair in ranked], max_length=max_length)
+        for side in ("winner", "loser")
+    )
+    gap = sequence_log_probs(roles, winners, adapter=reference)
+    gap = gap - sequence_log_probs(roles, losers, adapter=reference)
+    return EncodedPairs(winners, losers, gap, torch.tensor([float(pair.offset) for pair in ranked]))
+
+
+def margins_of(roles: Roles, pairs: EncodedPairs, rows: Tensor) -> Tensor:
+    """h_w - h_l of some pairs, (rows,), with gradients to the policy."""
+    sides = []
+    for side in (pairs.winners, pairs.losers):
+        sides.append(roles.log_probs(*side.take(rows).to(roles.device))[0].sum(1))
+    return sides[0] - sides[1] - pairs.reference[rows].to(roles.device)
+
+
+def fit_pairs(
+    roles: Roles, pairs: EncodedPairs, *, beta: float, config: DirectConfig, run: Run | None = None
+) -> list[dict[str, float]]:
+    """Minimise the loss over the policy of `roles` (in place); returns one row a step.
+
+    run: an open folder to log and store to, and to go on from: with the same result, bit for bit.
+    Rows: loss, accuracy (share of pairs whose winner has gained more), margin (mean, nats), grad_norm.
+    """
+    parameters = roles.trainable("policy")
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    count = len(pairs.reference)
+    per_epoch = -(-count // config.batch_size)
+    steps, first = config.epochs * per_epoch, 0
+    history: list[dict[str, float]] = []
+    if run is not None and (stored := run.load()) is not None:
+        _restore(stored.tensors, roles, optimizer)
+        first, history = stored.step, run.history()
+    with tqdm(total=steps, initial=first, desc="preferences", unit="step") as bar:
+        for step in range(first, steps):
+            warm = max(steps // 10, 1)
+            rate = min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
+            optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+            epoch, place = divmod(step, per_epoch)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(count, generator=generator)
+            rows = order[place * config.batch_size : (place + 1) * config.batch_size]
+            row = {"step": step + 1, **_step(roles, pairs, rows, optimizer, beta, config)}
+            if not math.isfinite(row["loss"]):
+                raise UserError(
+                    f"training diverged in step {step + 1} (the loss is {row['loss']}): expected a smaller "
+                    f"learning_rate (it was {config.learning_rate:g})"
+                )
+            history.append(row)
+            if run is not None:
+                run.log(row)
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
+                    run.save(step + 1, _snapshot(roles, optimizer), {})
+            bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.2f}", refresh=False)
+            bar.update()
+    return history
+
+
+def _step(
+    roles: Roles,
+    pairs: EncodedPairs,
+    rows: Tensor,
+    optimizer: torch.optim.Optimizer,
+    beta: float,
+    config: DirectConfig,
+) -> dict[str, float]:
+    total, right, gained = 0.0, 0, 0.0
+    longest = torch.maximum(pairs.winners.mask.sum(1), pairs.losers.mask.sum(1))
+    mask = torch.arange(int(longest.max())) < longest.unsqueeze(1)
+    for part, _ in by_length(mask, rows, config.microbatch_size):
+        margins = margins_of(roles, pairs, part)
+        offsets = pairs.offsets[part].to(margins.device)
+        loss = preference_loss(margins, beta=beta, offsets=offsets) * (len(part) / len(rows))
+        loss.backward()
+        total += float(loss.detach())
+        right += int((margins > 0).sum())
+        gained += float(margins.detach().sum())
+    norm = torch.nn.utils.clip_grad_norm_(roles.trainable("policy"), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "loss": total,
+        "accuracy": right / len(rows),
+        "margin": gained / len(rows),
+        "grad_norm": float(norm),
+    }
+
+
+def _snapshot(roles: Roles, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The policy and Adam's moments; the order of pairs is a function of seed and step."""
+    tensors = {f"policy.{i}": p.detach() for i, p in enumerate(roles.trainable("policy"))}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"moments.{index}.{name}": value for name, value in moments.items()}
+    return tensors
+
+
+def _restore(tensors: dict[str, Tensor], roles: Roles, optimizer: torch.optim.Optimizer) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, index, *name = key.split(".")
+        if kind == "moments":
+            moments.setdefault(int(index), {})[name[0]] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    with torch.no_grad():
+        for index, parameter in enumerate(roles.trainable("policy")):
+            parameter.copy_(tensors[f"policy.{index}"])
+
+
+def train_direct(
+    method: str,
+    roles: Roles,
+    tokenizer: Any,
+    pairs: Sequence[PreferencePair],
+    config: DirectConfig,
+    folder: Path | None = None,
+    *,
+    offline: Offline | None = None,
+) -> tuple[list[dict[str, float]], float]:
+    """Train the policy of `roles` (in place) by one of `METHODS`; returns its history and its multiplier.
+
+    pairs: human judgements, for all but `mocan`, which reads `offline` instead. folder: a run's folder (one
+    inside it for each step of `sacpo`); what is there is gone on with. The multiplier is lambda* of `mocan`,
+    beta / safety_beta of `sacpo` (the lambda that its second step stands for), 0 of the others.
+
+    Raises UserError for an unknown method, labels that are missing, and settings that differ on resume.
+    """
+    if method == "mocan":
+        if offline is None:
+            raise UserError("mocan: expected scored answers of the base (offline)")
+        multiplier = one_shot_multiplier(
+            offline.reward, offline.cost,
+            beta=config.beta, threshold=config.threshold, maximum=config.max_multiplier,
+        )  # fmt: skip
+        steps = [(pseudo_pairs(offline, multiplier, seed=config.seed), config.beta, None)]
+    elif method == "sacpo":
+        multiplier = config.beta / config.safety_beta
+        steps = [
+            (by_label(pairs, "better"), config.beta, None),
+            (by_label(pairs, "safer"), config.safety_beta, "policy"),
+        ]
+    elif method in METHODS:
+        multiplier = 0.0
+        ranked = (
+            safedpo_order(pairs, config.offset)
+            if method == "safedpo"
+            else by_label(pairs, method.removeprefix("dpo_"))
+        )
+        steps = [(ranked, config.beta, None)]
+    else:
+        raise UserError(f"method {method!r} is unknown: expected one of {', '.join(METHODS)}")
+    roles.eval()  # no dropout: the margin must compare policies, not noise
+    history = []
+    for number, (ranked, beta, reference) in enumerate(steps, 1):
+        run = None
+        if folder is not None:
+            asked = {"method": method, "step": number, "pairs": len(ranked), **asdict(config)}
+            run = Run.open(Path(folder) / f"step-{number}", asked, resume=True)
+        encoded = encode_pairs(roles, tokenizer, ranked, reference=reference, max_length=config.max_length)
+        history += fit_pairs(roles, encoded, beta=beta, config=config, run=run)
+    return history, multiplier
