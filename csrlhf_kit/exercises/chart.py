@@ -63,7 +63,11 @@ def chart(
         figure.add_hline(y=rounded(across), line=dotted)
     if down is not None:
         figure.add_vline(x=rounded(down), line=dotted)
-    figure.update_xaxes(title_text=x_title, **({"type": "log", "dtick": 1} if log_x else {}))
+    figure.update_xaxes(title_text=x_title)
+    if log_x:  # sizes double, so the ticks do
+        places = [place for trace in figure.data for place in trace.x]
+        ticks = [2**k for k in range(-20, 21) if 0.99 * min(places) <= 2**k <= 1.01 * max(places)]
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_yaxes(title_text=y_title)
     return titled(figure, title, caption=caption, height=height)
 
