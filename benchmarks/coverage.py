@@ -2,8 +2,9 @@
 
     python benchmarks/coverage.py            # about 5 minutes on one core
     python benchmarks/coverage.py --quick    # half a minute, same columns, more Monte Carlo error
+    python benchmarks/coverage.py --draw     # only the figures, from the tables that are there
 
-Writes three tables under benchmarks/results/:
+Writes three tables under benchmarks/results/, and figures (.svg) of the first two:
     coverage.csv             intervals for a mean: truth x method x sample size
     coverage_judge.csv       the true harm rate behind a judge: judge x method
     coverage_suggest.csv     suggest_penalty's interval for the optimal multiplier: design x samples
@@ -36,7 +37,9 @@ from csrlhf_kit.certify import (
     stratified_clopper_pearson,
     wilson,
 )
+from csrlhf_kit.coverage_figures import interval_coverage, read_coverage
 from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.static import static_svg
 from csrlhf_kit.theory import FiniteProblem, suggest_penalty
 
 RESULTS = Path(__file__).parent / "results"
@@ -165,15 +168,25 @@ def save(name: str, rows: Iterable[dict]) -> None:
     print(f"{name}: {len(table)} rows in {time.time() - start:.0f} s")
 
 
+def draw() -> None:
+    for name, axes in {"coverage": {}, "coverage_judge": {"group": "judge", "panel": None}}.items():
+        figure = interval_coverage(read_coverage(RESULTS / f"{name}.csv"), **axes)
+        write_atomic(RESULTS / f"{name}.svg", static_svg(figure))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions")
-    share = 0.1 if parser.parse_args().quick else 1
-    save("coverage_suggest", study_suggestions(int(200 * share)))
-    save("coverage_judge", study_judges(int(1000 * share)))
-    save("coverage", study_means(int(1000 * share)))
+    parser.add_argument("--draw", action="store_true", help="no simulation, only the figures")
+    asked = parser.parse_args()
+    if not asked.draw:
+        share = 0.1 if asked.quick else 1
+        save("coverage_suggest", study_suggestions(int(200 * share)))
+        save("coverage_judge", study_judges(int(1000 * share)))
+        save("coverage", study_means(int(1000 * share)))
+    draw()
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def _clean(svg: str, width: int, height: int, description: str) -> str:
     body = re.sub(r"<[^>]+>", lambda tag: _round(tag[0], 2), body)
     body = re.sub(r' transform="rotate\(-0 [^)]*\)"| font-family: \'DejaVu Sans\';', "", body)
     body = re.sub(r'\s*\n"', '"', re.sub(r"\n\s+", "\n", body))
+    body = re.sub(r"<g(?: [^>]*)?/>\n", "", body)  # what lies outside its axes leaves an empty group
     open_groups: list[bool] = []  # whether each open <g> says anything
 
     def without_empty_groups(tag: re.Match[str]) -> str:

@@ -51,7 +51,7 @@ def penalty_landscape(
         horizontal_spacing=0.06,
         column_titles=["rectified: λ·max(E[cost] − threshold, 0)", "linear: λ·(E[cost] − threshold)"],
     )
-    colours = _ramp(len(multiples))
+    colours, heights = _ramp(len(multiples)), []
     for column, kind in enumerate(("rectified", "linear"), start=1):
         for colour, multiple in zip(colours, multiples, strict=True):
             penalty = multiple * optimum.multiplier
@@ -59,7 +59,8 @@ def penalty_landscape(
             curve = value - penalty * (np.maximum(excess, 0) if kind == "rectified" else excess)
             best = problem.penalised_optimum(penalty, kind)
             height = problem.penalised_value(best.policy, penalty, kind)
-            name = f"λ = {multiple:g} λ*"
+            heights.append(height)
+            name = f"λ = {_times(multiple)}"
             figure.add_trace(
                 go.Scatter(
                     x=rounded_all(cost),
@@ -87,14 +88,19 @@ def penalty_landscape(
                 col=column,
             )
         _threshold_line(figure, problem.threshold, row=1, col=column)
-    low = float(np.min(value - 0.6 * (value.max() - value.min())))
-    figure.update_yaxes(range=[rounded(low), rounded(float(value.max() + 0.35 * np.ptp(value)))])
+    span = max(heights) - float(value.min())  # every maximum is in the picture
+    figure.update_yaxes(range=[rounded(float(value.min()) - 0.25 * span), rounded(max(heights) + 0.1 * span)])
     figure.update_yaxes(title_text="penalised objective, reward units", col=1)
     edge = 0.03 * float(np.ptp(cost))
     limits = [rounded(float(cost.min()) - edge), rounded(float(cost.max()) + edge)]
     figure.update_xaxes(title_text="mean cost of the policy", range=limits)
     figure.update_annotations(font_size=13)
-    return titled(figure, "Past λ* the rectified optimum stays in the kink; the linear one slides past it")
+    return titled(
+        figure,
+        "Past λ* the rectified optimum stays in the kink; the linear one slides past it",
+        caption="A line: the most that a policy of that mean cost can get under the penalty. Its dot: where training goes.",
+        height=480,
+    )
 
 
 def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MULTIPLES) -> go.Figure:
@@ -126,17 +132,26 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MUL
             go.Scatter(
                 x=rounded_all(solution.cost for solution in optima),
                 y=rounded_all(solution.objective for solution in optima),
-                mode="markers",
+                mode="markers+text",
                 marker={"color": look.colour, **shape},
                 name=_kind_label(kind),
-                text=[f"λ = {m:g} λ*" for m in multiples],
-                hovertemplate="%{text}: cost %{x}, objective %{y}",
+                text=_marks(kind, multiples),
+                textposition="top left" if kind == "rectified" else "bottom right",
+                textfont={"color": INK, "size": 12},
+                customdata=[_times(m) for m in multiples],
+                hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
             )
         )
     _threshold_line(figure, problem.threshold, row=1, col=1)
     figure.update_xaxes(title_text="mean cost of the policy")
-    figure.update_yaxes(title_text="objective F = reward − β·KL")
-    return titled(figure, "One penalty stops at the threshold, one runs past it, one leaves the frontier")
+    figure.update_yaxes(title_text="objective F = reward − β·KL, reward units")
+    return titled(
+        figure,
+        "One penalty stops at the threshold, one runs past it, one leaves the frontier",
+        caption=f"Marks: the policies that a penalty of {_times(min(multiples))} to {_times(max(multiples))} trains. The line: the "
+        "most that any policy of that cost can have.",
+        height=480,
+    )
 
 
 def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | None = None) -> go.Figure:
@@ -174,12 +189,14 @@ def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | N
     for row in (1, 2):
         figure.add_vline(x=1, line={"color": INK, "dash": "dot", "width": 1.5}, row=row, col=1)
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=2, col=1)
-    figure.update_xaxes(type="log", dtick=1)
+    ticks = [m for m in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if min(multiples) <= m <= max(multiples)]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{m:g}" for m in ticks])
     figure.update_xaxes(title_text="penalty λ, in units of the optimal multiplier λ*", row=2, col=1)
     figure.update_yaxes(title_text="violation, cost units", row=1, col=1)
-    figure.update_yaxes(title_text="objective given up", row=2, col=1)
+    figure.update_yaxes(title_text="objective given up, reward units", row=2, col=1)
     title = "Only the rectified penalty is both feasible and free of charge right of the dotted λ*"
-    return titled(figure, title, height=600)
+    caption = "Given up: against the constrained optimum. What is below 0 is bought with a violation."
+    return titled(figure, title, caption=caption, height=600)
 
 
 def batch_hinge(
@@ -198,7 +215,15 @@ def batch_hinge(
     optimum = _active(problem)
     joint = problem.weights[:, None] * optimum.policy
     spread = float(np.sqrt((joint * (problem.cost - optimum.cost) ** 2).sum()))
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        horizontal_spacing=0.13,
+        column_titles=[
+            "the charge at the constrained optimum",
+            "where such a gate lets training settle",
+        ],
+    )
     look = style("fixed_penalty")
     sizes = np.geomspace(min(batches), max(batches), 40)
     figure.add_trace(
@@ -246,12 +271,16 @@ def batch_hinge(
         )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=2)
     figure.add_vline(x=2, line={"color": INK, "dash": "dot", "width": 1.5}, row=1, col=2)
-    figure.update_xaxes(type="log", dtick=1, title_text="batch size B", row=1, col=1)
+    sizes = [rounded(size) for size in batches]
+    figure.update_xaxes(type="log", tickvals=sizes, title_text="batch size B, episodes", row=1, col=1)
+    low, high = (bound(e.hinge for e in seen) for bound in (min, max))
+    ticks = [t for t in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005) if 0.8 * low <= t <= 1.2 * high]
     figure.update_yaxes(
-        type="log", dtick="D2", title_text="bias of the batch hinge, cost units", row=1, col=1
+        type="log", tickvals=ticks, title_text="bias of the batch hinge, cost units", row=1, col=1
     )
-    figure.update_xaxes(title_text="penalty λ, in units of λ*", row=1, col=2)
-    figure.update_yaxes(title_text="violation where training settles", row=1, col=2)
+    figure.update_xaxes(title_text="penalty λ, in units of λ*", range=[0.9, 6.1], dtick=1, row=1, col=2)
+    figure.update_yaxes(title_text="E[cost] − threshold, cost units", row=1, col=2)
+    figure.update_annotations(font_size=13)
     return titled(figure, "A batch charges even feasible policies, and makes 2λ* look like the threshold")
 
 
@@ -284,50 +313,12 @@ def dual_trajectories(
             )
     for row, level in ((1, multiplier), (2, threshold)):
         figure.add_hline(y=rounded(level), line={"color": INK, "dash": "dot", "width": 1.5}, row=row, col=1)
-    figure.update_xaxes(title_text="step", row=2, col=1)
-    figure.update_yaxes(title_text="price acted on", row=1, col=1)
-    figure.update_yaxes(title_text="mean cost", row=2, col=1)
+    figure.update_xaxes(title_text="simulated training step", row=2, col=1)
+    figure.update_yaxes(title_text="price acted on, reward per cost", row=1, col=1)
+    figure.update_yaxes(title_text="mean cost, cost units", row=2, col=1)
     title = "How each method finds the dotted optimum: from which side, and with how many swings"
-    return titled(figure, title, height=600)
-
-
-def interval_coverage(
-    table: Mapping[str, Sequence[Mapping[str, float]]], *, confidence: float = 0.95
-) -> go.Figure:
-    """Does each interval keep its promise, and what does the promise cost? Coverage left, mean width right.
-
-    `table` maps an interval's name to rows {mean, coverage, error, width}: the true mean, the simulated
-    coverage with its standard error, and the mean width, all in [0, 1].
-    """
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-    symbols = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
-    dashes = ("solid", "dashdot", "dash", "longdash", "dot")
-    palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6e7781")
-    for place, (name, rows) in enumerate(table.items()):
-        colour, symbol = palette[place % len(palette)], symbols[place % len(symbols)]
-        for column, key in enumerate(("coverage", "width"), start=1):
-            trace = go.Scatter(
-                x=rounded_all((row["mean"] for row in rows), 100),
-                y=rounded_all((row[key] for row in rows), 100),
-                mode="lines+markers",
-                line={"color": colour, "dash": dashes[place % len(dashes)], "width": 2},
-                marker={"symbol": symbol, "size": 8},
-                name=name.replace("_", " "),
-                legendgroup=name,
-                showlegend=column == 1,
-            )
-            if key == "coverage":
-                bars = rounded_all((row["error"] for row in rows), 200)
-                trace.error_y = {"type": "data", "array": bars, "color": colour, "thickness": 1.5, "width": 3}
-            figure.add_trace(trace, row=1, col=column)
-    nominal = {"color": INK, "dash": "dot", "width": 1.5}
-    figure.add_hline(y=rounded(confidence, 100), line=nominal, row=1, col=1)
-    figure.update_xaxes(title_text="true mean, %")
-    figure.update_yaxes(title_text="intervals that cover it, %", row=1, col=1)
-    figure.update_yaxes(title_text="mean width, percentage points", rangemode="tozero", row=1, col=2)
-    return titled(
-        figure, "Above the dotted line a promise is kept; the best keeper is the narrowest one there"
-    )
+    caption = "Dotted: the optimal multiplier λ* above, the threshold below."
+    return titled(figure, title, caption=caption, height=600)
 
 
 def suggested_frontier(
@@ -336,51 +327,59 @@ def suggested_frontier(
     *,
     threshold: float,
 ) -> go.Figure:
-    """The frontier that reference samples predict before any training, and where trained policies came out.
+    """What reference samples predict before any training, and where trained policies came out.
 
-    Line: the best tilt at each multiplier (`suggest_penalty(...).frontier`), reward and KL against the mean
-    learned cost; hollow marks have fewer than 5 effective samples a prompt and are guesses. `policies` as in
-    `results.json`: {name: {reward, cost, kl}}.
+    Line: the best tilt at each multiplier (`suggest_penalty(...).frontier`), its mean learned reward against
+    its cost (left) and its KL (right); hollow marks have fewer than 5 effective samples a prompt and are
+    guesses. `policies` as in `results.json`: {name: {reward, cost, kl, shortfall}}. A policy's bar ends at the
+    most reward that the line allows for its own cost and KL: the bar is the `shortfall`, where there is one.
     """
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     hollow = ["circle-open" if p.effective_samples < _FEW_SAMPLES else "circle" for p in frontier]
-    for column, key in enumerate(("reward", "kl"), start=1):
+    for column, key in enumerate(("cost", "kl"), start=1):
         figure.add_trace(
             go.Scatter(
-                x=rounded_all(point.cost for point in frontier),
-                y=rounded_all(getattr(point, key) for point in frontier),
+                x=rounded_all(getattr(point, key) for point in frontier),
+                y=rounded_all(point.reward for point in frontier),
                 mode="lines+markers",
                 line={"color": MUTED, "width": 2},
                 marker={"color": MUTED, "symbol": hollow, "size": 7},
-                name="predicted from reference samples",
+                name="best, predicted from reference samples",
                 legendgroup="frontier",
                 showlegend=column == 1,
                 text=[f"λ = {point.multiplier:.3g}" for point in frontier],
-                hovertemplate="%{text}: cost %{x}, %{y}",
+                hovertemplate="%{text}: %{x}, reward %{y}",
             ),
             row=1,
             col=column,
         )
         for name, policy in (policies or {}).items():
             look = style(name)
-            figure.add_trace(
-                go.Scatter(
-                    x=[rounded(policy["cost"])],
-                    y=[rounded(policy[key])],
-                    mode="markers",
-                    marker={"color": look.colour, "symbol": look.symbol, "size": 12},
-                    name=look.label,
-                    legendgroup=name,
-                    showlegend=column == 1,
-                ),
-                row=1,
-                col=column,
+            trace = go.Scatter(
+                x=[rounded(policy[key])],
+                y=[rounded(policy["reward"])],
+                mode="markers",
+                marker={"color": look.colour, "symbol": look.symbol, "size": 12},
+                name=look.label,
+                legendgroup=name,
+                showlegend=column == 1,
             )
-        _threshold_line(figure, threshold, row=1, col=column)
-    figure.update_xaxes(title_text="mean learned cost")
-    figure.update_yaxes(title_text="mean learned reward", row=1, col=1)
-    figure.update_yaxes(title_text="KL to the reference, nats", row=1, col=2)
-    return titled(figure, "How far from the best possible trade do the trained policies end?")
+            if policy.get("shortfall") is not None:
+                bar = {"color": look.colour, "thickness": 1.5, "width": 5}
+                above = [rounded(max(0.0, policy["shortfall"]))]
+                trace.error_y = {"type": "data", "symmetric": False, "array": above, "arrayminus": [0], **bar}
+            figure.add_trace(trace, row=1, col=column)
+    _threshold_line(figure, threshold, row=1, col=1)
+    figure.update_xaxes(title_text="mean learned cost", row=1, col=1)
+    figure.update_xaxes(title_text="KL to the reference, nats an answer", row=1, col=2)
+    figure.update_yaxes(title_text="mean learned reward", col=1)
+    return titled(
+        figure,
+        "How far from the best possible trade do the trained policies end?",
+        caption="A bar ends at the most reward that the line allows for the policy's own cost and KL."
+        if policies
+        else "",
+    )
 
 
 def _active(problem: FiniteProblem) -> Solution:
@@ -402,11 +401,31 @@ def _frontier(problem: FiniteProblem, optimum: Solution, *, widest: float) -> li
 
 def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) -> None:
     line = {"color": INK, "dash": "dot", "width": 1.5}
-    figure.add_vline(x=rounded(threshold), line=line, row=row, col=col)
+    note = {
+        "text": "\N{NO-BREAK SPACE}threshold",
+        "font": {"size": 12},
+        "xanchor": "left",
+        "yanchor": "bottom",
+    }
+    figure.add_vline(
+        x=rounded(threshold), line=line, annotation=note, annotation_position="bottom right", row=row, col=col
+    )
 
 
 def _kind_label(kind: str) -> str:
     return {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}[kind]
+
+
+def _times(multiple: float) -> str:
+    return {0.0: "0", 1.0: "λ*"}.get(float(multiple), f"{multiple:g} λ*")
+
+
+def _marks(kind: str, multiples: Sequence[float]) -> list[str]:
+    """Words beside the marks of `penalty_frontier`: few, since the marks crowd below λ*."""
+    if kind == "rectified":  # the last of the rings that lie on one another
+        return ["" for _ in multiples[:-1]] + ["every λ ≥ λ*" if multiples[-1] >= 1 else ""]
+    wanted = {"linear": (2.0, 5.0), "per_sample": (multiples[-1],)}[kind]
+    return [_times(m) if m in wanted else "" for m in multiples]
 
 
 def _ramp(count: int) -> list[str]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from csrlhf_kit import theory_figures as figures
+from csrlhf_kit.coverage_figures import interval_coverage, read_coverage
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.static import static_svg
 from csrlhf_kit.theory import FiniteProblem, FixedGate, LogLagrangian, simulate_dual, suggest_penalty
+
+TABLES = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 def make_problem(threshold: float = -0.1) -> FiniteProblem:
@@ -25,13 +30,6 @@ OPTIMUM = PROBLEM.constrained_optimum()
 TRAJECTORIES = {
     "fixed_penalty": simulate_dual(PROBLEM, FixedGate(2 * OPTIMUM.multiplier), steps=60),
     "lagrangian": simulate_dual(PROBLEM, LogLagrangian(rate=0.5), steps=60),
-}
-COVERAGE = {
-    "clopper_pearson": [
-        {"mean": 0.01, "coverage": 0.98, "error": 0.01, "width": 0.05},
-        {"mean": 0.5, "coverage": 0.96, "error": 0.01, "width": 0.2},
-    ],
-    "wilson": [{"mean": 0.01, "coverage": 0.92, "error": 0.01, "width": 0.04}],
 }
 
 
@@ -49,9 +47,14 @@ DRAWN = {
     "dual_trajectories": lambda: figures.dual_trajectories(
         TRAJECTORIES, threshold=PROBLEM.threshold, multiplier=OPTIMUM.multiplier
     ),
-    "interval_coverage": lambda: figures.interval_coverage(COVERAGE),
+    "interval_coverage": lambda: interval_coverage(read_coverage(TABLES / "coverage.csv")),
+    "judge_coverage": lambda: interval_coverage(
+        read_coverage(TABLES / "coverage_judge.csv"), group="judge", panel=None
+    ),
     "suggested_frontier": lambda: figures.suggested_frontier(
-        suggestion().frontier, {"ppo": {"reward": 0.4, "cost": 0.2, "kl": 0.6}}, threshold=-0.3
+        suggestion().frontier,
+        {"ppo": {"reward": 0.4, "cost": 0.2, "kl": 0.6, "shortfall": 0.5}},
+        threshold=-0.3,
     ),
 }
 
@@ -63,7 +66,8 @@ def test_each_figure_is_deterministic_small_and_has_a_twin(name):
     assert "bdata" not in figure.to_json()
     svg = static_svg(figure)
     assert svg == static_svg(again)
-    assert len(svg) < 60_000
+    assert len(svg) < 80_000
+    ElementTree.fromstring(svg)  # a page of its own, too
     for axis in [*figure.select_xaxes(), *figure.select_yaxes()]:
         assert axis.title.text or axis.matches
         assert (axis.title.text or "") in svg.replace("&lt;", "<").replace("&gt;", ">")
@@ -144,13 +148,39 @@ def test_trajectories_are_drawn_step_by_step():
     assert [shape.y0 for shape in figure.layout.shapes] == [0.5, -0.1]
 
 
-def test_coverage_shows_two_standard_errors_in_percent():
-    figure = figures.interval_coverage(COVERAGE)
-    first = figure.data[0]
-    assert first.y == (98.0, 96.0)
-    assert first.error_y.array == (2.0, 2.0)
-    assert figure.data[1].y == (5.0, 20.0)
-    assert figure.layout.shapes[0].y0 == 95.0
+def test_coverage_is_drawn_from_the_committed_table():
+    rows = read_coverage(TABLES / "coverage.csv")
+    figure = interval_coverage(rows)
+    drawn = [
+        (y, e) for t in figure.data if t.error_y.array for y, e in zip(t.y, t.error_y.array, strict=True)
+    ]
+    told = [(100 * float(row["coverage"]), 200 * float(row["error"])) for row in rows]
+    assert np.array(sorted(drawn)) == pytest.approx(np.array(sorted(told)))
+    widths = [y for t in figure.data if not t.error_y.array for y in t.y]
+    assert sorted(widths) == pytest.approx(sorted(100 * float(row["mean_width"]) for row in rows), rel=1e-4)
+    assert static_svg(figure) == (TABLES / "coverage.svg").read_text(), "python benchmarks/coverage.py --draw"
+
+
+def test_coverage_far_below_its_promise_is_told_by_its_number():
+    figure = interval_coverage(read_coverage(TABLES / "coverage_judge.csv"), group="judge", panel=None)
+    [judge] = [t for t in figure.data if t.name == "judge alone" and t.error_y.array]
+    assert judge.text == ("23%", "0%", "0%", "") and judge.y[:3] == (90.0, 90.0, 90.0)
+    assert judge.marker.symbol == ("circle-open", "circle-open", "circle-open", "circle")
+
+
+def test_a_table_that_is_none_is_told(tmp_path):
+    with pytest.raises(UserError, match="expected a table of coverage"):
+        read_coverage(tmp_path / "none.csv")
+    (tmp_path / "other.csv").write_text("method,width\nwilson,1\n")
+    with pytest.raises(UserError, match="column `coverage` or every row is missing"):
+        read_coverage(tmp_path / "other.csv")
+
+
+def test_a_policys_bar_ends_at_the_best_reward_for_its_own_cost_and_kl():
+    policies = {"ppo": {"reward": 0.4, "cost": 0.2, "kl": 0.6, "shortfall": 0.5}}
+    figure = figures.suggested_frontier(suggestion().frontier, policies, threshold=-0.3)
+    marks = traces(figure, name="PPO, unconstrained")
+    assert [(t.x, t.y, t.error_y.array) for t in marks] == [((x,), (0.4,), (0.5,)) for x in (0.2, 0.6)]
 
 
 def test_unsupported_points_of_a_suggested_frontier_are_hollow():
