@@ -47,6 +47,7 @@ class Plate(NamedTuple):
     heading: str
     caption: str
     figure: go.Figure
+    notes: tuple[str, ...] = ()
 
 
 def write_report(folder: str | Path) -> Path:
@@ -193,18 +194,44 @@ def figure_plates(results: Mapping[str, Any]) -> list[Plate]:
     frontier = results.get("frontier")
     if frontier:
         points = [FrontierPoint(**point) for point in frontier["points"]]
-        caption = (
-            "The line was predicted before training, by reweighting scored samples of the reference: no policy "
-            "of the same cost has more reward at the same price in KL. Hollow marks rest on few samples. Marks "
-            "are the policies, by the learned scores."
-        )
         figure = suggested_frontier(points, policies, threshold=frontier["threshold"])
-        plates.append(Plate("frontier", "Against the best possible", caption, figure))
+        notes = tuple(_capital(f"{warning}.") for warning in frontier.get("warnings") or ())
+        plates.append(
+            Plate("frontier", "Against the best possible", frontier_caption(frontier), figure, notes)
+        )
     for key, heading in (("by_family", "Harm by jailbreak family"), ("by_category", "Harm by category")):
         if any(policy.get(key) for policy in policies.values()):
             caption = "The same harmful rate in parts. Parts are small: compare the intervals, not the dots."
             plates.append(Plate(f"harm_{key}", heading, caption, figures.harm_by_group(policies, key)))
     return plates
+
+
+def frontier_caption(frontier: Mapping[str, Any]) -> str:
+    """What the line, the marks and the bars of `suggested_frontier` are, in this run's numbers."""
+    text = (
+        "The line is what the reference's own scored answers predict, before any training: reweighted, they "
+        "show the best policy for each λ. Policies stand at their own mean cost (left) and KL (right), by the "
+        "learned scores on plain requests; the bar above each ends at the most reward that the line allows for "
+        "that very cost and KL."
+    )
+    if any(point["effective_samples"] < 5 for point in frontier["points"]):
+        text += (
+            " Hollow marks rest on fewer than 5 effective answers a prompt: on average such a line is too low, "
+            "and the bars are too short."
+        )
+    if frontier.get("samples") and frontier.get("prompts"):
+        samples = frontier["samples"]
+        text += (
+            f" Here {samples:g} answers to each of {frontier['prompts']} prompts, which cannot show a policy "
+            f"further than log {samples:g} = {math.log(samples):.1f} nats from the reference."
+        )
+    if frontier.get("multiplier") is not None and frontier.get("interval"):
+        low, high = frontier["interval"]
+        text += (
+            f" They predict an optimal multiplier of {frontier['multiplier']:.2g} (95% interval {low:.2g} to "
+            f"{'any' if high is None or math.isinf(high) else format(high, '.2g')})."
+        )
+    return text
 
 
 def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
@@ -226,6 +253,7 @@ def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
                 "name": plate.name,
                 "heading": plate.heading,
                 "caption": plate.caption,
+                "notes": plate.notes,
                 "svg": Markup(svg),  # ours, with every text in it escaped
                 "json": json.loads(plate.figure.to_json()),
             }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import minimize
 
 from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
@@ -40,6 +41,8 @@ class FrontierPoint:
     """Nats; cannot exceed log(samples), however far the true tilt is."""
     effective_samples: float
     """1 / sum of squared weights, the median over prompts."""
+    kl_weight: float | None = None
+    """Weight of the KL at which this is the best: beta, or beta * (1 + multiplier) where the trainer divides."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,60 @@ def suggest_penalty(
 def shortfall(
     frontier: Sequence[FrontierPoint | Solution], *, beta: float, reward: float, cost: float, kl: float
 ) -> float:
-    """How much objective a trained policy leaves on the table: best F at its cost, minus its own F.
+    """How much more reward the best policy of the same mean cost and the same mean KL could have.
 
-    reward, cost, kl: the policy's means, on the frontier's prompts and in its units. The best is bounded by
-    the frontier's tangents, F(m) + m * (cost - cost(m)), the least over its points m: never too small, and
-    tight where points are dense. 0 for a perfect optimiser; in reward units; negative only by sampling error.
+    reward, cost, kl: the trained policy's means, on the frontier's prompts and in its units. A point with
+    multiplier m and KL weight w (`beta`, unless the point has its own) maximises reward - m * cost - w * KL,
+    so that no policy has more reward than r + m * (cost - c) + w * (kl - k), with the point's r, c, k; the
+    best is the least of these bounds, tight where points are dense. 0 for a perfect optimiser, and then F is
+    the best at that cost, too. From few effective samples the best is underestimated (Jensen's inequality:
+    the empirical dual is too low on average), so that the shortfall is as well, and may come out negative.
     """
-    best = min(p.reward - beta * p.kl + p.multiplier * (cost - p.cost) for p in frontier)
-    return best - (reward - beta * kl)
+    weights = [getattr(p, "kl_weight", None) for p in frontier]
+    bounds = [
+        p.reward + p.multiplier * (cost - p.cost) + (beta if weight is None else weight) * (kl - p.kl)
+        for p, weight in zip(frontier, weights, strict=True)
+    ]
+    return min(bounds) - reward
+
+
+def best_reward(
+    reward: np.ndarray,
+    cost: np.ndarray,
+    *,
+    at_cost: float,
+    at_kl: float,
+    prompt_weights: np.ndarray | None = None,
+) -> float:
+    """The most mean reward of any policy whose mean cost and mean KL are at most these, by the samples.
+
+    reward, cost: (prompts, samples) scores of reference samples, nan where a prompt has fewer. The yardstick
+    of `shortfall` without a grid: the least over multiplier m and KL weight w of the dual
+    w * E_x log E_reference exp((reward - m * cost) / w) + m * at_cost + w * at_kl, which is convex in both.
+    Samples show no policy further than log(samples) from the reference; beyond that the answer is too low.
+
+    Raises UserError for scores that make no problem, and where the samples show no such policy.
+    """
+    valid = ~np.isnan(np.atleast_2d(reward))
+    tables = [np.where(valid, np.atleast_2d(x), 0.0) for x in (reward, cost)]
+    uniform = valid / valid.sum(axis=1, keepdims=True)
+
+    def problem(weight: float) -> FiniteProblem:
+        return FiniteProblem(uniform, *tables, beta=weight, threshold=at_cost, prompt_weights=prompt_weights)
+
+    spread = [float(np.ptp(x[valid])) or 1.0 for x in tables]
+    unit = np.array([spread[0] / spread[1], spread[0]])  # of the multiplier and of the KL weight
+
+    def dual(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+        multiplier, weight = scaled * unit
+        at = problem(weight).tilted(multiplier)
+        slack = np.array([at_cost - at.cost, at_kl - at.kl])
+        return at.reward + slack @ (multiplier, weight), slack * unit
+
+    found = minimize(dual, [0.3, 0.3], jac=True, method="L-BFGS-B", bounds=[(0, 1e4), (1e-4, 1e4)])
+    if at_kl < 0 or found.x.max() > 0.99e4:
+        raise UserError(f"the samples show no policy of cost {at_cost:.4g} within {at_kl:.4g} nats")
+    return float(found.fun)
 
 
 def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple[float, str]:
@@ -216,7 +265,8 @@ def _frontier_multipliers(problem: FiniteProblem, multiplier: float) -> np.ndarr
 def _frontier_point(problem: FiniteProblem, multiplier: float, normalised: bool) -> FrontierPoint:
     at = tilt(problem, float(multiplier), normalised)
     effective = 1 / (at.policy**2).sum(axis=1)
-    return FrontierPoint(float(multiplier), at.reward, at.cost, at.kl, float(np.median(effective)))
+    weight = problem.beta * (1 + float(multiplier) if normalised else 1.0)
+    return FrontierPoint(float(multiplier), at.reward, at.cost, at.kl, float(np.median(effective)), weight)
 
 
 def _warnings(

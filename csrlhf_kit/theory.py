@@ -19,7 +19,7 @@ from csrlhf_kit.hinge import (
     hinge_bias,
     simulate_gate,
 )
-from csrlhf_kit.suggest import FrontierPoint, Suggestion, shortfall, suggest_penalty
+from csrlhf_kit.suggest import FrontierPoint, Suggestion, best_reward, shortfall, suggest_penalty
 
 __all__ = [
     "PID",
@@ -34,6 +34,7 @@ __all__ = [
     "Trajectory",
     "apparent_threshold",
     "batch_hinge_equilibrium",
+    "best_reward",
     "effective_multiplier",
     "equilibrium_violation",
     "expected_hinge",

@@ -11,7 +11,7 @@ import pytest
 from example_results import EVIL, POLICIES, example_results
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.report import headline, portable, read_results, write_report
+from csrlhf_kit.report import frontier_caption, headline, portable, read_results, write_report
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +135,30 @@ def test_a_predicted_frontier_is_drawn_with_the_policies(tmp_path):
         for m in (0, 1)
     ]
     results = example_results() | {"frontier": {"threshold": -0.5, "points": points}}
+    told = {"prompts": 40, "samples": 8, "multiplier": 1.234, "interval": [0.5, None]}
+    results["frontier"] |= told | {"warnings": ["draw more samples"]}
+    for name, policy in results["policies"].items():
+        policy["shortfall"] = 0.25 if name == "ppo" else 0.5
     (tmp_path / "results.json").write_text(json.dumps(results))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert 'id="plate-frontier"' in text
     assert "predicted from reference samples" in (tmp_path / "figures" / "frontier.svg").read_text()
+    words = " ".join("".join(Page(text).words).split())
+    assert (
+        "Here 8 answers to each of 40 prompts, which cannot show a policy further than log 8 = 2.1 nats"
+        in words
+    )
+    assert "optimal multiplier of 1.2 (95% interval 0.5 to any)" in words
+    assert "too low" in words, "a point with 4.5 effective samples is a guess"
+    assert "Draw more samples." in words
+    ppo = results["policies"]["ppo"]
+    assert f"{ppo['reward'] + 0.25:.2f}".replace("-", "\N{MINUS SIGN}") in words
+
+
+def test_a_frontier_without_numbers_of_its_own_needs_no_words_for_them():
+    points = [{"multiplier": 0, "reward": 1.0, "cost": 0.0, "kl": 0.1, "effective_samples": 50.0}]
+    text = frontier_caption({"threshold": -0.5, "points": points})
+    assert "too low" not in text and "nats from" not in text and "interval" not in text
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.hinge import batch_hinge_equilibrium
 from csrlhf_kit.reweighting import optimal_multiplier, tilt
 from csrlhf_kit.suggest import SuggestPenaltyConfig, read_scores, run_suggest_penalty
-from csrlhf_kit.theory import FiniteProblem, shortfall, suggest_penalty
+from csrlhf_kit.theory import FiniteProblem, best_reward, shortfall, suggest_penalty
 
 BETA, THRESHOLD = 0.5, -0.3
 
@@ -154,6 +155,76 @@ def test_the_shortfall_is_zero_on_the_frontier_and_positive_off_it():
     hinge = problem.evaluate(problem.penalised_optimum(1.0, "per_sample").policy)
     same = FiniteProblem(problem.reference, problem.reward, problem.cost, beta=BETA, threshold=hinge.cost)
     assert of(hinge.policy) == pytest.approx(same.constrained_optimum().objective - hinge.objective, abs=1e-4)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_shortfall_bounds_every_policy_at_its_own_cost_and_kl(normalised):
+    """Each sampled answer is a response here, so the samples' problem is known exactly."""
+    rng = np.random.default_rng(7)
+    reward, cost = rng.normal(size=(2, 12, 32))
+    found = suggest_penalty(
+        reward, cost, beta=BETA, threshold=-0.3, normalised=normalised, bootstrap=20, seed=0
+    )
+    problem = FiniteProblem(np.full((12, 32), 1 / 32), reward, cost, beta=BETA, threshold=-0.3)
+
+    def of(policy: np.ndarray) -> float:
+        at = problem.evaluate(policy)
+        return shortfall(found.frontier, beta=BETA, reward=at.reward, cost=at.cost, kl=at.kl)
+
+    for point in found.frontier:  # zero for what the trainer settles on at any multiplier
+        weight = BETA * (1 + point.multiplier) if normalised else BETA
+        assert point.kl_weight == pytest.approx(weight)
+        logits = (reward - point.multiplier * cost) / weight
+        settled = np.exp(logits - logits.max(axis=1, keepdims=True))
+        assert of(settled / settled.sum(axis=1, keepdims=True)) == pytest.approx(0, abs=1e-9)
+    for sharpness in (0.0, 0.3, 1.0, 3.0):
+        for _ in range(50):
+            logits = sharpness * rng.normal(size=reward.shape) + rng.uniform(0, 3) * reward
+            policy = np.exp(logits - logits.max(axis=1, keepdims=True))
+            assert of(policy / policy.sum(axis=1, keepdims=True)) >= -1e-9
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_reward_within_two_limits_is_that_of_a_general_solver(seed):
+    """SLSQP over the policy itself; and no loose end: a tilt is the best at its own cost and KL."""
+    rng = np.random.default_rng(seed)
+    reward, cost = rng.normal(size=(2, 3, 6))
+    uniform = np.full((3, 6), 1 / 6)
+    problem = FiniteProblem(uniform, reward, cost, beta=rng.uniform(0.2, 2), threshold=0.0)
+    tilted = problem.tilted(rng.uniform(0.1, 2))
+    assert best_reward(reward, cost, at_cost=tilted.cost, at_kl=tilted.kl) == pytest.approx(
+        tilted.reward, abs=1e-6
+    )
+    at = problem.evaluate(0.5 * uniform + 0.5 * tilted.policy)
+
+    def limits(z: np.ndarray) -> np.ndarray:
+        p = z.reshape(3, 6)
+        kl = (p * np.log(np.maximum(p, 1e-300) / uniform)).sum(axis=1).mean()
+        return np.array([at.cost - (p * cost).sum(axis=1).mean(), at.kl - kl])
+
+    rows = np.repeat(np.eye(3), 6, axis=1)
+    found = minimize(
+        lambda z: -(z.reshape(3, 6) * reward).sum(axis=1).mean(),
+        at.policy.ravel(),
+        method="SLSQP",
+        bounds=[(1e-9, 1)] * 18,
+        constraints=[{"type": "ineq", "fun": limits}, {"type": "eq", "fun": lambda z: rows @ z - 1}],
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
+    best = best_reward(reward, cost, at_cost=at.cost, at_kl=at.kl)
+    assert best == pytest.approx(-found.fun, abs=1e-5)
+    # The bound from a grid at one KL weight is never below it.
+    grid = problem.frontier(np.linspace(0, 4, 41))
+    numbers = {"reward": at.reward, "cost": at.cost, "kl": at.kl}
+    assert shortfall(grid, beta=problem.beta, **numbers) >= best - at.reward - 1e-6
+
+
+def test_limits_that_no_policy_meets_are_told():
+    reward, cost = np.random.default_rng(0).normal(size=(2, 5, 8))
+    with pytest.raises(UserError, match="no policy of cost -9 within 1 nats"):
+        best_reward(reward, cost, at_cost=-9.0, at_kl=1.0)
+    # Within no nats at all there is the reference alone.
+    assert best_reward(reward, cost, at_cost=9.0, at_kl=1e-9) == pytest.approx(reward.mean(), abs=1e-3)
 
 
 def test_a_reference_that_is_safe_already_needs_no_penalty():
