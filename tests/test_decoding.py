@@ -79,7 +79,7 @@ def test_greedy_text_of_the_roles_is_that_of_generate(random_base, adapter):
     roles.activate(adapter)
     with torch.no_grad():
         theirs = generate(roles.model, ids, mask, temperature=0, **SETTINGS)
-    with roles.merged(adapter) as model:
+    with roles.decoder(adapter) as model:
         episodes = sample(model, ids, mask, temperature=0, **SETTINGS)
     got = [row[kept].tolist() for row, kept in zip(episodes.ids, episodes.actions, strict=True)]
     assert got == actions_of(theirs)

@@ -101,10 +101,10 @@ def answer_and_score(
                 roles, tokenizer, encoded["input_ids"][rows], encoded["attention_mask"][rows],
                 adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature,
             )  # fmt: skip
-            roles.activate(adapter)
             trajectory = score_episodes(
-                roles, tokenizer, [prompts[row].prompt for row in rows], episodes, temperature=temperature
-            )
+                roles, tokenizer, [prompts[row].prompt for row in rows], episodes, temperature=temperature,
+                chunk_size=64, policy=adapter is not None, critic=False,
+            )  # fmt: skip
             scores["reward"][rows] = trajectory.reward.cpu()
             scores["cost"][rows] = trajectory.cost.cpu()
             if adapter is not None:

@@ -1,6 +1,6 @@
 """Next-token logits, one token a row at a time: what the sampling loop asks of a model.
 
-A decoder has three methods. `start(ids, mask)` reads left-padded prompts, `step(tokens)` one more token of
+A decoder has three methods. `start(ids, mask, room)` reads left-padded prompts, `step(tokens)` one more token of
 each row, and both return the logits (batch, vocabulary) of the token that comes next; `keep(rows)` goes on
 with some of the rows only, so that finished answers cost nothing.
 """
@@ -18,8 +18,10 @@ from transformers.cache_utils import DynamicLayer
 class Decoder(Protocol):
     """Reads prompts once, then a token a row."""
 
-    def start(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits (batch, vocabulary) after left-padded `ids` (batch, length) with their `mask`."""
+    def start(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
+        """Logits (batch, vocabulary) after left-padded `ids` (batch, length) with their `mask`; at most `room`
+        steps follow.
+        """
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (batch, vocabulary) after one more token (batch,) of each row."""
@@ -54,7 +56,7 @@ class CachedForward:
         layers = DynamicCache(config=model.config).layers
         return all(isinstance(layer, DynamicLayer) for layer in layers)
 
-    def start(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def start(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
         self.cache = DynamicCache(config=self.model.config)
         self.mask, positions = mask.long(), position_ids(mask)
         self.next_position = positions[:, -1:] + 1

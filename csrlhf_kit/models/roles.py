@@ -24,8 +24,9 @@ from transformers import PreTrainedModel
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
 from csrlhf_kit.models.base import freeze
-from csrlhf_kit.models.decoding import position_ids
+from csrlhf_kit.models.decoding import Decoder, position_ids
 from csrlhf_kit.models.scorers import load_scorer, score_texts
+from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Tensor]
 """(prompts, responses) -> logits (batch,). For a reward or cost model that does not share the policy's
@@ -33,6 +34,11 @@ base.
 """
 
 SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
+
+
+def _before(actions: Tensor) -> Tensor:
+    """The columns (batch, length) whose state comes before each action: one to the left."""
+    return nn.functional.pad(actions[:, 1:].bool(), (0, 1))
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -53,6 +59,8 @@ class Roles(nn.Module):
         Safe RLHF starts from the reward model. The cost model is the better start here: what a prompt asks
         for is in it, and one trunk serves both values (measured in benchmarks/critic_start.py).
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
+    lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.models.trunk`, which computes the same
+    numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
     seed: fresh adapters are drawn from it; the global generators are left alone.
 
     Only `policy`, `critic` and `value_head` can have gradients. Raises UserError for an adapter that does
@@ -71,6 +79,7 @@ class Roles(nn.Module):
         targets: str | list[str] = "all-linear",
         critic_from: Literal["reward", "cost"] | None = "cost",
         fused: bool = True,
+        lean: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -115,6 +124,7 @@ class Roles(nn.Module):
             )
         for parameter in self.trainable("policy") + self.trainable("critic"):
             parameter.data = parameter.data.float()  # small, and Adam's steps vanish in half precision
+        self.lean = Trunk(base) if lean and fits(base) else None
         self._check_head()
 
     # --- forward passes ---
@@ -132,6 +142,15 @@ class Roles(nn.Module):
             layer._disable_adapters = adapter is None
             if adapter is not None:
                 layer._active_adapter = [adapter]
+
+    @contextlib.contextmanager
+    def decoder(self, adapter: str | None) -> Iterator[Decoder | nn.Module]:
+        """What `sample` reads answers from under `adapter`, as fast as this base allows."""
+        if self.lean is not None:
+            yield TrunkDecoder(self.lean, self.lm_head, adapter)
+        else:
+            with self.merged(adapter) as model:
+                yield model
 
     @contextlib.contextmanager
     def merged(self, adapter: str | None) -> Iterator[nn.Module]:
@@ -173,6 +192,12 @@ class Roles(nn.Module):
             )
         return output.last_hidden_state
 
+    def hidden_at(self, ids: Tensor, mask: Tensor, adapter: str | None, read: Tensor) -> Tensor:
+        """Last hidden states (read tokens, hidden) where `read` (batch, length) is true, row by row."""
+        if self.lean is None:
+            return self.hidden(ids, mask, adapter)[read]
+        return self.lean.hidden(ids, mask, adapter, read)
+
     def log_probs(
         self,
         ids: Tensor,
@@ -188,12 +213,10 @@ class Roles(nn.Module):
         two float32 tensors (batch, length), zero elsewhere. Column t belongs to token t, predicted from t -
         1. The language-model head runs at action positions only.
         """
-        hidden = self.hidden(ids, mask, adapter)
-        rows, columns = actions.nonzero(as_tuple=True)
         log_probs, entropy = linear_logprob(
-            hidden[rows, columns - 1],  # (tokens, hidden)
+            self.hidden_at(ids, mask, adapter, _before(actions)),  # (tokens, hidden)
             self.lm_head.weight,
-            ids[rows, columns],
+            ids[actions],
             temperature=temperature,
             bias=getattr(self.lm_head, "bias", None),
         )
@@ -202,16 +225,21 @@ class Roles(nn.Module):
             actions, entropy.float()
         )
 
-    def values(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0."""
-        values = self.value_head(self.hidden(ids, mask, "critic").float())
-        return nn.functional.pad(values[:, :-1], (0, 0, 1, 0))
+    def values(self, ids: Tensor, mask: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0.
+
+        actions: (batch, length), the tokens whose values are wanted, others are zero; None: all of them, and
+        the one after the last.
+        """
+        read = _before(actions if actions is not None else nn.functional.pad(mask[:, :-1], (1, 0)))
+        values = self.value_head(self.hidden_at(ids, mask, "critic", read).float())  # (read tokens, 2)
+        empty = values.new_zeros(*ids.shape, 2)
+        return empty.masked_scatter(nn.functional.pad(read[:, :-1], (1, 0)).unsqueeze(-1), values)
 
     def score(self, name: str, ids: Tensor, mask: Tensor) -> Tensor:
         """Logit (batch,) of the `reward` or `cost` adapter, read at the last real token of each row."""
-        hidden = self.hidden(ids, mask, name)
-        last = hidden[torch.arange(ids.shape[0], device=ids.device), last_token(mask)]
-        return self.score_heads[name](last.float()).squeeze(-1)
+        last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_token(mask).unsqueeze(1), True)
+        return self.score_heads[name](self.hidden_at(ids, mask, name, last).float()).squeeze(-1)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (batch, 2) of the reward and the cost adapter at the last real token."""
@@ -311,6 +339,12 @@ class Roles(nn.Module):
                 f"{type(self.lm_head).__name__} of {self.model.config.model_type} is not the whole head: "
                 "expected logits that are a linear function of the last hidden state (no scale, no soft cap)"
             )
+        if self.lean is not None:  # a switch in the configuration that `fits` does not know would show here
+            mask = torch.ones_like(ids, dtype=torch.bool)
+            theirs, ours = self.hidden(ids, mask, None)[mask], self.lean.hidden(ids, mask, None, mask)
+            if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):
+                self.lean = None
+            self.activate("policy")
 
 
 def text_scorer(folder: str | Path, *, batch_size: int = 64) -> Scorer:

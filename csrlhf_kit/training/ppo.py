@@ -269,7 +269,7 @@ def policy_backward(
 
 def critic_backward(roles: Roles, batch: Batch, tokens: Tensor, config: PPOConfig) -> Tensor:
     """Add the gradient of one micro-batch's value losses; returns (reward's, cost's) parts of the mean."""
-    values = roles.values(batch.ids, batch.mask)
+    values = roles.values(batch.ids, batch.mask, batch.actions)
     losses = value_loss(values, batch.values, batch.returns, batch.actions, config.value_clip) / tokens
     losses.sum().backward()
     return losses.detach()

@@ -105,7 +105,7 @@ def decode(
     tokens = torch.full((batch, max_new_tokens), pad_token_id, device=device)
     rows = torch.arange(batch, device=device)  # that the decoder still goes on with
     going = torch.ones(batch, dtype=torch.bool, device=device)
-    logits = decoder.start(prompt_ids, prompt_mask)
+    logits = decoder.start(prompt_ids, prompt_mask, max_new_tokens - 1)
     for t in range(max_new_tokens):
         chosen = pick(logits, noise[rows, t], temperature)
         tokens[rows, t] = chosen
@@ -207,7 +207,7 @@ def sample_episodes(
 ) -> Episodes:
     """`sample` with one of the roles' adapters (None: the reference); leading padding columns are dropped."""
     first = int(prompt_mask.long().argmax(1).min())
-    with roles.merged(adapter) as model:
+    with roles.decoder(adapter) as model:
         return sample(
             model,
             prompt_ids[:, first:].to(roles.device),
@@ -273,8 +273,12 @@ def score_episodes(
     *,
     temperature: float,
     chunk_size: int = 32,
+    policy: bool = True,
+    critic: bool = True,
 ) -> Trajectory:
     """Log-probabilities of policy and reference, values, reward and cost of each episode: each computed once.
+
+    policy, critic: whether the log-probabilities (and the entropy), and the values, are wanted; else zeros.
 
     prompts: the requests as text, read by scorers that do not share the policy's base. The old
     log-probabilities come from the same path as training's, not from `generate`, whose cached attention
@@ -288,18 +292,19 @@ def score_episodes(
     for rows, longest in by_length(episodes.mask, torch.arange(batch, device=empty.device), chunk_size):
         ids, mask = episodes.ids[rows, :longest], episodes.mask[rows, :longest]
         actions = episodes.actions[rows, :longest]
-        log_probs[rows, :longest], entropy[rows, :longest] = roles.log_probs(
-            ids, mask, actions, temperature=temperature
-        )
-        reference[rows, :longest], _ = roles.log_probs(
-            ids, mask, actions, adapter=None, temperature=temperature
-        )
-        values[rows, :longest] = roles.values(ids, mask)
+        if policy:
+            log_probs[rows, :longest], entropy[rows, :longest] = roles.log_probs(
+                ids, mask, actions, temperature=temperature
+            )
+            reference[rows, :longest], _ = roles.log_probs(
+                ids, mask, actions, adapter=None, temperature=temperature
+            )
+        if critic:
+            values[rows, :longest] = roles.values(ids, mask, actions)
         for name in roles.score_heads:
             scores[name][rows] = roles.score(name, ids, mask)
     if roles.scorers:
         responses = response_texts(tokenizer, episodes)
         for name, scorer in roles.scorers.items():
             scores[name] = scorer(prompts, responses).to(empty)
-    values = torch.where(episodes.actions.unsqueeze(-1), values, 0.0)
     return Trajectory(*episodes, log_probs, reference, entropy, values, scores["reward"], scores["cost"])
