@@ -1,0 +1,154 @@
+"""`csrlhf red-team` and `csrlhf arena`: policies that are there already, attacked, or set against each other."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.records import Prompt
+from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.answers import load_policy, policy_answers
+from csrlhf_kit.evaluation.arena import arena
+from csrlhf_kit.evaluation.multi_turn import multi_turn
+from csrlhf_kit.evaluation.red_team import TEAMS, attack, oracle_progress, robustness, targets
+from csrlhf_kit.experiment import evaluation_prompts, versions
+from csrlhf_kit.models.base import load_tokenizer
+from csrlhf_kit.models.roles import text_scorer
+from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.world.conversations import conversations
+
+
+@dataclass
+class RedTeamConfig:
+    """Attack a policy with composed and searched jailbreaks, and hold conversations with it."""
+
+    out: Path
+    """File to write: a JSON object with the shares that held, and examples of what broke it."""
+    policy: Path | None = None
+    """The policy's adapter folder; None: the base itself."""
+    base: str | None = None
+    """The policy's base; None: the tiny base that is shipped."""
+    cost: Path | None = None
+    """A cost model to guide the search; None: the oracle guides. The verdict is always the oracle's."""
+    team: Literal["held_out", "train"] = "held_out"
+    """held_out: test families on test compositions; train: training families on training compositions."""
+    requests: int = 300
+    """Harmful requests to break."""
+    tries: int = 64
+    """Tries at each."""
+    talks: int = 400
+    """Conversations of two, and of three turns; 0 for none."""
+    max_new_tokens: int = 32
+    """Longest answer in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    seed: int = 0
+    """Seed of requests, stacks, wordings and sampling."""
+
+
+def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
+    """Attack, talk, and write what came of it; prints and returns the row.
+
+    Raises UserError where the base, the policy or the cost model cannot be read.
+    """
+    base = config.base or str(data_folder() / "tiny_base")
+    answer = policy_answers(
+        load_policy(base, config.policy),
+        load_tokenizer(base),
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    score = oracle_progress
+    if config.cost is not None:
+        costs = text_scorer(config.cost)
+        score = lambda prompts, answers: costs(prompts, answers).tolist()  # noqa: E731
+    started = time.perf_counter()
+    with tqdm(total=config.requests, desc="requests") as bar:
+        sieges = attack(
+            answer,
+            targets(config.team, config.requests, seed=config.seed),
+            families=TEAMS[config.team][0],
+            tries=config.tries,
+            score=score,
+            seed=config.seed,
+            progress=bar.update,
+        )
+    broken = [s.broken for s in sieges if s.broken]
+    result = {
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "versions": versions(),
+        **robustness(sieges, tries=config.tries),
+        "examples": [{"prompt": t.prompt, "answer": t.answer, "families": t.families} for t in broken[:10]],
+    }
+    if config.talks:
+        talks = conversations("test", config.talks, seed=config.seed)
+        result["turns"] = multi_turn(answer, talks, history="own")
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    write_atomic(config.out, json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name] for name in ("tries", "robust", "robust_after", "median_tries")}))
+    return result
+
+
+@dataclass
+class ArenaConfig:
+    """Elo ratings, win rates and 2x2 tables of the policies of finished runs."""
+
+    runs: tuple[Path, ...]
+    """Folders of `csrlhf run` or `csrlhf sweep`; runs of one policy are its seeds."""
+    out: Path
+    """File to write."""
+    anchor: str = "sft"
+    """The policy with rating 0."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+
+def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
+    """The test prompts of a finished run, and policy -> runs -> answers; a sweep's cells are grouped by seed.
+
+    Raises UserError where the folder holds no finished run.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text())
+        stages = {file.stem: json.loads(file.read_text()) for file in sorted((run / "stages").glob("*.json"))}
+        prompts = evaluation_prompts(config["evaluate"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{run} holds no finished run: expected config.json and stages of one") from error
+    answers: dict[str, list[list[str]]] = {}
+    for name, stage in stages.items():
+        if isinstance(stage, dict) and "responses" in stage:
+            policy = name.partition("-seed_")[0]
+            answers.setdefault(policy, []).append(stage["responses"])
+    if not answers:
+        raise UserError(f"{run} has no policy that has answered: expected a finished run")
+    return prompts, answers
+
+
+def run_arena(config: ArenaConfig) -> dict[str, Any]:
+    """Set the policies of all runs against each other; prints the ratings and returns everything.
+
+    Raises UserError where a folder is no finished run, or the runs answered different prompts.
+    """
+    prompts: list[Prompt] = []
+    answers: dict[str, list[list[str]]] = {}
+    for run in config.runs:
+        asked, own = stored_answers(run)
+        if prompts and asked != prompts:
+            raise UserError(f"{run} answered other prompts than {config.runs[0]}: expected the same")
+        prompts = asked
+        for name, texts in own.items():
+            answers.setdefault(name, []).extend(texts)
+    result = {"anchor": config.anchor, **arena(prompts, answers, anchor=config.anchor, seed=config.seed)}
+    write_atomic(config.out, json.dumps(result, indent=1) + "\n")
+    for kind in ("helpfulness", "harmlessness"):
+        print(f"{kind}: Elo points above {config.anchor}, with 95% intervals")
+        for name, r in sorted(result[kind]["ratings"].items(), key=lambda item: -item[1]["elo"]):
+            print(f"  {name:28} {r['elo']:8.0f}  [{r['low']:.0f}, {r['high']:.0f}]")
+    return result
