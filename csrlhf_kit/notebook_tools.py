@@ -38,7 +38,7 @@ NOT_COMPARED = {WIDGET_VIEW, "image/png", "image/jpeg"}
 UNCOMPARED_TAGS = {"nbval-ignore-output", "nbval-skip"}
 _ROOTS = "home|Users|root|tmp|var|opt|mnt|usr|srv|private|work|content|data"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/<…-])/(?:{_ROOTS})/[\w.-]+|\b[A-Za-z]:\\{{1,2}}\w+")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NOT_A_RESULT = re.compile(r"arXiv[: ]\d{4}\.\d{5}|Exercise \d+\.\d+|chapter \d+|section \d+\.\d+|`[^`]*`")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
@@ -206,11 +206,13 @@ def unbacked_numbers(notebook: NotebookNode, *, reach: int = 3) -> list[str]:
         code = [c for c in near if c.cell_type == "code"]
         shown = [output.get("text", "") for c in code for output in c.outputs]
         shown += [output.data.get("text/plain", "") for c in code for output in c.outputs if "data" in output]
-        backing = set(_NUMBER.findall("\n".join([*(c.source for c in code), *shown])))
-        backing |= {number.rstrip("0").rstrip(".") for number in backing}
+        backing = {
+            float(number) for number in _NUMBER.findall("\n".join([*(c.source for c in code), *shown]))
+        }
         prose = _NOT_A_RESULT.sub(" ", cell.source).replace("\\%", "%").replace(" %", "%")
-        for number in re.findall(r"(?<![\w.])\d+\.\d+%?|(?<![\w.])\d+%", prose):
-            if not {number, number.rstrip("%")} & backing and number.rstrip("0").rstrip(".") not in backing:
+        for number in re.findall(r"(?<![\w.])(?:\d+\.\d+%?|\d+%)", prose):
+            value = float(number.rstrip("%"))
+            if value not in backing and not (number.endswith("%") and round(value / 100, 9) in backing):
                 found.append(f"cell {place}: {number}")
     return found
 
