@@ -43,6 +43,7 @@ def bench_commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
 def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
     from csrlhf_kit.certify import CertifyConfig, run_certify
+    from csrlhf_kit.direct_run import DirectRunConfig, run_direct
     from csrlhf_kit.evaluation.scorer_run import (
         CostModelConfig,
         RewardModelConfig,
@@ -53,6 +54,7 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     from csrlhf_kit.models.make_base import BaseConfig, make_base
     from csrlhf_kit.recipes import EvaluateConfig, PPORunConfig, run_evaluate, run_ppo
     from csrlhf_kit.suggest import SuggestPenaltyConfig, run_suggest_penalty
+    from csrlhf_kit.sweep import SweepConfig, run_sweep
     from csrlhf_kit.training.sft import SFTConfig, run_sft
     from csrlhf_kit.world.build import DataConfig, make_data
 
@@ -62,7 +64,9 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
         "reward-model": (RewardModelConfig, run_reward_model),
         "cost-model": (CostModelConfig, run_cost_model),
         "ppo": (PPORunConfig, run_ppo),
+        "direct": (DirectRunConfig, run_direct),
         "evaluate": (EvaluateConfig, run_evaluate),
+        "sweep": (SweepConfig, run_sweep),
         "suggest-penalty": (SuggestPenaltyConfig, run_suggest_penalty),
         "certify": (CertifyConfig, run_certify),
         "make-data": (DataConfig, make_data),

@@ -63,6 +63,8 @@ class DirectConfig:
     """Training prompts that MoCAN samples the base's answers to."""
     offline_samples: int = 8
     """Answers to each of them: the dual reads all, neighbours make pairs."""
+    pairs: int | None = None
+    """At most this many pairs, the first ones; None: all."""
     epochs: int = 1
     """Passes over the pairs (in each step of SACPO)."""
     batch_size: int = 32
@@ -399,6 +401,7 @@ def train_direct(
         steps = [(ranked, config.beta, None)]
     else:
         raise UserError(f"method {method!r} is unknown: expected one of {', '.join(METHODS)}")
+    steps = [(ranked[: config.pairs], beta, reference) for ranked, beta, reference in steps]
     roles.eval()  # no dropout: the margin must compare policies, not noise
     history = []
     for number, (ranked, beta, reference) in enumerate(steps, 1):
