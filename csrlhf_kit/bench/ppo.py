@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,9 @@ class BenchPPOConfig:
     threads: int = 2
     """Threads that PyTorch may use."""
     fused: bool = True
-    """Run the LoRA layers by csrlhf_kit.kernels."""
+    """Run the LoRA layers by csrlhf_kit.kernels, where the lean trunk does not."""
+    lean: bool = True
+    """Run the base by csrlhf_kit.models.trunk."""
     seed: int = 0
     """Seed of weights, prompts and sampling."""
     out: Path | None = None
@@ -95,6 +98,7 @@ def random_roles(config: BenchPPOConfig) -> Roles:
             rank=config.rank,
             alpha=2 * config.rank,
             fused=config.fused,
+            lean=config.lean,
             seed=config.seed,
         )
 
@@ -111,20 +115,24 @@ def random_prompts(config: BenchPPOConfig, generator: torch.Generator) -> dict[s
 def run_bench_ppo(config: BenchPPOConfig) -> dict[str, object]:
     """Run the workload; print and return the median seconds of a step and of its parts.
 
-    The parts' medians need not sum to the step's.
+    Beside the wall's seconds, those that the process computed, over all its threads: the wall's mean little
+    on a machine that does other things. The parts' medians need not sum to the step's.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        steps = _measure(config)
+        count = config.warm_up + config.steps
+        rows = list(tqdm(steps(config, count), total=count, desc="PPO steps", unit="step"))[config.warm_up :]
     finally:
         torch.set_num_threads(threads)
-    seconds = {name: [step[name] for step in steps] for name in (*PARTS, "step")}
+    seconds = {name: [row[name] for row in rows] for name in rows[0]}
     middle = {
         name: torch.tensor(taken, dtype=torch.float64).median().item() for name, taken in seconds.items()
     }
     print(f"PPO step, shape {config.shape}, {config.threads} threads, {device_name(torch.device('cpu'))}")
-    print(f"{middle['step']:.3f} s a step: " + ", ".join(f"{name} {middle[name]:.3f} s" for name in PARTS))
+    for told, prefix in (("", ""), (" of CPU time", "cpu_")):
+        parts = ", ".join(f"{name} {middle[prefix + name]:.3f} s" for name in PARTS)
+        print(f"{middle[f'{prefix}step']:.3f} s{told} a step: {parts}")
     result = {
         "config": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
         "median_seconds": middle,
@@ -136,7 +144,10 @@ def run_bench_ppo(config: BenchPPOConfig) -> dict[str, object]:
     return result
 
 
-def _measure(config: BenchPPOConfig) -> list[dict[str, float]]:
+def steps(config: BenchPPOConfig, count: int) -> Iterator[dict[str, float]]:
+    """Make `count` steps; each gives its seconds and CPU seconds: `rollout`, `score`, `update`, `step`, and the
+    same with `cpu_` before.
+    """
     roles = random_roles(config)
     ppo = PPOConfig(
         batch_size=config.batch_size,
@@ -154,13 +165,12 @@ def _measure(config: BenchPPOConfig) -> list[dict[str, float]]:
         for role in ("policy", "critic")
     }
     constraint = Lagrangian(threshold=0.1)
-    tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD)  # the scorers read ids: no text is made
+    # The scorers read ids, so no text is made; no token ends an answer, so that each step is the same work.
+    tokenizer = SimpleNamespace(eos_token_id=-1, pad_token_id=PAD)
     generator = torch.Generator().manual_seed(config.seed)
     seed_everything(config.seed)
-    rows = []
-    for _ in tqdm(range(config.warm_up + config.steps), desc="PPO steps", unit="step"):
+    for _ in range(count):
         encoded = random_prompts(config, generator)
         stats = ppo_step(roles, tokenizer, [""] * config.batch_size, encoded, optimizers, constraint, ppo)
-        parts = {name: stats[f"time/{name}"] for name in PARTS}
-        rows.append({**parts, "step": sum(parts.values())})
-    return rows[config.warm_up :]
+        row = {f"{kind}{name}": stats[f"time/{kind}{name}"] for kind in ("", "cpu_") for name in PARTS}
+        yield row | {f"{kind}step": sum(row[kind + name] for name in PARTS) for kind in ("", "cpu_")}

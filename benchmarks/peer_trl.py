@@ -1,0 +1,290 @@
+"""One PPO step on a CPU, ours against TRL's: the same workload, on the same machine, in the same run.
+
+    python benchmarks/peer_trl.py
+
+Installs trl 1.12 into an environment of its own (once), starts one process for each, and lets them make their
+steps in turn: while one works, the other waits. The workload is that of `csrlhf bench ppo --shape peer`: Qwen2,
+vocabulary 1,024, hidden 192, 4 layers; 64 episodes of 8 to 32 prompt tokens and 24 new ones, 2 epochs,
+mini-batches of 32, float32, 2 threads. TRL trains its policy by LoRA of the same rank and its value model
+whole, as its trainer does, without gradient checkpointing, which would only slow it; it scores one reward. Ours
+scores a reward and a cost, and trains a value of each.
+
+Writes `ppo_peer_cpu.csv`, a row a step, and `ppo_peer_cpu.json`: versions, medians, and the ratio of each pair of
+neighbouring steps with its spread. `cpu_` columns are the seconds that the process computed, on all its
+threads: where other programs share the machine, these are the ones to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("rollout", "score", "update")
+COLUMNS = tuple(kind + part for kind in ("", "cpu_") for part in (*PARTS, "step"))
+PEER = ("trl==1.12.*", "torch==2.13.*", "transformers==5.23.*", "peft==0.21.*")
+WARM_UP, THREADS, RANK = 2, 2, 16
+EPISODES, EPOCHS, MINIBATCHES, NEW_TOKENS, VOCABULARY = 64, 2, 2, 24, 1024
+
+
+# --- the two workers: a step for each line on the standard input ---
+
+
+def ours(count: int) -> Iterator[dict[str, float]]:
+    """Steps of `csrlhf bench ppo --shape peer`."""
+    import torch
+
+    from csrlhf_kit.bench.ppo import BenchPPOConfig, steps
+
+    torch.set_num_threads(THREADS)
+    yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK), count)
+
+
+def trl_trainer(count: int, folder: str):
+    """TRL's trainer on random models of the peer shape and random prompts."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen2ForSequenceClassification,
+    )
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    settings = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
+        num_labels=1, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")),
+        pad_token="<pad>", eos_token="<eos>", padding_side="left",
+    )  # fmt: skip
+    prompts = [
+        torch.randint(2, VOCABULARY, (int(torch.randint(8, 33, ())),)).tolist()
+        for _ in range(count * EPISODES)
+    ]
+    return PPOTrainer(
+        args=PPOConfig(
+            output_dir=folder, total_episodes=count * EPISODES, per_device_train_batch_size=EPISODES,
+            gradient_accumulation_steps=1, num_mini_batches=MINIBATCHES, num_ppo_epochs=EPOCHS,
+            response_length=NEW_TOKENS, local_rollout_forward_batch_size=EPISODES, temperature=1.0,
+            stop_token=None, num_sample_generations=0, learning_rate=1e-5, use_cpu=True, bf16=False,
+            gradient_checkpointing=False, report_to=[], save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, seed=0,
+        ),
+        processing_class=tokenizer,
+        model=Qwen2ForCausalLM(settings),
+        ref_model=None,  # adapters off
+        reward_model=Qwen2ForSequenceClassification(settings),
+        value_model=Qwen2ForSequenceClassification(settings),
+        train_dataset=Dataset.from_dict({"input_ids": prompts}),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+
+
+def serve_trl(count: int) -> None:
+    """Let TRL's loop run, stopped before each step; its parts are told apart by the functions it calls."""
+    from trl.experimental.ppo import ppo_trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(count, folder)
+        marks: list[tuple[float, float]] = []
+        generate, forward, log = ppo_trainer.batch_generation, ppo_trainer.forward, trainer.log
+
+        def generation(*args):
+            wait_for_go()
+            marks[:] = [clocks()]
+            result = generate(*args)
+            marks.append(clocks())
+            return result
+
+        def passes(model, *args):
+            if model is trainer.model and len(marks) == 2:  # policy and value together: the update has begun
+                marks.append(clocks())
+            return forward(model, *args)
+
+        def logged(*args, **kwargs):  # the last thing of a step
+            answer(row_of([*marks, clocks()]))
+            return log(*args, **kwargs)
+
+        ppo_trainer.batch_generation, ppo_trainer.forward, trainer.log = generation, passes, logged
+        trainer.train()
+
+
+def serve_ours(count: int) -> None:
+    made = ours(count)
+    for _ in range(count):
+        wait_for_go()
+        answer(next(made))
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def row_of(marks: list[tuple[float, float]]) -> dict[str, float]:
+    """Seconds between four pairs of clocks, under the columns' names."""
+    row = {}
+    for index, kind in enumerate(("", "cpu_")):
+        for part, before, after in zip(PARTS, marks, marks[1:], strict=False):
+            row[kind + part] = after[index] - before[index]
+        row[f"{kind}step"] = marks[3][index] - marks[0][index]
+    return row
+
+
+def wait_for_go() -> None:
+    sys.stdin.readline()
+
+
+def answer(message: object) -> None:
+    REPLIES.write(json.dumps(message) + "\n")
+    REPLIES.flush()
+
+
+# --- the run ---
+
+
+def peer_python(folder: Path) -> Path:
+    """The Python of TRL's environment, made where it is missing."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    if subprocess.run([python, "-c", "import trl.experimental.ppo"], capture_output=True).returncode:
+        print(f"Installing {', '.join(PEER)} into {folder} ...")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
+    return python
+
+
+def start(python: str | Path, worker: str, count: int) -> subprocess.Popen:
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [python, __file__, "--worker", worker, "--steps", str(count)], cwd=ROOT, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ask(process: subprocess.Popen) -> dict:
+    """One step of a worker, as a row; the first answer of each is its versions."""
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("a worker ended before its time: see its message above")
+    return json.loads(line)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "trl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself, with the number of threads that a step may use."""
+    told = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in told.read_text().splitlines() if line.startswith("model name")] \
+        if told.exists() else []  # fmt: skip
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def summary(rows: dict[str, list[dict[str, float]]]) -> dict[str, object]:
+    """Medians of both, and ours / TRL's over pairs of neighbouring steps: median, least and largest."""
+    median = {
+        name: {column: statistics.median(row[column] for row in taken) for column in COLUMNS}
+        for name, taken in rows.items()
+    }
+    ratios = {}
+    for column in COLUMNS:
+        each = [a[column] / b[column] for a, b in zip(rows["csrlhf"], rows["trl"], strict=True)]
+        ratios[column] = {"median": statistics.median(each), "least": min(each), "largest": max(each)}
+    return {"median_seconds": median, "ours_over_trl": ratios}
+
+
+def write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def main(options: argparse.Namespace) -> None:
+    count = WARM_UP + options.steps
+    workers = {
+        "csrlhf": start(sys.executable, "csrlhf", count),
+        "trl": start(peer_python(options.venv), "trl", count),
+    }
+    load, rows = [], {name: [] for name in workers}
+    try:
+        about = {name: ask(process) for name, process in workers.items()}
+        for step in range(count):
+            for name, process in workers.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                rows[name].append(ask(process))
+            if hasattr(os, "getloadavg"):
+                load.append(os.getloadavg()[0])
+            print(f"step {step + 1} of {count}: " + ", ".join(
+                f"{name} {taken[-1]['step']:.2f} s ({taken[-1]['cpu_step']:.2f} s of CPU)"
+                for name, taken in rows.items()), flush=True)  # fmt: skip
+    finally:
+        for process in workers.values():
+            process.kill()
+    rows = {name: taken[WARM_UP:] for name, taken in rows.items()}
+    result = {
+        "device": cpu_name(), "threads": THREADS, "steps": options.steps, "versions": about,
+        "load_average": {"least": min(load), "largest": max(load)} if load else None, **summary(rows),
+    }  # fmt: skip
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("library", "step", *COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    for name, taken in rows.items():
+        writer.writerows({"library": name, "step": i + 1} | row for i, row in enumerate(taken))
+    options.out.mkdir(parents=True, exist_ok=True)
+    write(options.out / "ppo_peer_cpu.csv", text.getvalue())
+    write(options.out / "ppo_peer_cpu.json", json.dumps(result, indent=1) + "\n")
+    for column in ("step", "cpu_step"):
+        r = result["ours_over_trl"][column]
+        print(f"{column}: ours / TRL {r['median']:.2f} (from {r['least']:.2f} to {r['largest']:.2f})")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--steps", type=int, default=8, help="steps of each that count, after two that do not"
+    )
+    parser.add_argument("--venv", type=Path, default=ROOT / "runs" / "peer_trl", help="TRL's environment")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results"
+    )
+    parser.add_argument("--worker", choices=("csrlhf", "trl"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is None:
+        main(options)
+    else:
+        REPLIES, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like, to the side
+        answer(versions())
+        {"csrlhf": serve_ours, "trl": serve_trl}[options.worker](options.steps)
