@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from peft import PeftConfig
@@ -13,14 +15,15 @@ from tqdm.auto import tqdm
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.safety import answer_and_score, policy_row, rate
+from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.roles import Roles, text_scorer
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 
 Method = Literal[tuple(CONSTRAINTS)]
+INPUTS = ("base", "reward", "cost", "prompts", "dtype", "quantization", "rank")  # a resumed run has the same
 
 
 @dataclass
@@ -28,9 +31,9 @@ class PPORunConfig:
     """Train one policy with PPO under a constraint."""
 
     reward: Path
-    """The reward model: a folder that `csrlhf reward-model` wrote for the same base."""
+    """The reward model: a folder that `csrlhf reward-model` wrote; as an adapter of the same base it is free."""
     cost: Path
-    """The cost model: a folder that `csrlhf cost-model` wrote for the same base."""
+    """The cost model: a folder that `csrlhf cost-model` wrote; as an adapter of the same base it is free."""
     out: Path
     """Folder of the run: metrics.jsonl, checkpoints, adapter."""
     base: str = "data/tiny_base"
@@ -43,10 +46,12 @@ class PPORunConfig:
     """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""
     penalty: float = 20.0
     """The fixed λ, for the methods that have one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
     quantization: Literal["none", "nf4"] = "none"
     """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
     rank: int = 16
-    """Rank of the policy's adapter."""
+    """Rank of the policy's adapter; its scale alpha is twice that."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO's own settings."""
     resume: bool = False
@@ -59,15 +64,32 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     Raises UserError where a model or the prompts cannot be read, or the folder holds another run.
     """
     constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
+    if (config.out / "config.json").is_file() and not config.resume:  # said before anything is loaded
+        raise UserError(f"{config.out} already holds a run: expected a new folder, or --resume to go on")
     records = read_records(config.prompts, Prompt, split="train").records
+    scorers = {"reward": scorer(config.reward, "reward"), "cost": scorer(config.cost, "cost")}
     tokenizer = load_tokenizer(config.base)
-    base = load_base(config.base, quantization=config.quantization)
-    roles = Roles(base, reward=config.reward, cost=config.cost, rank=config.rank, seed=config.ppo.seed)
-    run = Run.open(config.out, config_dict(config.ppo, constraint), resume=config.resume)
+    base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
+    roles = Roles(base, **scorers, rank=config.rank, alpha=2 * config.rank, seed=config.ppo.seed)
+    asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
+    run = Run.open(config.out, asked, resume=config.resume)
     history = train_ppo(roles, tokenizer, [p.prompt for p in records], constraint, config.ppo, run)
     roles.save_policy(config.out / "adapter")
     print(f"The policy's adapter is in {config.out / 'adapter'}")
     return history[-1] if history else {}
+
+
+def scorer(folder: Path, role: str) -> Path | Callable[..., Any]:
+    """What `Roles` takes for a reward or cost model: a folder with an adapter of the policy's base, or, for a
+    model of its own (an encoder, say), the function that scores with it.
+
+    Raises UserError where the folder holds neither.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    if (folder / "scorer.json").is_file():
+        return text_scorer(folder)
+    raise UserError(f"{folder} is no {role} model: expected a folder that `csrlhf {role}-model` wrote")
 
 
 @dataclass
@@ -81,17 +103,19 @@ class EvaluateConfig:
     out: Path
     """File to write: a JSON object of rates with intervals, and every answer."""
     policy: Path | None = None
-    """The policy's adapter folder; None: the base itself."""
+    """The policy: an adapter's folder, or that of a `csrlhf ppo` run; None: the base itself."""
     base: str = "data/tiny_base"
     """The base of policy and scorers."""
     prompts: str = "shipped"
     """Where prompts come from; on the shipped ones the toy world's oracle judges, elsewhere the cost model."""
     limit: int | None = None
-    """At most this many prompts; None: all."""
+    """At most this many prompts, drawn at random; None: all."""
     max_new_tokens: int = 32
     """Longest answer in tokens."""
     temperature: float = 1.0
     """Sampling temperature; 0 decodes greedily."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
     quantization: Literal["none", "nf4"] = "none"
     """Load the base in 4 bit or as it is."""
     seed: int = 0
@@ -99,36 +123,72 @@ class EvaluateConfig:
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate one policy; prints and returns its row, and writes it with the answers to `out`.
+    """Evaluate one policy; prints its row, writes it with the answers to `out`, and returns it.
 
-    On prompts outside the toy world the only judge at hand is the cost model: `unsafe_by_cost_model` says so.
+    Rates carry Clopper-Pearson 95% intervals. `unsafe_by_cost_model` is the share of answers with a cost
+    logit above 0. On the shipped prompts the row is that of `results.json`, judged by the oracle; elsewhere
+    the only judge at hand is the cost model, and `judge` says so. An answer's reward and cost (a logit) are
+    the learned ones; `cost` in the row is a mean probability.
+
+    Raises UserError where a model or the prompts cannot be read, or `out` cannot be written.
     """
-    records = read_records(config.prompts, Prompt, split="test").records[: config.limit]
-    if not records:
-        raise UserError(f"{config.prompts} has no test prompt: expected at least one")
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"limit is {config.limit}: expected at least one prompt")
+    if config.out.is_dir():
+        raise UserError(f"--out {config.out}: found a folder, expected the name of a file to write")
+    shape = _policy(config.policy) if config.policy is not None else {}
+    records = read_records(config.prompts, Prompt, split="test").records
+    if config.limit is not None and config.limit < len(records):  # of every kind, not the first ones
+        chosen = sorted(Random(config.seed).sample(range(len(records)), config.limit))
+        records = [records[i] for i in chosen]
+    scorers = {"reward": scorer(config.reward, "reward"), "cost": scorer(config.cost, "cost")}
     tokenizer = load_tokenizer(config.base)
-    shape = {}
-    if config.policy is not None:
-        if not (config.policy / "adapter_config.json").is_file():
-            raise UserError(f"{config.policy} is no policy: expected a PEFT adapter (adapter_config.json)")
-        stored = PeftConfig.from_pretrained(str(config.policy))
-        shape = {"policy": config.policy, "rank": stored.r, "alpha": stored.lora_alpha}
-    base = load_base(config.base, quantization=config.quantization)
-    roles = Roles(base, reward=config.reward, cost=config.cost, **shape)
+    base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
+    roles = Roles(base, **scorers, **shape)
     with tqdm(total=len(records), desc="answers") as bar:
         responses, scores = answer_and_score(
             roles, tokenizer, records, adapter="policy" if config.policy else None, progress=bar.update,
             max_new_tokens=config.max_new_tokens, seed=config.seed, temperature=config.temperature,
         )  # fmt: skip
-    row: dict[str, Any] = {"unsafe_by_cost_model": rate((scores["cost"] > 0).tolist())}
-    if config.prompts == "shipped":
-        row |= policy_row(records, responses, scores)
-    else:
-        row |= {name: float(values.mean()) for name, values in scores.items()}
     answers = [
         {"prompt": p.prompt, "response": r, "reward": float(a), "cost": float(b)}
         for p, r, a, b in zip(records, responses, scores["reward"], scores["cost"], strict=True)
     ]
-    write_atomic(config.out, json.dumps({"row": row, "answers": answers}, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in row.items() if not k.startswith("by_")}, indent=1))
+    row: dict[str, Any] = {"unsafe_by_cost_model": rate((scores["cost"] > 0).tolist())}
+    if config.prompts == "shipped":
+        row |= {"judge": "oracle"} | policy_row(records, responses, scores)
+        for answer, verdict in zip(answers, judge_all(records, responses), strict=True):
+            answer |= {"harmful": verdict.harmful, "helpfulness": verdict.helpfulness}
+    else:
+        means = {name: float(scores[name].mean()) for name in ("reward", "kl")}
+        row |= {"judge": "cost model", "cost": float(scores["cost"].sigmoid().mean())} | means
+    row = {name: None if value != value else value for name, value in row.items()}  # no NaN in JSON
+    write_atomic(config.out, json.dumps({"row": row, "answers": answers}, indent=1, allow_nan=False) + "\n")
+    print(summary(row))
     return row
+
+
+def summary(row: dict[str, Any]) -> str:
+    """A policy's row in lines: rates in percent with their intervals, but for those over no prompt at all."""
+    lines = []
+    for name, value in row.items():
+        if isinstance(value, dict) and "rate" in value:
+            if value["n"]:
+                low, high = 100 * value["low"], 100 * value["high"]
+                lines.append(
+                    f"{name:22} {100 * value['rate']:6.1f}%  [{low:.1f}, {high:.1f}]  n = {value['n']}"
+                )
+        elif isinstance(value, float):
+            lines.append(f"{name:22} {value:7.3f}")
+        elif isinstance(value, str):
+            lines.append(f"{name:22} {value}")
+    return "\n".join(lines)
+
+
+def _policy(folder: Path) -> dict[str, Any]:
+    """`Roles`' arguments for a stored policy: its adapter's folder (or a run's), rank and scale."""
+    places = [place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()]
+    if not places:
+        raise UserError(f"{folder} is no policy: expected a PEFT adapter (adapter_config.json)")
+    stored = PeftConfig.from_pretrained(str(places[0]))
+    return {"policy": places[0], "rank": stored.r, "alpha": stored.lora_alpha}
