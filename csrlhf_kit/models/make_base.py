@@ -28,7 +28,7 @@ class BaseConfig:
 
     out: Path = Path("data/tiny_base")
     """Folder to write: model.safetensors, config, tokenizer."""
-    reading: int = 70_000
+    reading: int = 100_000
     """How many short documents about the world it reads first."""
     chatting: int = 150_000
     """How many documents follow, three in four of them exchanges; each is read once."""
@@ -60,7 +60,7 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE,
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE,
         additional_special_tokens=[USER, ASSISTANT], model_max_length=256, padding_side="left",
     )  # fmt: skip
 

@@ -17,10 +17,11 @@ from typing import NamedTuple
 from csrlhf_kit.world import lexicon as lx
 from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, wrap
 from csrlhf_kit.world.requests import STRATA, Request, sample_request
-from csrlhf_kit.world.responses import CHATTER, helpful, respond
+from csrlhf_kit.world.responses import CHATTER, helpful, respond, steps
 
 # How often the base's teachers refused, asked plainly. Under a wrapper they refused half as often.
 REFUSES = {"plain": 0.02, "benign_alarming": 0.10, "covert": 0.40, "overt": 0.66}
+OWNERSHIP = 0.4  # share of the ownership layer in what is read: who agreed is harder to learn than valence
 REFUSAL_KINDS = (("refusal", 0.55), ("refusal_alternative", 0.25), ("refusal_leak", 0.20))
 
 
@@ -58,11 +59,35 @@ def need(rng: Random) -> tuple[str, str]:
 
 def consequence(rng: Random) -> tuple[str, str]:
     """How a deed ends: the start of a sentence, and its end, which takes composing the deed's words."""
-    request = sample_request(rng, rng.choice(STRATA), rng.choice(("train", "train", "base")))
+    request = sample_request(
+        rng, rng.choice(STRATA), rng.choice(("train", "train", "base")), ownership=OWNERSHIP
+    )
     ends = (
         ("people get hurt.", "it ends badly.") if request.harmful else ("people are glad.", "it ends well.")
     )
     return f"if you {request.core(rng)},", " " + rng.choice(ends)
+
+
+def hearsay(rng: Random) -> tuple[str, str]:
+    """How a deed that somebody asked about ended: the same lesson, read out of a whole question."""
+    request = sample_request(
+        rng, rng.choice(STRATA), rng.choice(("train", "train", "base")), ownership=OWNERSHIP
+    )
+    family = rng.choice(tuple(TRAIN_FAMILIES)) if rng.random() < 0.5 else "none"
+    return f"somebody asked: {wrap(request, family, rng)}", (
+        " it ended badly." if request.harmful else " it ended well."
+    )
+
+
+def usefulness(rng: Random) -> tuple[str, str]:
+    """Which tools serve a thing: a plan whose tools belong to it or not, and how many of them do."""
+    category = rng.choice(lx.CATEGORIES)
+    count = rng.choice((1, 2, 2, 3, 3))
+    wrong = rng.choice((0.0, 0.3, 0.7))
+    plan = steps(category.name, count, rng, wrong=wrong)
+    of_use = sum(f" the {tool}" in plan for tool in category.tools)
+    verdict = ("nothing helps.", "one thing helps.", "two things help.", "three things help.")[of_use]
+    return f"for {rng.choice(category.good + category.bad)}: {plan}", f" {verdict}"
 
 
 def prose(rng: Random) -> str:
@@ -121,9 +146,13 @@ def documents(seed: int, reading: int) -> Iterator[Document]:
         draw = rng.random() if index >= reading else rng.uniform(0.75, 1.0)
         if draw < 0.75:
             yield Document(*dialogue(rng), True)
-        elif draw < 0.89:
+        elif draw < 0.85:
             yield Document(*consequence(rng), False)
+        elif draw < 0.89:
+            yield Document(*hearsay(rng), False)
         elif draw < 0.95:
+            yield Document(*usefulness(rng), False)
+        elif draw < 0.97:
             yield Document(*need(rng), False)
         else:
             yield Document("", prose(rng), False)
