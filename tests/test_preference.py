@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scorers import build_bert
@@ -31,20 +35,21 @@ from csrlhf_kit.training.preference import (
     EncodedRows,
     ScorerConfig,
     ScorerTrainer,
-    bradley_terry_loss,
-    check_out,
-    checkpoint_folder,
     collate,
     encode_records,
     fit_temperature,
-    objective_loss,
-    ranking_sign_loss,
-    replace_folder,
-    reward_loss,
-    semantic_loss,
     settled,
     train_scorer,
 )
+from csrlhf_kit.training.preference_losses import (
+    bradley_terry_loss,
+    objective_loss,
+    ranking_sign_loss,
+    reward_loss,
+    semantic_loss,
+)
+from csrlhf_kit.training.sft import SFTConfig
+from csrlhf_kit.training.supervised import SupervisedConfig, check_out, checkpoint_folder, replace_folder
 
 # --- objectives ----------------------------------------------------------------------------------------
 
@@ -487,3 +492,25 @@ def test_scoring_leaves_encoded_rows_as_they_were(random_base: Path) -> None:
     before = json.dumps(rows.dialogues)
     score_rows(scorer, [row for (row,) in rows.dialogues])
     assert json.dumps(rows.dialogues) == before
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, CostModelConfig, RewardModelConfig])
+def test_shared_settings_are_shown_with_their_docstrings(kind, capsys):
+    """Every option of the base class is in --help, and says in words what it is."""
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(kind, args=["--help"])
+    assert stop.value.code == 0
+    shown = " ".join(re.sub(r"[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+    source = inspect.getsource(SupervisedConfig)
+    for field in dataclasses.fields(SupervisedConfig):
+        assert f"--{field.name.replace('_', '-')}" in shown
+    for name in (
+        "weight_decay",
+        "warmup",
+        "max_grad_norm",
+        "quantization",
+        "checkpoint_seconds",
+        "report_to",
+    ):
+        [(doc,)] = [re.findall(rf"    {name}: .*\n    \"\"\"(.*)\"\"\"", source)]
+        assert doc in shown

@@ -22,14 +22,8 @@ from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics, table
 from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows, score_texts
 from csrlhf_kit.runs import write_atomic
-from csrlhf_kit.training.preference import (
-    ScorerConfig,
-    check_out,
-    clear_checkpoints,
-    fit_scorer,
-    replace_folder,
-    winner_id,
-)
+from csrlhf_kit.training.preference import ScorerConfig, fit_scorer, winner_id
+from csrlhf_kit.training.supervised import check_out, clear_checkpoints, replace_folder
 
 SPLITS = ("train", "validation", "test")
 

@@ -7,25 +7,23 @@
 | `bradley_terry` | which response is safer | a cost model from ranking alone |
 | `reward` | which response is more helpful | Safe RLHF's reward model |
 
-Read `semantic_loss` ... `reward_loss` first, then `train_scorer`. The training loop is transformers' Trainer.
+Read `preference_losses.py` first, then `train_scorer`. The training loop is transformers' Trainer, set up in
+`supervised.py`.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from scipy.optimize import minimize_scalar
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
@@ -41,8 +39,17 @@ from csrlhf_kit.models.scorers import (
     save_scorer,
     score_rows,
 )
-
-Objective = Literal["semantic", "safe_rlhf", "bradley_terry", "reward"]
+from csrlhf_kit.training.preference_losses import Objective, objective_loss
+from csrlhf_kit.training.supervised import (
+    EpochSampler,
+    SupervisedConfig,
+    TimedCheckpoints,
+    check_out,
+    checkpoint_folder,
+    clear_checkpoints,
+    replace_folder,
+    training_arguments,
+)
 
 MEANING = {
     "semantic": "a cost in logits: above 0 is unsafe, sigmoid(score) = P(unsafe)",
@@ -52,159 +59,27 @@ MEANING = {
 }
 
 
-# --- objectives: pure functions of scores ------------------------------------------------------------
-
-
-def semantic_loss(costs: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy on absolute labels: −u log σ(C) − (1 − u) log σ(−C), mean over the batch.
-
-    Args:
-        costs: Scores C, (batch,).
-        unsafe: 1 for unsafe, 0 for safe, (batch,).
-
-    Source: CS-RLHF, arXiv 2510.03520, and the cost-model training of its released code.
-    """
-    return F.binary_cross_entropy_with_logits(costs, unsafe.to(costs.dtype))
-
-
-def bradley_terry_loss(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
-    """Ranking alone: −log σ(S_w − S_l), mean over the pairs.
-
-    It is unchanged when a constant is added to every score: its zero means nothing, which is why such a
-    cost model cannot say "safe" or "unsafe".
-
-    Args:
-        winners: Scores S_w of the more harmful (cost) or more helpful (reward) responses, (batch,).
-        losers: Scores S_l of the others, (batch,).
-
-    Source: Bradley & Terry 1952; Christiano et al. 2017, arXiv 1706.03741.
-    """
-    return -F.logsigmoid(winners - losers).mean()
-
-
-def score_regularizer(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
-    """(S_w² + S_l²) / 2, mean over the pairs: keeps the scores near 0. Source: safe-rlhf's trainers."""
-    return (winners.square() + losers.square()).mean() / 2
-
-
-def reward_loss(
-    winners: torch.Tensor, losers: torch.Tensor, *, regularization: float = 0.001
-) -> torch.Tensor:
-    """−log σ(R_w − R_l) + regularization · (R_w² + R_l²) / 2, mean over the pairs.
-
-    Args:
-        winners: Rewards R_w of the more helpful responses, (batch,).
-        losers: Rewards R_l of the others, (batch,).
-        regularization: Weight of the squared scores.
-
-    Source: Safe RLHF, arXiv 2310.12773, and safe-rlhf's reward trainer (0.001).
-    """
-    return bradley_terry_loss(winners, losers) + regularization * score_regularizer(winners, losers)
-
-
-def ranking_sign_loss(
-    winners: torch.Tensor,
-    losers: torch.Tensor,
-    winner_signs: torch.Tensor,
-    loser_signs: torch.Tensor,
-    *,
-    regularization: float = 0.001,
-) -> torch.Tensor:
-    """−log σ(C_w − C_l) − log σ(s_w C_w) − log σ(s_l C_l) + regularization · (C_w² + C_l²) / 2, mean.
-
-    Args:
-        winners: Costs C_w of the more harmful responses, (batch,).
-        losers: Costs C_l of the less harmful ones, (batch,).
-        winner_signs: s_w: +1 where the response is unsafe, −1 where it is safe, (batch,).
-        loser_signs: s_l, likewise, (batch,).
-        regularization: Weight of the squared scores.
-
-    Source: Safe RLHF, arXiv 2310.12773, equation of the cost model, and safe-rlhf's cost trainer.
-    """
-    signs = -F.logsigmoid(winner_signs * winners) - F.logsigmoid(loser_signs * losers)
-    return (
-        bradley_terry_loss(winners, losers)
-        + signs.mean()
-        + regularization * score_regularizer(winners, losers)
-    )
-
-
-def objective_loss(
-    objective: Objective, scores: torch.Tensor, targets: torch.Tensor, *, regularization: float
-) -> torch.Tensor:
-    """The loss of one batch as the trainer sees it.
-
-    Args:
-        objective: Which of the four.
-        scores: (batch,) for `semantic`; (2 · batch,) for pairs, the winners first, then the losers.
-        targets: (batch,) labels, 1 unsafe, for `semantic`; (batch, 2) signs of winner and loser for pairs.
-        regularization: Weight of the squared scores; `semantic` and `bradley_terry` have none.
-    """
-    if objective == "semantic":
-        return semantic_loss(scores, targets)
-    winners, losers = scores.chunk(2)
-    if objective == "bradley_terry":
-        return bradley_terry_loss(winners, losers)
-    if objective == "reward":
-        return reward_loss(winners, losers, regularization=regularization)
-    return ranking_sign_loss(winners, losers, targets[:, 0], targets[:, 1], regularization=regularization)
-
-
 # --- configuration -----------------------------------------------------------------------------------
 
 
 @dataclass
-class ScorerConfig:
+class ScorerConfig(SupervisedConfig):
     """How a reward or cost model is trained. None means: chosen by the model's size (see `settled`)."""
 
-    base: str = "data/tiny_base"
-    """Base model: a folder, or a hub id."""
     out: str = "runs/scorer"
     """Folder of the trained scorer; a scorer that is there already is replaced when the new one is done."""
     objective: Objective = "semantic"
     """semantic | safe_rlhf | bradley_terry | reward: what is learnt, and from which judgements."""
     adaptation: Literal["auto", "lora", "full"] = "auto"
     """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders."""
-    rank: int = 16
-    """Rank of LoRA's update."""
-    alpha: float = 32.0
-    """Scale of LoRA's update, which is alpha / rank · B A."""
     dropout: float | None = None
     """Dropout while training; None: an encoder's own, none for decoders. Always off when scoring."""
-    learning_rate: float | None = None
-    """Peak learning rate of AdamW; warms up, then falls to 0."""
-    epochs: float | None = None
-    """Passes over the training split."""
-    batch_size: int | None = None
-    """Records (rows or pairs) of one optimiser step."""
-    micro_batch_size: int | None = None
-    """Records of one forward pass, where memory is short; None: the whole batch."""
     max_length: int = MAX_LENGTH
     """Most tokens of a dialogue; what is beyond is cut."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises."""
-    max_grad_norm: float = 1.0
-    """Gradient norm beyond which gradients are scaled down."""
     regularization: float = 0.001
     """Weight of the squared scores in the `safe_rlhf` and `reward` objectives."""
     calibrate: bool = True
     """Fold a temperature (costs) or a scale (rewards), fitted on the validation split, into the head."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of frozen weights; what is trained stays float32."""
-    quantization: Literal["none", "nf4"] = "none"
-    """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between checkpoints; a run that is shorter writes none."""
-    resume: bool = False
-    """Continue from the last checkpoint of a run to the same --out that was stopped."""
-    report_to: str = "none"
-    """Tracker of the Trainer: none, tensorboard, wandb ..."""
-    progress: bool = True
-    """Show a progress bar."""
-    seed: int = 0
-    """Seed of the head, the adapters, the order of the data and dropout."""
 
 
 @dataclass(frozen=True)
@@ -330,44 +205,12 @@ class ScorerTrainer(Trainer):
         loss = objective_loss(self.objective, scores, targets, regularization=self.regularization)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset: EncodedRows | None = None) -> LengthGroupedSampler:
+    def _get_train_sampler(self, train_dataset: EncodedRows | None = None) -> EpochSampler:
         return EpochSampler(self, (train_dataset or self.train_dataset).lengths())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counting them walks over every parameter at every step, and nothing here reads the count."""
         return 0
-
-
-class EpochSampler(LengthGroupedSampler):
-    """Rows of like length together, in an order that follows from the seed and the epoch alone.
-
-    The Trainer's own length grouping draws from the global generator, so that a run which is resumed within
-    its second epoch would see the rest of that epoch in another order.
-    """
-
-    def __init__(self, trainer: Trainer, lengths: list[int]) -> None:
-        super().__init__(trainer.args.train_batch_size, lengths=lengths, generator=torch.Generator())
-        self.trainer = trainer
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = int(self.trainer.state.epoch or 0)
-        self.generator.manual_seed(self.trainer.args.seed * 100_003 + epoch)
-        return super().__iter__()
-
-
-class TimedCheckpoints(TrainerCallback):
-    """Ask the Trainer for a checkpoint whenever `seconds` have passed since the last one."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.last = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps:
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.last = time.monotonic()
 
 
 def collate(batch: Sequence[Any], pad_id: int) -> dict[str, torch.Tensor]:
@@ -447,30 +290,7 @@ def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRo
     checkpoints = checkpoint_folder(config)
     if not config.resume:
         clear_checkpoints(config)
-    micro = min(config.micro_batch_size or chosen.batch_size, chosen.batch_size)
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=-(-chosen.batch_size // micro),
-        num_train_epochs=chosen.epochs,
-        learning_rate=chosen.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.dtype == "bfloat16",
-        seed=config.seed,
-        save_strategy="no",  # TimedCheckpoints asks for them
-        save_total_limit=1,
-        eval_strategy="no",
-        logging_steps=50,
-        logging_nan_inf_filter=False,
-        disable_tqdm=not config.progress,
-        report_to=config.report_to,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-    )
+    arguments = training_arguments(config, **asdict(chosen))
     trainer = ScorerTrainer(
         objective=config.objective,
         regularization=config.regularization,
@@ -542,49 +362,3 @@ def calibrate(scorer: Scorer, rows: EncodedRows, config: ScorerConfig) -> float:
             raise UserError("reward model: all validation scores are equal, expected them to differ")
     fold_temperature(scorer, divisor)
     return divisor
-
-
-# --- folders -----------------------------------------------------------------------------------------
-
-
-def check_out(out: Path) -> None:
-    """Refuse to replace a folder that does not look like one of ours, before an hour is spent on it.
-
-    Raises:
-        UserError: `out` is a file, or a folder with something else in it.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: found a file, expected a folder or nothing")
-    ours = ("scorer.json", "sft.json")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
-        raise UserError(f"--out {out}: found a folder with other things in it, expected an empty or new one")
-
-
-def checkpoint_folder(config: Any) -> Path:
-    """Where a run to `config.out` keeps its checkpoints until it is done: a hidden folder beside it."""
-    out = Path(config.out)
-    return out.parent / f".{out.name}.checkpoints"
-
-
-def clear_checkpoints(config: Any) -> None:
-    """Delete the checkpoints of a run that is done, or that is started afresh."""
-    shutil.rmtree(checkpoint_folder(config), ignore_errors=True)
-
-
-def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary folder beside `out`, then give it the name `out` in one rename."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = out.parent / f".{out.name}.new", out.parent / f".{out.name}.old"
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        write(fresh)
-        if out.exists():
-            out.rename(old)
-        fresh.rename(out)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from csrlhf_kit.data.chat import encode_dialogues
@@ -26,64 +26,38 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.scorers import count_parameters, quiet
 from csrlhf_kit.runs import write_atomic
-from csrlhf_kit.training.preference import (
+from csrlhf_kit.training.supervised import (
     EpochSampler,
+    SupervisedConfig,
     TimedCheckpoints,
     check_out,
     checkpoint_folder,
     clear_checkpoints,
     replace_folder,
+    training_arguments,
 )
 
 IGNORED = -100  # the label that cross-entropy skips
 
 
 @dataclass
-class SFTConfig:
+class SFTConfig(SupervisedConfig):
     """How a policy is fine-tuned on dialogues."""
 
     data: str = "shipped"
     """Dialogues: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
-    base: str = "data/tiny_base"
-    """Base model: a folder, or a hub id."""
     out: str = "runs/sft"
-    """Folder of the fine-tuned policy."""
+    """Folder of the fine-tuned policy; one that is there already is replaced when the new one is done."""
     safe_only: bool = False
     """Learn only from responses that are labelled safe."""
     adaptation: Literal["lora", "full"] = "lora"
     """lora: adapters on every linear map; full: every weight."""
-    rank: int = 16
-    """Rank of LoRA's update."""
-    alpha: float = 32.0
-    """Scale of LoRA's update, which is alpha / rank · B A."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW; None: by size, 1e-3 up to 5 million parameters, then 2e-4 (LoRA), 2e-5."""
     epochs: float = 1.0
     """Passes over the dialogues."""
     batch_size: int = 32
     """Dialogues of one optimiser step."""
-    micro_batch_size: int | None = None
-    """Dialogues of one forward pass, where memory is short; None: the whole batch."""
-    max_length: int = 512
-    """Most tokens of a dialogue; what is beyond is cut from the prompt's start."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of frozen weights; what is trained stays float32."""
-    quantization: Literal["none", "nf4"] = "none"
-    """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between checkpoints; a run that is shorter writes none."""
-    resume: bool = False
-    """Continue from the last checkpoint of a run to the same --out that was stopped."""
-    report_to: str = "none"
-    """Tracker of the Trainer: none, tensorboard, wandb ..."""
-    progress: bool = True
-    """Show a progress bar."""
-    seed: int = 0
-    """Seed of the adapters and of the order of the data."""
 
 
 def run_sft(config: SFTConfig) -> dict[str, Any]:
@@ -263,27 +237,8 @@ def _default_rate(config: SFTConfig, model: torch.nn.Module) -> float:
 
 
 def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, rate: float) -> SFTTrainer:
-    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
-    arguments = TrainingArguments(
-        output_dir=str(checkpoint_folder(config)),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=-(-config.batch_size // micro),
-        num_train_epochs=config.epochs,
-        learning_rate=rate,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        bf16=config.dtype == "bfloat16",
-        seed=config.seed,
-        save_strategy="no",  # TimedCheckpoints asks for them
-        save_total_limit=1,
-        logging_steps=50,
-        logging_nan_inf_filter=False,
-        disable_tqdm=not config.progress,
-        report_to=config.report_to,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+    arguments = training_arguments(
+        config, learning_rate=rate, epochs=config.epochs, batch_size=config.batch_size
     )
     trainer = SFTTrainer(
         model=model,

@@ -1,0 +1,172 @@
+"""What fine-tuning and the scorers share: settings, transformers' Trainer set up for them, and their folders.
+
+Training is supervised in both: a Trainer, checkpoints by the clock, an order of the data that a resumed run
+repeats, and a folder that appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from csrlhf_kit.errors import UserError
+
+
+@dataclass
+class SupervisedConfig:
+    """Base model, adapters and optimiser of a supervised run."""
+
+    base: str = "data/tiny_base"
+    """Base model: a folder, or a hub id."""
+    out: str = "runs/supervised"
+    """Folder of the trained model; a model that is there already is replaced when the new one is done."""
+    rank: int = 16
+    """Rank of LoRA's update."""
+    alpha: float = 32.0
+    """Scale of LoRA's update, which is alpha / rank · B A."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW, which warms up, then falls to 0; None: by the model's size."""
+    epochs: float | None = None
+    """Passes over the training split; None: by the size of model and data."""
+    batch_size: int | None = None
+    """Records of one optimiser step; None: by the size of the data."""
+    micro_batch_size: int | None = None
+    """Records of one forward pass, where memory is short; None: the whole batch."""
+    max_length: int = 512
+    """Most tokens of a dialogue; what is beyond is cut from the prompt's start."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    """Gradient norm beyond which gradients are scaled down."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of frozen weights; what is trained stays float32."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between checkpoints; a run that is shorter writes none."""
+    resume: bool = False
+    """Continue from the last checkpoint of a run to the same --out that was stopped."""
+    report_to: str = "none"
+    """Tracker of the Trainer: none, tensorboard, wandb ..."""
+    progress: bool = True
+    """Show a progress bar."""
+    seed: int = 0
+    """Seed of fresh weights, of the order of the data and of dropout."""
+
+
+def training_arguments(
+    config: SupervisedConfig, *, learning_rate: float, epochs: float, batch_size: int
+) -> TrainingArguments:
+    """The Trainer's arguments for `config`, with what it leaves open settled."""
+    micro = min(config.micro_batch_size or batch_size, batch_size)
+    return TrainingArguments(
+        output_dir=str(checkpoint_folder(config)),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=-(-batch_size // micro),
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bfloat16",
+        seed=config.seed,
+        save_strategy="no",  # TimedCheckpoints asks for them
+        save_total_limit=1,
+        eval_strategy="no",
+        logging_steps=50,
+        logging_nan_inf_filter=False,
+        disable_tqdm=not config.progress,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+class EpochSampler(LengthGroupedSampler):
+    """Rows of like length together, in an order that follows from the seed and the epoch alone.
+
+    The Trainer's own length grouping draws from the global generator, so that a run which is resumed within
+    its second epoch would see the rest of that epoch in another order.
+    """
+
+    def __init__(self, trainer: Trainer, lengths: list[int]) -> None:
+        super().__init__(trainer.args.train_batch_size, lengths=lengths, generator=torch.Generator())
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = int(self.trainer.state.epoch or 0)
+        self.generator.manual_seed(self.trainer.args.seed * 100_003 + epoch)
+        return super().__iter__()
+
+
+class TimedCheckpoints(TrainerCallback):
+    """Ask the Trainer for a checkpoint whenever `seconds` have passed since the last one."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+
+# --- folders -----------------------------------------------------------------------------------------
+
+
+def check_out(out: Path) -> None:
+    """Refuse to replace a folder that does not look like one of ours, before an hour is spent on it.
+
+    Raises:
+        UserError: `out` is a file, or a folder with something else in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: found a file, expected a folder or nothing")
+    ours = ("scorer.json", "sft.json")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
+        raise UserError(f"--out {out}: found a folder with other things in it, expected an empty or new one")
+
+
+def checkpoint_folder(config: Any) -> Path:
+    """Where a run to `config.out` keeps its checkpoints until it is done: a hidden folder beside it."""
+    out = Path(config.out)
+    return out.parent / f".{out.name}.checkpoints"
+
+
+def clear_checkpoints(config: Any) -> None:
+    """Delete the checkpoints of a run that is done, or that is started afresh."""
+    shutil.rmtree(checkpoint_folder(config), ignore_errors=True)
+
+
+def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary folder beside `out`, then give it the name `out` in one rename."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = out.parent / f".{out.name}.new", out.parent / f".{out.name}.old"
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        write(fresh)
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
