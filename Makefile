@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded test lint unit notebook-test lab notebooks data base gpu-check clean
+.PHONY: help run recorded test lint unit notebook-test lab notebooks data base gpu-check sweeps clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -40,6 +40,9 @@ recorded: .venv/.run ## rebuild data/recorded: the main job, as notebook 00 show
 	cp -r runs/recorded/models/semantic runs/recorded/models/reward data/recorded/models/
 	sed -i 's#$(CURDIR)/##g' data/recorded/models/*/*.json data/recorded/models/*/README.md
 	cp runs/recorded/figures/tradeoff.svg data/recorded/
+
+sweeps: .venv/.run ## rebuild data/runs: every method x settings x 3 seeds (156 policies, about 3.5 hours on 2 cores)
+	$(BIN)/csrlhf sweep --plan all --out runs/sweep --record data/runs --resume
 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte
 	$(BIN)/csrlhf make-data
