@@ -304,7 +304,7 @@ class Student:
     notebooks: tyro.conf.Positional[tuple[Path, ...]]
     """The notebooks to copy."""
     out: Path = Path("student")
-    """Folder of the copies; put it beside `data/`, as `notebooks/` is."""
+    """Folder of the copies."""
 
 
 def main(arguments: list[str] | None = None) -> int:

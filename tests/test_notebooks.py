@@ -195,6 +195,17 @@ def test_every_notebook_states_question_outcome_time_and_memory():
         assert "**Afterwards you can" in first and "**Time:**" in first and "**Memory:**" in first
 
 
+def test_the_syllabus_lists_every_notebook_with_its_question_and_number_of_cells():
+    syllabus = (Path(__file__).parent.parent / "docs" / "teaching.md").read_text(encoding="utf-8")
+    for path in STORED:
+        notebook = nbformat.read(path, as_version=4)
+        number, question = re.fullmatch(r"# (\d\d) · (.+)", notebook.cells[0].source.splitlines()[0]).groups()
+        row = next((row for row in syllabus.splitlines() if row.startswith(f"| {number} | {question} |")), "")
+        assert f"| {len(notebook.cells)} |" in row, (
+            f"docs/teaching.md has no row for {path.name}, or another count"
+        )
+
+
 def test_every_notebook_of_the_course_proper_has_30_to_55_cells():
     for path in STORED[1:]:
         assert 30 <= len(nbformat.read(path, as_version=4).cells) <= 55, path.name
