@@ -43,6 +43,8 @@ def bench_commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
 def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
     from csrlhf_kit.certify import CertifyConfig, run_certify
+    from csrlhf_kit.claims import ClaimsConfig, run_claims
+    from csrlhf_kit.contest import ArenaConfig, RedTeamConfig, run_arena, run_red_team
     from csrlhf_kit.direct_run import DirectRunConfig, run_direct
     from csrlhf_kit.evaluation.scorer_run import (
         CostModelConfig,
@@ -53,6 +55,7 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     from csrlhf_kit.experiment import RunConfig
     from csrlhf_kit.models.make_base import BaseConfig, make_base
     from csrlhf_kit.recipes import EvaluateConfig, PPORunConfig, run_evaluate, run_ppo
+    from csrlhf_kit.rounds import RoundsConfig, run_rounds
     from csrlhf_kit.suggest import SuggestPenaltyConfig, run_suggest_penalty
     from csrlhf_kit.sweep import SweepConfig, run_sweep
     from csrlhf_kit.training.sft import SFTConfig, run_sft
@@ -67,6 +70,10 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
         "direct": (DirectRunConfig, run_direct),
         "evaluate": (EvaluateConfig, run_evaluate),
         "sweep": (SweepConfig, run_sweep),
+        "red-team": (RedTeamConfig, run_red_team),
+        "rounds": (RoundsConfig, run_rounds),
+        "arena": (ArenaConfig, run_arena),
+        "claims": (ClaimsConfig, run_claims),
         "suggest-penalty": (SuggestPenaltyConfig, run_suggest_penalty),
         "certify": (CertifyConfig, run_certify),
         "make-data": (DataConfig, make_data),
