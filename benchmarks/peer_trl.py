@@ -7,7 +7,9 @@ steps in turn: while one works, the other waits. The workload is that of `csrlhf
 vocabulary 1,024, hidden 192, 4 layers; 64 episodes of 8 to 32 prompt tokens and 24 new ones, 2 epochs,
 mini-batches of 32, float32, 2 threads. TRL trains its policy by LoRA of the same rank and its value model
 whole, as its trainer does, without gradient checkpointing, which would only slow it; it scores one reward. Ours
-scores a reward and a cost, and trains a value of each.
+scores a reward and a cost, and trains a value of each: as the kit does it by default, a critic with adapters on
+every layer (`csrlhf`), and with adapters trained on the last two layers only, which stand on states that scoring
+has computed (`csrlhf_top2`, the option `critic_layers`).
 
 Writes `ppo_peer_cpu.csv`, a row a step, and `ppo_peer_cpu.json`: versions, medians, and the ratio of each pair of
 neighbouring steps with its spread. `cpu_` columns are the seconds that the process computed, on all its
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,14 +44,16 @@ EPISODES, EPOCHS, MINIBATCHES, NEW_TOKENS, VOCABULARY = 64, 2, 2, 24, 1024
 # --- the two workers: a step for each line on the standard input ---
 
 
-def ours(count: int) -> Iterator[dict[str, float]]:
+def ours(count: int, critic_layers: int | None) -> Iterator[dict[str, float]]:
     """Steps of `csrlhf bench ppo --shape peer`."""
     import torch
 
     from csrlhf_kit.bench.ppo import BenchPPOConfig, steps
 
     torch.set_num_threads(THREADS)
-    yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK), count)
+    yield from steps(
+        BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, critic_layers=critic_layers), count
+    )
 
 
 def trl_trainer(count: int, folder: str):
@@ -129,8 +134,8 @@ def serve_trl(count: int) -> None:
         trainer.train()
 
 
-def serve_ours(count: int) -> None:
-    made = ours(count)
+def serve_ours(count: int, critic_layers: int | None = None) -> None:
+    made = ours(count, critic_layers)
     for _ in range(count):
         wait_for_go()
         answer(next(made))
@@ -185,7 +190,7 @@ def start(python: str | Path, worker: str, count: int) -> subprocess.Popen:
 
 
 def ask(process: subprocess.Popen) -> dict:
-    """One step of a worker, as a row; the first answer of each is its versions."""
+    """A worker's next answer: one step, as a row; the first answer of each is its versions."""
     line = process.stdout.readline()
     if not line:
         raise SystemExit("a worker ended before its time: see its message above")
@@ -219,10 +224,16 @@ def summary(rows: dict[str, list[dict[str, float]]]) -> dict[str, object]:
         for name, taken in rows.items()
     }
     ratios = {}
-    for column in COLUMNS:
-        each = [a[column] / b[column] for a, b in zip(rows["csrlhf"], rows["trl"], strict=True)]
-        ratios[column] = {"median": statistics.median(each), "least": min(each), "largest": max(each)}
-    return {"median_seconds": median, "ours_over_trl": ratios}
+    for name in rows.keys() - {"trl"}:
+        ratios[name] = {}
+        for column in COLUMNS:
+            each = [a[column] / b[column] for a, b in zip(rows[name], rows["trl"], strict=True)]
+            ratios[name][column] = {
+                "median": statistics.median(each),
+                "least": min(each),
+                "largest": max(each),
+            }
+    return {"median_seconds": median, "over_trl": {name: ratios[name] for name in sorted(ratios)}}
 
 
 def write(path: Path, text: str) -> None:
@@ -233,10 +244,8 @@ def write(path: Path, text: str) -> None:
 
 def main(options: argparse.Namespace) -> None:
     count = WARM_UP + options.steps
-    workers = {
-        "csrlhf": start(sys.executable, "csrlhf", count),
-        "trl": start(peer_python(options.venv), "trl", count),
-    }
+    theirs = peer_python(options.venv)
+    workers = {name: start(theirs if name == "trl" else sys.executable, name, count) for name in WORKERS}
     load, rows = [], {name: [] for name in workers}
     try:
         about = {name: ask(process) for name, process in workers.items()}
@@ -266,10 +275,13 @@ def main(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     write(options.out / "ppo_peer_cpu.csv", text.getvalue())
     write(options.out / "ppo_peer_cpu.json", json.dumps(result, indent=1) + "\n")
-    for column in ("step", "cpu_step"):
-        r = result["ours_over_trl"][column]
-        print(f"{column}: ours / TRL {r['median']:.2f} (from {r['least']:.2f} to {r['largest']:.2f})")
+    for name, ratios in result["over_trl"].items():
+        for column in ("step", "cpu_step"):
+            r = ratios[column]
+            print(f"{column}: {name} / TRL {r['median']:.2f} (from {r['least']:.2f} to {r['largest']:.2f})")
 
+
+WORKERS = {"csrlhf": serve_ours, "csrlhf_top2": partial(serve_ours, critic_layers=2), "trl": serve_trl}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -280,11 +292,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results"
     )
-    parser.add_argument("--worker", choices=("csrlhf", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is None:
         main(options)
     else:
         REPLIES, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like, to the side
         answer(versions())
-        {"csrlhf": serve_ours, "trl": serve_trl}[options.worker](options.steps)
+        WORKERS[options.worker](options.steps)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoModelForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -18,6 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from csrlhf_kit.errors import UserError
 from csrlhf_kit.models import trunk
 from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.decoding import CachedForward, position_ids
@@ -242,3 +244,55 @@ def test_roles_give_the_same_numbers_with_and_without_it(random_base):
     for got, expected in zip(results[0] + gradients[0], results[1] + gradients[1], strict=True):
         assert float(expected.abs().max()) > 1e-3
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("critic_from", ["cost", None])
+def test_a_critic_on_the_last_layer_stands_on_what_scoring_computed(
+    random_base, tmp_path_factory, critic_from
+):
+    """The same values, costs and gradients with the states below reused, computed again, or by Hugging Face."""
+    cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"))
+    ids = torch.randint(4, 300, (5, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(11) < torch.tensor([11, 4, 8, 11, 6]).unsqueeze(1)
+    actions = mask & (torch.arange(11) >= 3)
+    results = []
+    for lean in (True, False):
+        roles = Roles(
+            load_base(random_base, device="cpu"), reward=len, cost=cost, lean=lean, critic_layers=1,
+            critic_from=critic_from,
+        )  # fmt: skip
+        trained = roles.trainable("critic")
+        names = [n for n, p in roles.named_parameters() if p.requires_grad and ".critic." in n]
+        assert names and all(".layers.1." in name for name in names)
+        assert {id(p) for p in trained} == {id(p) for p in roles.parameters() if p.requires_grad} - {
+            id(p) for p in roles.trainable("policy")
+        }
+        with torch.no_grad():
+            for index, parameter in enumerate(trained):
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(index))
+            known = roles.below_critic(ids, mask)
+        assert (known is None) is not lean
+        for below in (known, None):
+            values = roles.values(ids, mask, actions, below)
+            score = roles.score("cost", ids, mask, below)
+            results.append((values, score, *torch.autograd.grad(values.square().sum(), trained)))
+    for other in results[1:]:
+        for got, expected in zip(results[0], other, strict=True):
+            assert float(expected.detach().abs().max()) > 1e-4
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="critic_layers"):
+        Roles(load_base(random_base, device="cpu"), reward=len, cost=len, critic_layers=3)
+
+
+def save_scorer(base, folder):
+    """A SEQ_CLS adapter with random weights."""
+    torch.manual_seed(2)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    shape = LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear", modules_to_save=["score"])
+    model = get_peft_model(model, shape)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "score.modules_to_save" in name:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return folder

@@ -60,6 +60,8 @@ class BenchPPOConfig:
     """Tokens of an answer."""
     rank: int = 16
     """Rank of every adapter."""
+    critic_layers: int | None = None
+    """Layers that the critic trains, the last ones; None: all."""
     threads: int = 2
     """Threads that PyTorch may use."""
     fused: bool = True
@@ -99,6 +101,7 @@ def random_roles(config: BenchPPOConfig) -> Roles:
             alpha=2 * config.rank,
             fused=config.fused,
             lean=config.lean,
+            critic_layers=config.critic_layers,
             seed=config.seed,
         )
 

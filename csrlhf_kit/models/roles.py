@@ -36,6 +36,11 @@ base.
 SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
 
 
+def _layer_index(name: str) -> int:
+    """The number in a parameter's name, which is its layer's; 0 without one."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+
+
 def _before(actions: Tensor) -> Tensor:
     """The columns (batch, length) whose state comes before each action: one to the left."""
     return nn.functional.pad(actions[:, 1:].bool(), (0, 1))
@@ -58,6 +63,8 @@ class Roles(nn.Module):
     critic_from: the scorer whose trunk the critic starts from, where it shares the base; None: a fresh one.
         Safe RLHF starts from the reward model. The cost model is the better start here: what a prompt asks
         for is in it, and one trunk serves both values (measured in benchmarks/critic_start.py).
+    critic_layers: how many of the last layers the critic trains; None: all. Below them the critic stays the
+        model that it starts from: no gradient, and on a lean trunk no pass, since scoring has been there.
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
     lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.models.trunk`, which computes the same
     numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
@@ -78,6 +85,7 @@ class Roles(nn.Module):
         alpha: int = 32,
         targets: str | list[str] = "all-linear",
         critic_from: Literal["reward", "cost"] | None = "cost",
+        critic_layers: int | None = None,
         fused: bool = True,
         lean: bool = True,
         seed: int = 0,
@@ -118,9 +126,16 @@ class Roles(nn.Module):
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, BaseTunerLayer)]
         self.eval()
         freeze(base)
+        self.critic_from = critic_from if start is not None else None
+        count = base.config.num_hidden_layers
+        if critic_layers is not None and not 0 < critic_layers <= count:
+            raise UserError(f"critic_layers is {critic_layers}: expected 1 to {count}, or none for all")
+        self.critic_first = 0 if critic_layers is None else count - critic_layers  # first layer it trains
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(
-                ".policy." in name or ".critic." in name or name.startswith("value_head.")
+                ".policy." in name
+                or (".critic." in name and _layer_index(name) >= self.critic_first)
+                or name.startswith("value_head.")
             )
         for parameter in self.trainable("policy") + self.trainable("critic"):
             parameter.data = parameter.data.float()  # small, and Adam's steps vanish in half precision
@@ -192,11 +207,21 @@ class Roles(nn.Module):
             )
         return output.last_hidden_state
 
-    def hidden_at(self, ids: Tensor, mask: Tensor, adapter: str | None, read: Tensor) -> Tensor:
+    def hidden_at(
+        self, ids: Tensor, mask: Tensor, adapter: str | None, read: Tensor, below: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states (read tokens, hidden) where `read` (batch, length) is true, row by row."""
         if self.lean is None:
             return self.hidden(ids, mask, adapter)[read]
-        return self.lean.hidden(ids, mask, adapter, read)
+        return self.lean.hidden(ids, mask, adapter, read, below=below, first=self.critic_first)
+
+    def below_critic(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """The states (batch, length, hidden) on which the critic's trained layers stand, to be computed once an
+        episode; None where it trains all layers, or the trunk is not lean.
+        """
+        if self.lean is None or self.critic_first == 0:
+            return None
+        return self.lean.states_below(ids, mask, "critic", self.critic_first)
 
     def log_probs(
         self,
@@ -225,21 +250,27 @@ class Roles(nn.Module):
             actions, entropy.float()
         )
 
-    def values(self, ids: Tensor, mask: Tensor, actions: Tensor | None = None) -> Tensor:
+    def values(
+        self, ids: Tensor, mask: Tensor, actions: Tensor | None = None, below: Tensor | None = None
+    ) -> Tensor:
         """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0.
 
         actions: (batch, length), the tokens whose values are wanted, others are zero; None: all of them, and
-        the one after the last.
+        the one after the last. below: what `below_critic` gave for these rows, where it is at hand.
         """
         read = _before(actions if actions is not None else nn.functional.pad(mask[:, :-1], (1, 0)))
-        values = self.value_head(self.hidden_at(ids, mask, "critic", read).float())  # (read tokens, 2)
+        values = self.value_head(self.hidden_at(ids, mask, "critic", read, below).float())  # (read tokens, 2)
         empty = values.new_zeros(*ids.shape, 2)
         return empty.masked_scatter(nn.functional.pad(read[:, :-1], (1, 0)).unsqueeze(-1), values)
 
-    def score(self, name: str, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logit (batch,) of the `reward` or `cost` adapter, read at the last real token of each row."""
+    def score(self, name: str, ids: Tensor, mask: Tensor, below: Tensor | None = None) -> Tensor:
+        """Logit (batch,) of the `reward` or `cost` adapter, read at the last real token of each row.
+
+        below: what `below_critic` gave for these rows; it is also this model's where the critic started from it.
+        """
+        below = below if name == self.critic_from else None
         last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_token(mask).unsqueeze(1), True)
-        return self.score_heads[name](self.hidden_at(ids, mask, name, last).float()).squeeze(-1)
+        return self.score_heads[name](self.hidden_at(ids, mask, name, last, below).float()).squeeze(-1)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (batch, 2) of the reward and the cost adapter at the last real token."""
@@ -249,7 +280,11 @@ class Roles(nn.Module):
 
     def trainable(self, role: str) -> list[nn.Parameter]:
         """Parameters of the `policy` or of the `critic` (with its value head), in a fixed order."""
-        found = [parameter for name, parameter in self.model.named_parameters() if f".{role}." in name]
+        found = [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if f".{role}." in name and parameter.requires_grad
+        ]
         return found + (list(self.value_head.parameters()) if role == "critic" else [])
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -270,10 +270,12 @@ class Trunk:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
 
-    def layers(self, adapter: str | None, *, split_last: bool = True) -> list[Layer]:
-        """The layers' weights with `adapter` folded in; split_last: the last one's query apart."""
+    def layers(
+        self, adapter: str | None, *, split_last: bool = True, first: int = 0, stop: int | None = None
+    ) -> list[Layer]:
+        """The weights of layers first to stop with `adapter` folded in; split_last: the last one's query apart."""
         folded = []
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in list(enumerate(self.model.layers))[first:stop]:
             q, k, v, o, gate, up, down = _linears(layer)
             apart = split_last and index + 1 == len(self.model.layers)
             norms = (layer.input_layernorm, layer.post_attention_layernorm)
@@ -289,16 +291,38 @@ class Trunk:
             )
         return folded
 
-    def hidden(self, ids: Tensor, mask: Tensor, adapter: str | None, read: Tensor) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        adapter: str | None,
+        read: Tensor,
+        *,
+        below: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
         """Last hidden states (read tokens, hidden) under `adapter` where `read` is true, row by row.
 
         ids, mask, read: (batch, length); each row's real tokens (mask) contiguous, padding on either side.
+        below: (batch, length, hidden), what `states_below` gave for layer `first`, where that is known.
         """
         if not bool(read.any()):
             return self.model.norm.weight.new_zeros(0, self.model.norm.weight.shape[0])
+        layout, first = self.layout(ids, mask), first if below is not None else 0
+        x = self.model.embed_tokens(layout.ids) if below is None else below[mask.bool()]
+        x, _ = self.run(self.layers(adapter, first=first), layout, self.reading(layout, mask, read), x)
+        return self.final_norm(x)
+
+    @torch.no_grad()
+    def states_below(self, ids: Tensor, mask: Tensor, adapter: str | None, first: int) -> Tensor:
+        """What layer `first` reads under `adapter`: (batch, length, hidden), zero at padding."""
         layout = self.layout(ids, mask)
-        x, _ = self.run(self.layers(adapter), layout, self.reading(layout, mask, read))
-        return x
+        layers = self.layers(adapter, split_last=False, stop=first)
+        x, _ = self.run(layers, layout, None, self.model.embed_tokens(layout.ids))
+        return x.new_zeros(*ids.shape, x.shape[1]).masked_scatter(mask.bool().unsqueeze(-1), x)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        return _Norm.apply(x, self.model.norm.weight, self.model.norm.variance_epsilon)
 
     def layout(self, ids: Tensor, mask: Tensor) -> Layout:
         mask = mask.bool()
@@ -329,11 +353,19 @@ class Trunk:
         return Reading(tokens, at, most, mask)
 
     def run(
-        self, layers: Sequence[Layer], layout: Layout, reading: Reading, *, keep: bool = False
+        self,
+        layers: Sequence[Layer],
+        layout: Layout,
+        reading: Reading | None,
+        x: Tensor,
+        *,
+        keep: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states (read, hidden) after the final norm, and each layer's keys and values where kept."""
+        """States of the tokens after `layers`, which x (tokens, hidden) enters, and where kept each layer's keys
+        and values. A layer with its query apart is the last, and goes on with the tokens of `reading` only.
+        """
         batch, width = layout.shape
-        x, kept = self.model.embed_tokens(layout.ids), []
+        kept = []
         both = 2 * self.kv_heads * self.head_size
         for layer in layers:
             h = _Norm.apply(x, *layer.norms[0])
@@ -360,7 +392,7 @@ class Trunk:
             x = chosen + layer.out(_Unpad.apply(attended, at))
             h = _Norm.apply(x, *layer.norms[1])
             x = x + layer.down(_Gate.apply(layer.gate_up(h)))
-        return _Norm.apply(x, self.model.norm.weight, self.model.norm.variance_epsilon), kept
+        return x, kept
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(batch, heads, queries, head size); without a mask each query sees the keys up to its own."""
@@ -384,7 +416,9 @@ class TrunkDecoder:
         layout = trunk.layout(ids, mask)
         (batch, width), lengths = layout.shape, mask.sum(1)
         last = mask & (position_ids(mask) == lengths.unsqueeze(1) - 1)
-        x, kept = trunk.run(layers, layout, trunk.reading(layout, mask, last), keep=True)
+        x = trunk.model.embed_tokens(layout.ids)
+        x, kept = trunk.run(layers, layout, trunk.reading(layout, mask, last), x, keep=True)
+        x = trunk.final_norm(x)
         self.layers = trunk.layers(self.adapter, split_last=False)
         self.cache = x.new_zeros(len(kept), batch, width + room, kept[0].shape[1])
         for memory, kv in zip(self.cache, kept, strict=True):
@@ -414,7 +448,7 @@ class TrunkDecoder:
             x = x + layer.out(attended.reshape(batch, -1))
             x = x + layer.down(_Gate.apply(layer.gate_up(_Norm.apply(x, *layer.norms[1]))))
         self.length = self.length + 1
-        x = _Norm.apply(x, trunk.model.norm.weight, trunk.model.norm.variance_epsilon)
+        x = trunk.final_norm(x)
         return linear(x, self.head.weight, self.head.bias)
 
     def keep(self, rows: Tensor) -> None:

@@ -209,10 +209,11 @@ class Batch(NamedTuple):
     advantages: Tensor  # (batch, length), combined and whitened
     cost_advantages: Tensor  # (batch, length)
     returns: Tensor  # (batch, length, 2), of reward and cost
+    below: Tensor | None = None  # (batch, length, hidden), what the critic's trained layers read, if known
 
     def take(self, rows: Tensor, longest: int) -> Batch:
         """Some rows, trimmed to the longest of them."""
-        return Batch(*(tensor[rows, :longest] for tensor in self))
+        return Batch(*(None if tensor is None else tensor[rows, :longest] for tensor in self))
 
 
 def estimate(
@@ -242,7 +243,7 @@ def estimate(
         advantages, factor = whiten(advantages, actions)
         scale = float(factor)
     kept = (trajectory.ids, trajectory.mask, actions, trajectory.log_probs, trajectory.values)
-    return Batch(*kept, advantages, cost_advantages, returns.movedim(0, -1)), scale
+    return Batch(*kept, advantages, cost_advantages, returns.movedim(0, -1), trajectory.below), scale
 
 
 def policy_backward(
@@ -269,7 +270,7 @@ def policy_backward(
 
 def critic_backward(roles: Roles, batch: Batch, tokens: Tensor, config: PPOConfig) -> Tensor:
     """Add the gradient of one micro-batch's value losses; returns (reward's, cost's) parts of the mean."""
-    values = roles.values(batch.ids, batch.mask, batch.actions)
+    values = roles.values(batch.ids, batch.mask, batch.actions, batch.below)
     losses = value_loss(values, batch.values, batch.returns, batch.actions, config.value_clip) / tokens
     losses.sum().backward()
     return losses.detach()

@@ -40,6 +40,7 @@ class Trajectory(NamedTuple):
     values: Tensor  # (batch, length, 2), before each action
     reward: Tensor  # (batch,), logits
     cost: Tensor  # (batch,), logits; > 0 is unsafe
+    below: Tensor | None = None  # (batch, length, hidden), what the critic's trained layers read, if known
 
 
 def response_mask(tokens: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
@@ -289,6 +290,7 @@ def score_episodes(
     log_probs, reference, entropy = empty.clone(), empty.clone(), empty.clone()
     values = empty.new_zeros(batch, length, 2)
     scores = {name: empty.new_zeros(batch) for name in ("reward", "cost")}
+    below = None
     for rows, longest in by_length(episodes.mask, torch.arange(batch, device=empty.device), chunk_size):
         ids, mask = episodes.ids[rows, :longest], episodes.mask[rows, :longest]
         actions = episodes.actions[rows, :longest]
@@ -299,12 +301,17 @@ def score_episodes(
             reference[rows, :longest], _ = roles.log_probs(
                 ids, mask, actions, adapter=None, temperature=temperature
             )
+        known = roles.below_critic(ids, mask) if critic else None
         if critic:
-            values[rows, :longest] = roles.values(ids, mask, actions)
+            values[rows, :longest] = roles.values(ids, mask, actions, known)
+        if known is not None:
+            below = empty.new_zeros(batch, length, known.shape[2]) if below is None else below
+            below[rows, :longest] = known
         for name in roles.score_heads:
-            scores[name][rows] = roles.score(name, ids, mask)
+            scores[name][rows] = roles.score(name, ids, mask, known)
     if roles.scorers:
         responses = response_texts(tokenizer, episodes)
         for name, scorer in roles.scorers.items():
             scores[name] = scorer(prompts, responses).to(empty)
-    return Trajectory(*episodes, log_probs, reference, entropy, values, scores["reward"], scores["cost"])
+    rewards, costs = scores["reward"], scores["cost"]
+    return Trajectory(*episodes, log_probs, reference, entropy, values, rewards, costs, below)
