@@ -154,7 +154,9 @@ def test_every_round_has_its_row(small, results):
     assert rows[1]["labels"] == shipped and rows[1]["found"]["prompts"] > 0
     assert rows[2]["labels"] == shipped + rows[1]["found"]["labels"]
     assert rows[2]["prompts"] > rows[1]["prompts"]
-    assert rows[0]["policy"]["kl"] == 0.0 and rows[2]["policy"]["kl"] != 0.0, "a sampled KL of a small step may have either sign"
+    assert rows[0]["policy"]["kl"] == 0.0 and rows[2]["policy"]["kl"] != 0.0, (
+        "a sampled KL of a small step may have either sign"
+    )
 
 
 def test_a_lost_stage_is_made_again_and_the_table_is_the_same(small, results):
