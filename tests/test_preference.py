@@ -486,6 +486,20 @@ def test_no_prompt_is_in_two_splits(tmp_path: Path) -> None:
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
 
 
+def test_a_mixture_leaves_rows_for_every_split(tmp_path: Path) -> None:
+    """A mixture takes prompts by their hash, and a split cuts by hash: by the same one, all would be training."""
+    rows = [
+        {"prompt": f"question {i}", "response": f"answer {i}", "label": "Unsafe" if i % 2 else "Safe"}
+        for i in range(600)
+    ]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    for amounts in (("0.2",), ("0.1", "0.3")):
+        mixture = ",".join(f"{data}:{amount}" for amount in amounts)
+        splits, _ = read_splits(CostModelConfig(data=mixture), LabelledResponse)
+        sizes = {name: len(records) for name, records in splits.items()}
+        assert min(sizes.values()) >= 4 and sizes["train"] > 4 * sizes["test"], sizes
+
+
 def test_scoring_leaves_encoded_rows_as_they_were(random_base: Path) -> None:
     scorer = new_scorer(random_base)
     rows: EncodedRows = encode_records(scorer, dialogues(5), "semantic")

@@ -189,9 +189,9 @@ def read_splits(config: Any, kind: type) -> tuple[dict[str, list], dict[str, Any
     shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
     missing = {name: shares[name] for name in ("validation", "test") if not splits[name]}
     if missing:
-        cut = split_by_prompt(
-            splits["train"], {"train": 1 - sum(missing.values()), **missing}, seed=config.seed
-        )
+        # A mixture has taken the prompts of the lowest hashes: those of another seed split what it left.
+        seed = config.seed + (1 if "parts" in loaded.report else 0)
+        cut = split_by_prompt(splits["train"], {"train": 1 - sum(missing.values()), **missing}, seed=seed)
         splits |= cut
     for name in ("test", "validation"):
         seen = {normalise_prompt(record.prompt) for record in splits[name]}
