@@ -175,7 +175,13 @@ def offline_answers(
         ids, mask = encoded["input_ids"][rows], encoded["attention_mask"][rows]
         episodes = sample_episodes(roles, tokenizer, ids, mask, adapter=None, max_new_tokens=max_new_tokens)
         scored = score_episodes(
-            roles, tokenizer, [asked[row] for row in rows.tolist()], episodes, temperature=1.0
+            roles,
+            tokenizer,
+            [asked[row] for row in rows.tolist()],
+            episodes,
+            temperature=1.0,
+            policy=False,
+            critic=False,
         )
         reward[rows.numpy()] = scored.reward.double().cpu()
         cost[rows.numpy()] = scored.cost.double().sigmoid().cpu()
