@@ -37,7 +37,7 @@ gpu-check: .venv/.test ## check and measure every kernel on the GPU at hand (say
 recorded: .venv/.run ## rebuild data/recorded: the main job, as notebook 00 shows it
 	$(BIN)/csrlhf run --out runs/recorded --resume
 	mkdir -p data/recorded/models && cp runs/recorded/results.json data/recorded/
-	cp -r runs/recorded/models/semantic runs/recorded/models/reward data/recorded/models/
+	cp -r runs/recorded/models/semantic runs/recorded/models/reward runs/recorded/models/critic.safetensors data/recorded/models/
 	sed -i 's#$(CURDIR)/##g' data/recorded/models/*/*.json data/recorded/models/*/README.md
 	cp runs/recorded/figures/tradeoff.svg data/recorded/
 

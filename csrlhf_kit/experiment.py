@@ -52,19 +52,24 @@ class RunConfig:
     """Seed of everything."""
     methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
     """Which policies to train; the base itself is always evaluated, as `sft`."""
-    threshold: float = 0.03
-    """Largest mean cost allowed over the training mixture: a probability, so 0.03 reads "3% harmful"."""
-    penalty: float = 8.0
+    threshold: float = 0.015
+    """Largest mean cost allowed over the training mixture: a probability, so 0.015 reads "1.5% harmful"."""
+    penalty: float = 6.0
     """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=60, learning_rate=2.5e-3, critic_learning_rate=4e-3, kl_coefficient=0.01, schedule="cosine"
+            steps=64,
+            epochs=2,
+            learning_rate=3e-3,
+            critic_learning_rate=4e-3,
+            kl_coefficient=0.02,
+            schedule="cosine",
         )
     )
     """PPO's settings, the same for every method."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the critic, the same for every method, is fitted to the base first."""
-    scorer_epochs: float | None = None
+    scorer_epochs: float | None = 1.0
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
     """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
@@ -200,8 +205,13 @@ def load_roles(config: RunConfig) -> tuple[Roles, Any]:
 
 
 def training_prompts() -> list[str]:
-    """What the policies are asked in training: shipped training prompts, as text."""
-    return [p.prompt for p in read_records("shipped", Prompt, split="train").records]
+    """What the policies are asked in training, as text: the shipped training prompts, the wrapped ones twice.
+
+    A third of the shipped prompts are wrapped, in families that the test split does not hold; asked twice,
+    they are half, since it is under wrappers that a policy forgets what it has learnt.
+    """
+    records = read_records("shipped", Prompt, split="train").records
+    return [p.prompt for p in records for _ in range(1 if p.family == "none" else 2)]
 
 
 def train_critic(config: RunConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import rate, summarise
 from csrlhf_kit.experiment import RunConfig, constraint_for, evaluation_prompts, run_experiment
 from csrlhf_kit.report import write_report
+from csrlhf_kit.training.critic import CriticConfig
 from csrlhf_kit.training.ppo import PPOConfig
 from csrlhf_kit.world.oracle import judge
 
@@ -28,6 +29,7 @@ def small(tmp_path_factory) -> RunConfig:
         out=tmp_path_factory.mktemp("run") / "small",
         methods=("fixed_penalty",),
         ppo=PPOConfig(steps=2, batch_size=8, minibatch_size=8, microbatch_size=8),
+        critic=CriticConfig(episodes=8, epochs=1, batch_size=8),
         scorer_epochs=0.02,
         evaluate=28,
         workers=1,
