@@ -24,6 +24,7 @@ from csrlhf_kit.training.sft import (
     response_loss,
     response_rows,
     run_sft,
+    told,
     train_sft,
 )
 
@@ -142,3 +143,12 @@ def test_errors_are_sentences(random_base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other things"):
         train_sft(quick(random_base, tmp_path / "mine"), DIALOGUES)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_was_left_out_is_told_with_its_reason():
+    report = {"rows": 31, "dropped": 473, "train_loss": 1.5, "validation_loss": None, "seconds": 2.0}
+    text = told(SFTConfig(max_length=64), report)
+    assert "Learnt from 31 dialogues" in text and "1.500 nats" in text and "runs/sft" in text
+    assert "473 more were left out, since --max-length 64 leaves no room for their prompt" in text
+    assert "validation" not in text
+    assert "left out" not in told(SFTConfig(), report | {"dropped": 0, "validation_loss": 1.0})

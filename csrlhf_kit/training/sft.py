@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,8 +70,22 @@ def run_sft(config: SFTConfig) -> dict[str, Any]:
     except UserError:
         validation = []
     report = train_sft(config, train, validation)
-    print(json.dumps({name: report[name] for name in ("rows", "dropped", "train_loss", "validation_loss")}))
+    print(told(config, report))
     return report
+
+
+def told(config: SFTConfig, report: dict[str, Any]) -> str:
+    """What a run has done, in sentences."""
+    text = f"Learnt from {report['rows']} dialogues in {report['seconds']:.0f} s: "
+    text += f"loss {report['train_loss']:.3f} nats a response token"
+    if report["validation_loss"] is not None:
+        text += f", on validation dialogues {report['validation_loss']:.3f}"
+    if report["dropped"]:
+        text += (
+            f".\n{report['dropped']} more were left out, since --max-length {config.max_length} leaves no room "
+            "for their prompt"
+        )
+    return f"{text}.\nThe policy is in {config.out}"
 
 
 def train_sft(
@@ -142,7 +157,8 @@ def response_rows(
         prompts = [record.prompt for record in chunk]
         batch = encode_dialogues(tokenizer, prompts, responses, max_length=max_length)
         # Encoded as `encode_dialogues` encodes a response; the end token is one more.
-        alone = tokenizer(responses, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        alone = tokenizer(responses, **options)["input_ids"]
         lengths = batch["attention_mask"].sum(1).tolist()
         for ids, length, response in zip(batch["input_ids"].tolist(), lengths, alone, strict=True):
             learnt = len(response) + 1
@@ -223,7 +239,9 @@ def _model(config: SFTConfig) -> torch.nn.Module:
         lora_dropout=0.0,
         target_modules="all-linear",
     )
-    model = get_peft_model(model, shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute it renamed
+        model = get_peft_model(model, shape)
     if Path(config.base).exists():
         # A relative path would break as soon as somebody loads the adapter from another folder.
         model.peft_config["default"].base_model_name_or_path = str(Path(config.base).resolve())
