@@ -241,7 +241,7 @@ class FiniteProblem:
         slack = -np.asarray(self.violation(policy))
         if not (slack > 0).all():
             raise UserError("slater_bound: the policy must be strictly feasible (cost below the threshold)")
-        best, given = self.constrained_optimum().policy, np.atleast_2d(policy)
+        best, given = self.constrained_optimum().policy, np.atleast_2d(np.asarray(policy, dtype=np.float64))
         gap = self._to_group(self._objective_by_prompt(best) - self._objective_by_prompt(given)) / slack
         return gap if self.per_prompt else float(gap)
 

@@ -93,7 +93,7 @@ class LabelledResponse:
     family: str = "none"
     """The jailbreak family that wraps the request; `none` where nothing does."""
     harmful: bool | None = None
-    """Whether a full answer to the request would do harm; None where the source does not say."""
+    """Whether this answer does harm by the ground truth; None where the source does not say."""
     helpfulness: float | None = None
     """How well the request is served, in [0, 1] for the toy world's oracle; None where unknown."""
     split: str = ""
