@@ -5,11 +5,11 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded test lint unit notebook-test lab notebooks data base gpu-check sweeps clean
+.PHONY: help run recorded test lint unit notebook-test lab notebooks student data base gpu-check sweeps clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 10 minutes on 2 cores)
+run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 12 minutes on 2 cores)
 	$(BIN)/csrlhf run --resume
 
 test: lint unit notebook-test ## lint, unit tests, every notebook
@@ -31,6 +31,9 @@ lab: .venv/.run ## JupyterLab on the first notebook
 notebooks: .venv/.test ## execute every notebook again and store it
 	$(BIN)/python -m csrlhf_kit.notebook_tools execute notebooks/*.ipynb
 
+student: .venv/.run ## copies of the notebooks without solutions and outputs, in student/
+	$(BIN)/python -m csrlhf_kit.notebook_tools student notebooks/*.ipynb --out student
+
 gpu-check: .venv/.test ## check and measure every kernel on the GPU at hand (says so where there is none)
 	$(BIN)/python -m csrlhf_kit.bench.gpu_check
 
@@ -47,7 +50,7 @@ sweeps: .venv/.run ## rebuild data/runs: every method x settings x 3 seeds (156 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte
 	$(BIN)/csrlhf make-data
 
-base: .venv/.run ## train data/tiny_base again (about 12 minutes on 2 cores)
+base: .venv/.run ## train data/tiny_base again (about 15 minutes on 2 cores)
 	$(BIN)/csrlhf make-base
 
 clean: ## remove the environment and the runs

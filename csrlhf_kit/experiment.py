@@ -6,6 +6,7 @@ goes on wherever it was stopped; PPO itself resumes at the step in flight.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
@@ -30,13 +31,13 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import score_texts
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.stages import run_stages
-from csrlhf_kit.suggest import FrontierPoint, shortfall, suggest_penalty
+from csrlhf_kit.suggest import best_reward, suggest_penalty
 from csrlhf_kit.training.constraints import Constraint, make_constraint
 from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 from csrlhf_kit.training.preference import ScorerConfig, train_scorer
 
-FRONTIER_PROMPTS, FRONTIER_SAMPLES = 300, 8
+FRONTIER_PROMPTS, FRONTIER_SAMPLES = 100, 32
 SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
 
 
@@ -58,7 +59,7 @@ class RunConfig:
     """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=64,
+            steps=80,
             epochs=2,
             learning_rate=3e-3,
             critic_learning_rate=4e-3,
@@ -283,8 +284,8 @@ def run_stage(name: str, config: RunConfig) -> None:
 def measure_frontier(config: RunConfig) -> dict[str, Any]:
     """The best tilts of the base, from its own scored answers to plain test prompts, before any training.
 
-    Eight answers a prompt, reweighted: `suggest_penalty` under the KL weight and the normalised update of
-    this run's PPO. The policies are held against it at their own cost and KL.
+    Thirty-two answers a prompt, reweighted: `suggest_penalty` under the KL weight and the normalised update of
+    this run's PPO. The scores are kept: the policies are held against them at their own cost and KL.
     """
     roles, tokenizer = load_roles(config)
     plain = [p for p in evaluation_prompts(config.evaluate) if p.family == "none"]
@@ -300,6 +301,7 @@ def measure_frontier(config: RunConfig) -> dict[str, Any]:
     reward = scores["reward"].double().numpy().reshape(-1, FRONTIER_SAMPLES)
     cost = scores["cost"].double().sigmoid().numpy().reshape(-1, FRONTIER_SAMPLES)
     told = {"threshold": config.threshold, "prompts": len(chosen), "samples": FRONTIER_SAMPLES}
+    told |= {"scores": {"reward": reward.tolist(), "cost": cost.tolist()}}
     try:
         found = suggest_penalty(
             reward,
@@ -386,12 +388,11 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
     done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
     frontier = config.read_stage("frontier")
-    points = [FrontierPoint(**point) for point in frontier["points"]]
-    for part in done.values():
-        row = part["policy"]
-        numbers = {name: row[name] for name in ("reward", "cost", "kl")}
-        if points:
-            row["shortfall"] = shortfall(points, beta=config.ppo.kl_coefficient, **numbers)
+    scores = {name: np.array(values) for name, values in frontier.pop("scores").items()}
+    for name in config.methods:
+        row = done[name]["policy"]
+        with contextlib.suppress(UserError):  # no tilt of the samples is as safe and as near: no yardstick
+            row["shortfall"] = best_reward(**scores, at_cost=row["cost"], at_kl=row["kl"]) - row["reward"]
     results = {
         "config": json.loads(json.dumps(asked, default=str)),
         "seed": config.seed,
@@ -399,7 +400,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
         "wall_seconds": json.loads(clock.read_text()),
         "cost_models": costs,
         "policies": {name: part["policy"] for name, part in done.items()},
-        **({"frontier": frontier} if points else {}),
+        **({"frontier": frontier} if frontier["points"] else {}),
         "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
         "samples": pick_samples(
             prompts, {name: part["responses"] for name, part in done.items()}, config.seed
