@@ -255,7 +255,9 @@ def test_slaters_bound_is_above_the_multiplier(problem, factor):
 
 def test_slaters_bound_of_the_policy_that_always_refuses_in_whole_numbers():
     problem = FiniteProblem([[0.5, 0.5]], [[1.0, 0.0]], [[1.0, 0.0]], beta=0.1, threshold=0.2)
-    by_hand = (problem.constrained_optimum().objective + 0.1 * np.log(2)) / 0.2  # F = -beta log 2, slack = 0.2
+    by_hand = (
+        problem.constrained_optimum().objective + 0.1 * np.log(2)
+    ) / 0.2  # F = -beta log 2, slack = 0.2
     assert problem.slater_bound([0, 1]) == pytest.approx(by_hand, abs=1e-9)
 
 
