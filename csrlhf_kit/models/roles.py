@@ -61,8 +61,9 @@ class Roles(nn.Module):
     policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
     rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
     critic_from: the scorer whose trunk the critic starts from, where it shares the base; None: a fresh one.
-        Safe RLHF starts from the reward model. The cost model is the better start here: what a prompt asks
-        for is in it, and one trunk serves both values (measured in benchmarks/critic_start.py).
+        Safe RLHF starts from the reward model. The cost model is the better start here: its trunk knows what a
+        prompt asks for, which is most of what a cost value is, and serves the reward's value nearly as well
+        (benchmarks/results/critic_start.csv).
     critic_layers: how many of the last layers the critic trains; None: all. Below them the critic stays the
         model that it starts from: no gradient, and on a lean trunk no pass, since scoring has been there.
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
