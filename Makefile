@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 12 minutes on 2 cores)
+run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 11 minutes on 2 cores)
 	$(BIN)/csrlhf run --resume
 
 test: lint unit notebook-test ## lint, unit tests, every notebook
