@@ -268,10 +268,10 @@ def main(options: argparse.Namespace) -> None:
         "load_average": {"least": min(load), "largest": max(load)} if load else None, **summary(rows),
     }  # fmt: skip
     text = io.StringIO()
-    writer = csv.DictWriter(text, ("library", "step", *COLUMNS), lineterminator="\n")
+    writer = csv.DictWriter(text, ("library", "turn", *COLUMNS), lineterminator="\n")
     writer.writeheader()
     for name, taken in rows.items():
-        writer.writerows({"library": name, "step": i + 1} | row for i, row in enumerate(taken))
+        writer.writerows({"library": name, "turn": i + 1} | row for i, row in enumerate(taken))
     options.out.mkdir(parents=True, exist_ok=True)
     write(options.out / "ppo_peer_cpu.csv", text.getvalue())
     write(options.out / "ppo_peer_cpu.json", json.dumps(result, indent=1) + "\n")
