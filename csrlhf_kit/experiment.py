@@ -224,6 +224,22 @@ def train_critic(config: RunConfig) -> dict[str, Any]:
     return {"losses": [{"reward": reward, "cost": cost} for reward, cost in losses]}
 
 
+def evaluate_policy(
+    roles: Roles, tokenizer: Any, config: RunConfig, *, adapter: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Answer the test prompts with an adapter, or None: the base; return the oracle's row and the answers."""
+    prompts = evaluation_prompts(config.evaluate)
+    responses, scores = answer_and_score(
+        roles,
+        tokenizer,
+        prompts,
+        adapter=adapter,
+        max_new_tokens=config.ppo.max_new_tokens,
+        seed=config.seed,
+    )
+    return policy_row(prompts, responses, scores), responses
+
+
 def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
     """Train one policy, or none for `sft`; answer the test prompts; return its row, curve and answers."""
     roles, tokenizer = load_roles(config)
@@ -238,16 +254,8 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
         roles.save_policy(config.out / "policies" / method / "adapter")
         multiplier = constraint.multiplier
     seconds = time.perf_counter() - started
-    prompts = evaluation_prompts(config.evaluate)
-    responses, scores = answer_and_score(
-        roles,
-        tokenizer,
-        prompts,
-        adapter=None if method == "sft" else "policy",
-        max_new_tokens=ppo.max_new_tokens,
-        seed=config.seed,
-    )
-    row = policy_row(prompts, responses, scores) | {"multiplier": multiplier, "seconds": seconds}
+    row, responses = evaluate_policy(roles, tokenizer, config, adapter=None if method == "sft" else "policy")
+    row |= {"multiplier": multiplier, "seconds": seconds}
     return {"policy": row, "curve": history, "responses": responses}
 
 

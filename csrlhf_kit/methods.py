@@ -18,8 +18,7 @@ import torch
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.safety import answer_and_score, policy_row
-from csrlhf_kit.experiment import RunConfig, evaluation_prompts, load_roles
+from csrlhf_kit.experiment import RunConfig, evaluate_policy, load_roles
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
@@ -142,16 +141,9 @@ def train_cell(
     started = time.perf_counter()
     history, multiplier = _train(cell, config, direct, roles, tokenizer, offline)
     seconds = time.perf_counter() - started
-    prompts = evaluation_prompts(config.evaluate)
-    responses, scores = answer_and_score(
-        roles,
-        tokenizer,
-        prompts,
-        adapter=None if cell.method == "sft" else "policy",
-        max_new_tokens=config.ppo.max_new_tokens,
-        seed=cell.seed,
-    )
-    row = policy_row(prompts, responses, scores) | {"multiplier": multiplier, "seconds": seconds}
+    adapter = None if cell.method == "sft" else "policy"
+    row, responses = evaluate_policy(roles, tokenizer, config, adapter=adapter)
+    row |= {"multiplier": multiplier, "seconds": seconds}
     return {"policy": row, "curve": history, "responses": responses}
 
 

@@ -10,6 +10,8 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,18 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sentences() -> list[str]:
     """Six short requests and answers in the random tokenizer's language."""
     return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def seconds() -> Callable[[Callable[[], object]], float]:
+    """CPU seconds of a call, the best of three: other processes may have the core. For ratios only."""
+
+    def measure(call: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            call()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    return measure

@@ -24,7 +24,14 @@ from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import seed_everything, write_atomic
-from csrlhf_kit.training.ppo import PPOConfig, episode_costs, episode_rewards, value_loss
+from csrlhf_kit.training.advantages import last_action
+from csrlhf_kit.training.ppo import (
+    PPOConfig,
+    cosine_to_a_tenth,
+    episode_costs,
+    episode_rewards,
+    value_loss,
+)
 from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
 
 
@@ -67,7 +74,7 @@ def returns(trajectory: Trajectory, config: PPOConfig) -> Tensor:
     """
     scores = torch.stack([episode_rewards(trajectory, config), episode_costs(trajectory.cost, config)], -1)
     columns = torch.arange(trajectory.ids.shape[1], device=scores.device)
-    last = (trajectory.actions * columns).argmax(1, keepdim=True)
+    last = last_action(trajectory.actions).unsqueeze(1)
     discount = config.gamma ** (last - columns).clamp_min(0)  # (batch, length)
     return discount.unsqueeze(-1) * scores.unsqueeze(1)
 
@@ -90,7 +97,7 @@ def fit_critic(
     optimizer = torch.optim.AdamW(roles.trainable("critic"), lr=config.learning_rate, weight_decay=0.0)
     per_epoch = -(-len(places) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: 0.1 + 0.45 * (1 + math.cos(math.pi * i / (config.epochs * per_epoch)))
+        optimizer, lambda i: cosine_to_a_tenth(i / (config.epochs * per_epoch))
     )
     history = []
     for _ in tqdm(range(config.epochs), desc="critic", unit="epoch"):
