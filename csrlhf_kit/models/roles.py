@@ -69,6 +69,7 @@ class Roles(nn.Module):
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
     lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.models.trunk`, which computes the same
     numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
+    static_cache: sample with a cache of fixed size, which transformers compiles on a GPU (see `rollout.generate`).
     seed: fresh adapters are drawn from it; the global generators are left alone.
 
     Only `policy`, `critic` and `value_head` can have gradients. Raises UserError for an adapter that does
@@ -89,9 +90,11 @@ class Roles(nn.Module):
         critic_layers: int | None = None,
         fused: bool = True,
         lean: bool = True,
+        static_cache: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.static_cache = static_cache
         hidden_size = base.get_input_embeddings().weight.shape[1]
         fresh = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"

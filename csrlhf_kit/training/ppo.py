@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from csrlhf_kit import processes
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
@@ -29,7 +30,14 @@ from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everyt
 from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
 from csrlhf_kit.training.constraints import Constraint
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
-from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
+from csrlhf_kit.training.optimizers import OptimizerName, make_optimizer
+from csrlhf_kit.training.rollout import (
+    Trajectory,
+    by_length,
+    sample_episodes,
+    sampling_noise,
+    score_episodes,
+)
 
 
 @dataclass
@@ -307,13 +315,14 @@ def update(
     for _ in range(config.epochs):
         for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
             tokens = batch.actions[rows].sum()
-            parts = [batch.take(*chunk) for chunk in by_length(batch.mask, rows, config.microbatch_size)]
+            own = processes.share(rows)
+            parts = [batch.take(*chunk) for chunk in by_length(batch.mask, own, config.microbatch_size)]
             if not stopped:
                 args = (tokens, scale, constraint, config)
                 stats = torch.stack([policy_backward(roles, part, *args) for part in parts])
-                loss, kl, clipped, entropy, _ = stats.sum(0).tolist()
+                loss, kl, clipped, entropy, _ = processes.summed(stats.sum(0)).tolist()
                 if not policy_rows:
-                    largest_first = float(stats[:, 4].max())
+                    largest_first = float(processes.largest(stats[:, 4].max()))
                 stopped = config.target_kl is not None and kl > config.target_kl
                 if stopped:
                     optimizers["policy"].zero_grad(set_to_none=True)
@@ -321,7 +330,8 @@ def update(
                     imitation.append(imitate())
                 norm = 0.0 if stopped else _descend(optimizers["policy"], config.max_grad_norm)
                 policy_rows.append((loss, kl, clipped, entropy, norm))
-            critic_rows.append(sum(critic_backward(roles, part, tokens, config) for part in parts).tolist())
+            losses = sum(critic_backward(roles, part, tokens, config) for part in parts)
+            critic_rows.append(processes.summed(losses).tolist())
             _descend(optimizers["critic"], config.max_grad_norm)
     names = ("policy/loss", "policy/approxkl", "policy/clipfrac", "policy/entropy", "policy/grad_norm")
     policy_means = torch.tensor(policy_rows or [[0.0] * len(names)], dtype=torch.float64).mean(0).tolist()
@@ -338,8 +348,9 @@ def update(
 
 
 def _descend(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
-    """Clip the gradient norm, take one step; return the norm before clipping."""
+    """Sum the processes' gradients, clip their norm, take one step; return the norm before clipping."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    processes.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -361,25 +372,30 @@ def ppo_step(
 ) -> dict[str, float]:
     """One PPO step on `prompts` (encoded: left-padded `input_ids` and `attention_mask`); returns its
     statistics.
+
+    Of several processes, each answers and scores its share of the prompts; then all of them know all episodes.
     """
     clocks = [_clocks()]
+    own = processes.share(torch.arange(len(prompts)))
     episodes = sample_episodes(
         roles,
         tokenizer,
-        encoded["input_ids"],
-        encoded["attention_mask"],
+        encoded["input_ids"][own],
+        encoded["attention_mask"][own],
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        noise=sampling_noise(len(prompts), config.max_new_tokens, roles.device)[own.to(roles.device)],
     )
     clocks.append(_clocks())
     trajectory = score_episodes(
         roles,
         tokenizer,
-        prompts,
+        [prompts[row] for row in own.tolist()],
         episodes,
         temperature=config.temperature,
         chunk_size=config.microbatch_size,
     )
+    trajectory = Trajectory(*processes.gathered(trajectory))
     clocks.append(_clocks())
     updated = update(
         roles, optimizers, trajectory, constraint, config,
@@ -429,6 +445,7 @@ def train_ppo(
     *,
     groups: Sequence[str] | None = None,
     demonstrations: Sequence[LabelledResponse] = (),
+    optimizer: OptimizerName = "adamw",
 ) -> list[dict[str, float]]:
     """Train the policy of `roles` (in place) on `prompts` (requests as text); return one row of statistics a
     step.
@@ -438,6 +455,10 @@ def train_ppo(
     on_step: called with each new row.
     groups: the group of each prompt, for a constraint that tells them apart; None: each prompt is its own.
     demonstrations: what the policy imitates beside the reward, where `config.ptx` is above 0.
+    optimizer: in which numbers AdamW keeps its moments.
+
+    Of several processes (see `csrlhf_kit.processes`) each calls this with the same arguments; batches are shared,
+    and the first one writes.
 
     Raises UserError where there is no prompt, or where training has diverged (a loss that is not a number).
     """
@@ -445,12 +466,17 @@ def train_ppo(
         raise UserError("there is no prompt to train on: expected at least one")
     if config.ptx > 0 and not demonstrations:
         raise UserError(f"ptx is {config.ptx}: expected demonstrations to imitate")
+    processes.check_divisible(batch_size=config.batch_size, minibatch_size=config.minibatch_size)
     groups = prompts if groups is None else groups
-    seed_everything(config.seed)
+    seed_everything(config.seed)  # every process draws the same numbers, and uses its share
     roles.eval()  # no dropout anywhere: the ratio must compare policies, not noise
     optimizers = {
-        role: torch.optim.AdamW(
-            roles.trainable(role), lr=rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        role: make_optimizer(
+            optimizer,
+            roles.trainable(role),
+            learning_rate=rate,
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
         )
         for role, rate in (("policy", config.learning_rate), ("critic", config.critic_learning_rate))
     }
@@ -464,14 +490,19 @@ def train_ppo(
 
         def imitate() -> float:  # draws from torch's generator, which checkpoints hold
             drawn = torch.randint(len(shown.ids), (config.minibatch_size,))
-            return imitation_backward(roles, shown, drawn, config.ptx, microbatch_size=config.microbatch_size)
+            weight = config.ptx / processes.count()  # each process adds the same gradient
+            return imitation_backward(roles, shown, drawn, weight, microbatch_size=config.microbatch_size)
 
     history: list[dict[str, float]] = []
     first = 0
     if run is not None and (checkpoint := run.load()) is not None:
         _restore(checkpoint.tensors, checkpoint.state, roles, optimizers, constraint)
         first, history = checkpoint.step, run.history()
-    with tqdm(total=config.steps, initial=first, desc=type(constraint).__name__, unit="step") as bar:
+    processes.wait()  # before one of them writes to what another still reads
+    name = type(constraint).__name__
+    with tqdm(
+        total=config.steps, initial=first, desc=name, unit="step", disable=not processes.is_main()
+    ) as bar:
         for step in range(first, config.steps):
             for role, optimizer in optimizers.items():
                 optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
@@ -501,7 +532,7 @@ def train_ppo(
                 )
             row = {"step": step + 1, **stats}
             history.append(row)
-            if run is not None:
+            if run is not None and processes.is_main():
                 run.log(row)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                     run.save(step + 1, *_snapshot(roles, optimizers, constraint))
@@ -526,7 +557,8 @@ def _snapshot(
     tensors |= {f"roles.{name}": tensor for name, tensor in roles.trained_state().items()}
     for role, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{role}.{index}.{name}": value for name, value in moments.items()}
+            names = {f"optimizer.{role}.{index}.{name}": value for name, value in moments.items()}
+            tensors |= {name: torch.as_tensor(value) for name, value in names.items()}
     return tensors, {"generators": generators, "constraint": constraint.state_dict()}
 
 
@@ -545,7 +577,8 @@ def _restore(
         for key, value in tensors.items():
             if key.startswith(f"optimizer.{role}."):
                 index, name = key.removeprefix(f"optimizer.{role}.").split(".")
-                moments.setdefault(int(index), {})[name] = value
+                count = value.dim() == 0 and not value.is_floating_point()  # bitsandbytes' step is a number
+                moments.setdefault(int(index), {})[name] = value.item() if count else value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     constraint.load_state_dict(state["constraint"])
     restore_random_state(tensors, state["generators"])

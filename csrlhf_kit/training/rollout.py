@@ -6,12 +6,13 @@ that a mini-batch can be trimmed to its longest row and no attention mask is nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.models.decoding import CachedForward, Decoder
@@ -86,6 +87,13 @@ def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
+def sampling_noise(batch: int, max_new_tokens: int, device: torch.device) -> Tensor:
+    """Uniform numbers (batch, max_new_tokens), float64, of torch's global generator: one for each token that can
+    be sampled, all drawn at once, so that an answer does not depend on who answers the other prompts.
+    """
+    return torch.rand(batch, max_new_tokens, dtype=torch.float64, device=device)
+
+
 def decode(
     decoder: Decoder,
     prompt_ids: Tensor,
@@ -95,14 +103,16 @@ def decode(
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    noise: Tensor | None = None,
     shrink: float = SHRINK,
 ) -> Tensor:
     """Answer each left-padded prompt: tokens (batch, at most max_new_tokens), whatever follows EOS is noise.
 
-    Draws from torch's global generator, all at once: which rows are dropped when (shrink) changes no draw.
+    noise: as `sampling_noise` draws it (None: it is drawn here). Which rows are dropped when (shrink) changes no
+    draw.
     """
     batch, device = prompt_ids.shape[0], prompt_ids.device
-    noise = torch.rand(batch, max_new_tokens, dtype=torch.float64, device=device)
+    noise = sampling_noise(batch, max_new_tokens, device) if noise is None else noise
     tokens = torch.full((batch, max_new_tokens), pad_token_id, device=device)
     rows = torch.arange(batch, device=device)  # that the decoder still goes on with
     going = torch.ones(batch, dtype=torch.bool, device=device)
@@ -122,6 +132,17 @@ def decode(
     return tokens[:, : t + 1]
 
 
+class Draw(LogitsProcessor):
+    """Makes Hugging Face's greedy search take the tokens that `pick` draws."""
+
+    def __init__(self, noise: Tensor, temperature: float, prompt_length: int) -> None:
+        self.noise, self.temperature, self.prompt_length = noise, temperature, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = pick(scores, self.noise[:, input_ids.shape[1] - self.prompt_length], self.temperature)
+        return torch.full_like(scores, -math.inf).scatter_(1, chosen.unsqueeze(1), 0.0)
+
+
 def generate(
     model: PreTrainedModel,
     prompt_ids: Tensor,
@@ -131,33 +152,35 @@ def generate(
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    noise: Tensor | None = None,
+    static_cache: bool = False,
 ) -> Tensor:
-    """What `decode` does, by Hugging Face's `generate`, for models whose memory is no plain key-value cache.
+    """What `decode` does, by Hugging Face's `generate`: for models whose memory is no plain key-value cache, or
+    with a cache of fixed size, which transformers compiles on a GPU, so that a token is one CUDA graph.
 
-    Every setting is explicit, so that nothing a base ships (top_p, repetition penalty ...) bends the
-    distribution away from softmax(logits / temperature), which is what the log-probabilities assume.
+    The tokens are those of `decode` with the same noise. Every setting is explicit, so that nothing a base ships
+    (top_p, repetition penalty ...) bends the distribution away from softmax(logits / temperature), which is what
+    the log-probabilities assume.
     """
+    if noise is None:
+        noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
     settings = GenerationConfig(
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else 1.0,
-        top_k=0 if temperature > 0 else 50,
-        top_p=1.0,
-        min_p=None,
-        typical_p=1.0,
-        epsilon_cutoff=0.0,
-        eta_cutoff=0.0,
+        do_sample=False,  # `Draw` samples
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         num_beams=1,
-        renormalize_logits=False,
         suppress_tokens=None,
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
         use_cache=True,
+        cache_implementation="static" if static_cache else None,
     )
     output = model.generate(
-        input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=settings
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask.long(),
+        generation_config=settings,
+        logits_processor=LogitsProcessorList([Draw(noise, temperature, prompt_ids.shape[1])]),
     )
     return output[:, prompt_ids.shape[1] :]
 
@@ -172,20 +195,25 @@ def sample(
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    noise: Tensor | None = None,
+    static_cache: bool = False,
 ) -> Episodes:
-    """Answer each left-padded prompt once. Draws from torch's global generator.
+    """Answer each left-padded prompt once.
 
     model: a causal LM, or a `Decoder`. prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes
     greedily; else tokens follow softmax(logits / temperature), whatever settings a base ships.
+    noise: as `sampling_noise` draws it; None: drawn here. static_cache: see `generate`.
     """
     settings = {
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
+        "noise": noise,
     }
-    if isinstance(model, nn.Module) and not CachedForward.fits(model):
-        tokens = generate(model, prompt_ids, prompt_mask, **settings)
+    if isinstance(model, nn.Module) and (static_cache or not CachedForward.fits(model)):
+        static_cache = static_cache and model._supports_default_dynamic_cache()
+        tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=static_cache)
     else:
         decoder = CachedForward(model) if isinstance(model, nn.Module) else model
         tokens = decode(decoder, prompt_ids, prompt_mask, **settings)
@@ -205,6 +233,7 @@ def sample_episodes(
     adapter: str | None = "policy",
     max_new_tokens: int,
     temperature: float = 1.0,
+    noise: Tensor | None = None,
 ) -> Episodes:
     """`sample` with one of the roles' adapters (None: the reference); leading padding columns are dropped."""
     first = int(prompt_mask.long().argmax(1).min())
@@ -217,6 +246,8 @@ def sample_episodes(
             pad_token_id=tokenizer.pad_token_id,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            noise=noise,
+            static_cache=roles.static_cache,
         )
 
 

@@ -1,0 +1,124 @@
+"""One job on several processes (torchrun, accelerate launch): my share of the work, and what all of us found.
+
+Each process holds the whole model, works on its share of a batch, and afterwards knows what every other one
+found; what is decided is decided on the whole batch, by each process alike. Communication is Accelerate's.
+Without a launcher there is one process, and each function returns what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, pad_across_processes, reduce
+from torch import Tensor, nn
+
+from csrlhf_kit.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def start() -> None:
+    """Join the other processes, where a launcher has started any: NCCL between GPUs, gloo between CPUs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def _joined() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if _joined() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return torch.distributed.get_rank() if _joined() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """The device that a model goes to by default: this process's GPU, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of `rows` (rows,): contiguous, in rank order."""
+    return rows.tensor_split(count())[rank()]
+
+
+def check_divisible(**sizes: int) -> None:
+    """Raises UserError where a batch cannot be shared equally."""
+    for name, size in sizes.items():
+        if size % count():
+            raise UserError(f"{name} is {size}: expected a multiple of the {count()} processes that share it")
+
+
+def gathered(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Each process's rows of each tensor, in rank order; columns (dimension 1) are padded with zeros first."""
+    if count() == 1:
+        return list(tensors)
+    return [None if t is None else _gathered(t) for t in tensors]
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    plain = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+    if tensor.dim() > 1:
+        plain = pad_across_processes(plain, dim=1)
+    return gather(plain).to(tensor.dtype)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of all processes' tensors."""
+    return reduce(tensor, "sum") if count() > 1 else tensor
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """The elementwise largest of all processes' tensors."""
+    return reduce(tensor, "max") if count() > 1 else tensor
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by the sum over all processes, in one message: adapters are small."""
+    if count() == 1:
+        return
+    found = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in found])
+    for parameter, part in zip(found, summed(flat).split([p.numel() for p in found]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def wait() -> None:
+    """Go on when every process has come here."""
+    if count() > 1:
+        PartialState().wait_for_everyone()
+
+
+def on_main(function: Callable[[], Result]) -> Result | None:
+    """Call `function` in the main process; the others wait, get None, and fail where it failed.
+
+    Raises UserError in every process where the main one raised it.
+    """
+    if count() == 1:
+        return function()
+    result, told = None, [None]
+    if is_main():
+        try:
+            result = function()
+        except UserError as error:
+            told = [str(error)]
+    broadcast_object_list(told)
+    if told[0] is not None:
+        raise UserError(told[0])
+    return result

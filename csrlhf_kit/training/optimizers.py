@@ -1,0 +1,45 @@
+"""AdamW, and its 8-bit and paged forms for runs that are short of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from csrlhf_kit.errors import UserError
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+BYTES_PER_PARAMETER = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # its two moments
+
+
+def make_optimizer(
+    name: OptimizerName,
+    parameters: Sequence[nn.Parameter],
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """AdamW on `parameters` (Loshchilov & Hutter 2017, arXiv 1711.05101).
+
+    The 8-bit forms keep both moments in blocks of 8-bit numbers (Dettmers et al. 2021, arXiv 2110.02861); the
+    paged one lets the driver move them to the host's memory when the GPU's runs short (arXiv 2305.14314).
+    Tensors of fewer than 4,096 numbers stay in 32 bit.
+
+    Raises UserError for an unknown name, or a paged optimiser without a GPU.
+    """
+    options = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, **options, fused=True)
+    if name not in BYTES_PER_PARAMETER:
+        raise UserError(f"optimizer is {name!r}: expected one of {', '.join(BYTES_PER_PARAMETER)}")
+    paged = name.startswith("paged")
+    if paged and not all(parameter.is_cuda for parameter in parameters):
+        raise UserError(f"optimizer {name} needs a CUDA GPU: expected adamw or adamw_8bit on a CPU")
+    try:
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    except ImportError as error:
+        raise UserError(f"optimizer {name} needs bitsandbytes: expected it to be installed") from error
+    return (PagedAdamW8bit if paged else AdamW8bit)(parameters, **options)
