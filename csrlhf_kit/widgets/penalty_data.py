@@ -1,0 +1,232 @@
+"""What `explore_penalty` draws: one finite problem, three penalties, a batch; every figure from one state.
+
+Everything that the sliders cannot change is computed once; a redraw is arithmetic on arrays, three exact
+optima and one equilibrium.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures import INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.theory import (
+    FiniteProblem,
+    Solution,
+    batch_hinge_equilibrium,
+    effective_multiplier,
+    equilibrium_violation,
+    expected_hinge,
+    hinge_bias,
+)
+from csrlhf_kit.theory_figures import PENALTIES
+from csrlhf_kit.widgets.view import filled
+
+KINDS = {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}
+MULTIPLES = np.geomspace(0.1, 10, 41)  # of the optimal multiplier: what the middle panel spans
+
+
+@dataclass(frozen=True)
+class PenaltyLab:
+    """A problem with a binding average constraint, and what no slider changes about it."""
+
+    problem: FiniteProblem
+    optimum: Solution
+    frontier_cost: np.ndarray  # (points,) of the best tilts, cost falling
+    frontier_value: np.ndarray  # (points,) F
+    per_sample: np.ndarray  # (points,) E[(cost - threshold)+] of the same policies
+    sweeps: dict[str, np.ndarray]  # kind -> (multiples,) mean cost of its optimum
+    spread: float  # standard deviation of an episode's cost at the constrained optimum
+
+    @property
+    def multiplier(self) -> float:
+        """λ*."""
+        return float(self.optimum.multiplier)
+
+
+def penalty_lab(problem: FiniteProblem) -> PenaltyLab:
+    """Solve what stays.
+
+    Raises UserError where the constraint does not bind, where there is one for each prompt, or at beta = 0.
+    """
+    if problem.per_prompt or problem.beta == 0:
+        raise UserError("explore_penalty: one average constraint and beta > 0 were expected")
+    optimum = problem.constrained_optimum()
+    if optimum.status != "active":
+        raise UserError(
+            f"explore_penalty: the constraint is {optimum.status}; one that binds was expected (another threshold)"
+        )
+    star = float(optimum.multiplier)
+    multipliers = np.concatenate([[0.0], np.geomspace(0.02, 1, 30), np.geomspace(1, 12, 20)[1:]])
+    frontier = problem.frontier(star * multipliers)
+    hinge = np.maximum(problem.cost - problem.threshold, 0) * (problem.reference > 0)
+    joint = problem.weights[:, None] * optimum.policy
+    return PenaltyLab(
+        problem=problem,
+        optimum=optimum,
+        frontier_cost=np.array([s.cost for s in frontier]),
+        frontier_value=np.array([s.objective for s in frontier]),
+        per_sample=np.array([problem.weights @ (s.policy * hinge).sum(axis=1) for s in frontier]),
+        sweeps={
+            kind: np.array([problem.penalised_optimum(m * star, kind).cost for m in MULTIPLES])
+            for kind in KINDS
+        },
+        spread=float(np.sqrt((joint * (problem.cost - optimum.cost) ** 2).sum())),
+    )
+
+
+@dataclass(frozen=True)
+class PenaltyPoint:
+    """What one setting of the sliders means, in numbers."""
+
+    penalty: float
+    """λ."""
+    optima: dict[str, Solution]
+    """kind -> its exact optimum."""
+    noise: float
+    """Standard deviation of a batch's mean cost at the constrained optimum."""
+    bias: float
+    """What the batch hinge charges the constrained optimum, whose true hinge is 0: 0.399 noise."""
+    settled: Solution
+    """Where training with the batch gate comes to rest."""
+
+
+def penalty_point(lab: PenaltyLab, multiple: float, batch: int) -> PenaltyPoint:
+    """Exact optima at `multiple` times λ*, and what batches of `batch` episodes make of them."""
+    if not multiple > 0 or batch < 1:
+        raise UserError(
+            f"explore_penalty: multiple {multiple} and batch {batch}; positive ones were expected"
+        )
+    penalty, noise = multiple * lab.multiplier, lab.spread / np.sqrt(batch)
+    return PenaltyPoint(
+        penalty=penalty,
+        optima={kind: lab.problem.penalised_optimum(penalty, kind) for kind in KINDS},
+        noise=float(noise),
+        bias=float(hinge_bias(0.0, noise)),
+        settled=batch_hinge_equilibrium(lab.problem, penalty, batch=batch),
+    )
+
+
+def landscape(lab: PenaltyLab, penalty: float, kind: str) -> np.ndarray:
+    """F less the penalty of each frontier policy, (points,): what training climbs."""
+    excess = lab.frontier_cost - lab.problem.threshold
+    burden = {"rectified": np.maximum(excess, 0), "linear": excess, "per_sample": lab.per_sample}[kind]
+    return lab.frontier_value - penalty * burden
+
+
+def penalty_values(lab: PenaltyLab, multiple: float, batch: int) -> dict[str, dict[str, Any]]:
+    """What one setting draws: a trace's name -> its x and y."""
+    point = penalty_point(lab, multiple, batch)
+    drawn: dict[str, tuple[Any, Any]] = {"now": ([multiple, multiple], [-1e3, 1e3])}
+    for kind in KINDS:
+        best = point.optima[kind]
+        height = lab.problem.penalised_value(best.policy, point.penalty, kind)
+        drawn[f"landscape {kind}"] = lab.frontier_cost, landscape(lab, point.penalty, kind)
+        drawn[f"optimum {kind}"] = [best.cost], [height]
+        drawn[f"now {kind}"] = [multiple], [best.cost]
+    above = MULTIPLES[MULTIPLES > 1.001]
+    excess = [
+        equilibrium_violation(m * lab.multiplier, multiplier=lab.multiplier, noise=point.noise) for m in above
+    ]
+    violation = _violations(lab)
+    drawn["gate"] = above, lab.problem.threshold + np.array(excess)
+    drawn["gate now"] = [multiple], [point.settled.cost]
+    drawn["hinge of the batch"] = violation, expected_hinge(violation, point.noise)
+    drawn["bias"] = [0.0], [point.bias]
+    return {name: {"x": rounded_all(x), "y": rounded_all(y)} for name, (x, y) in drawn.items()}
+
+
+def penalty_figure(lab: PenaltyLab, multiple: float = 1.5, batch: int = 32) -> go.Figure:
+    """Landscape, cost by λ, and the batch hinge, at one setting."""
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        horizontal_spacing=0.085,
+        column_titles=["what training climbs", "where it ends, by λ", "what a batch charges"],
+    )
+    for kind, method in PENALTIES.items():
+        look, word = style(method), KINDS[kind]
+        line = {"color": look.colour, "dash": look.dash, "width": 2}
+        sweep = {"x": rounded_all(MULTIPLES), "y": rounded_all(lab.sweeps[kind])}
+        _line(figure, 1, f"landscape {kind}", word, line)
+        _line(figure, 2, f"sweep {kind}", word, line, legend=False, **sweep)
+        for column, name in ((1, f"optimum {kind}"), (2, f"now {kind}")):
+            _mark(figure, column, name, look.colour, look.symbol, f"optimum, {word}")
+    gate = {"color": INK, "dash": "dot", "width": 2}
+    hinge = rounded_all(_violations(lab))
+    _line(figure, 2, "now", "λ now", {"color": MUTED, "width": 1}, legend=False)
+    _line(figure, 2, "gate", "with a batch's hinge", gate)
+    _mark(figure, 2, "gate now", INK, "x", "with a batch's hinge")
+    blue = {"color": style("fixed_penalty").colour, "width": 2}
+    exact = rounded_all(max(v, 0.0) for v in hinge)
+    _line(figure, 3, "hinge", "the hinge itself", blue, legend=False, x=hinge, y=exact)
+    _line(figure, 3, "hinge of the batch", "mean of the batch's hinge", gate, legend=False)
+    _mark(figure, 3, "bias", INK, "x", "bias at the threshold")
+    _axes(figure, lab)
+    filled(figure, penalty_values(lab, multiple, batch))
+    title = "Drag λ across λ*: the rectified optimum stops at the threshold, the others do not"
+    return titled(figure, title, height=430, margin={"b": 110})
+
+
+def _violations(lab: PenaltyLab) -> np.ndarray:
+    return np.linspace(-lab.spread, lab.spread, 61)
+
+
+def _line(
+    figure: go.Figure, column: int, meta: str, name: str, line: Any, *, legend: bool = True, **xy: Any
+) -> None:
+    trace = go.Scatter(
+        mode="lines", line=line, name=name, meta=meta, legendgroup=name, showlegend=legend, **xy
+    )
+    figure.add_trace(trace, row=1, col=column)
+
+
+def _mark(figure: go.Figure, column: int, meta: str, colour: str, symbol: str, name: str) -> None:
+    marker = {"color": colour, "symbol": symbol, "size": 12, "line": {"color": INK, "width": 1}}
+    trace = go.Scatter(mode="markers", marker=marker, name=name, meta=meta, showlegend=False)
+    figure.add_trace(trace, row=1, col=column)
+
+
+def _axes(figure: go.Figure, lab: PenaltyLab) -> None:
+    """Axes that stand still while λ moves, so that the eye sees the curves move."""
+    dotted = {"color": INK, "dash": "dot", "width": 1.5}
+    threshold, cost, value = rounded(lab.problem.threshold), lab.frontier_cost, lab.frontier_value
+    figure.add_vline(x=threshold, line=dotted, row=1, col=1)
+    figure.add_hline(y=threshold, line=dotted, row=1, col=2)
+    edge, span = 0.04 * float(np.ptp(cost)), float(np.ptp(value))
+    costs = rounded_all([cost.min() - edge, cost.max() + edge])
+    values = rounded_all([value.min() - 0.6 * span, value.max() + 0.6 * span])
+    charges = rounded_all([-0.05 * lab.spread, lab.spread])
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    log = {"type": "log", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks], "range": [-1.05, 1.05]}
+    figure.update_xaxes(title_text="mean cost of the policy", range=costs, row=1, col=1)
+    figure.update_yaxes(title_text="penalised objective", range=values, row=1, col=1)
+    figure.update_xaxes(title_text="λ / λ*", **log, row=1, col=2)
+    figure.update_yaxes(title_text="mean cost", range=costs, row=1, col=2)
+    figure.update_xaxes(title_text="E[cost] − threshold", row=1, col=3)
+    figure.update_yaxes(title_text="charge per unit of λ", range=charges, row=1, col=3)
+    figure.update_annotations(font_size=13)
+
+
+def penalty_story(lab: PenaltyLab, multiple: float, batch: int) -> str:
+    """The same setting in words, as HTML with nothing of a user's in it."""
+    point, d = penalty_point(lab, multiple, batch), lab.problem.threshold
+    side = "above" if multiple > 1 else "at" if multiple == 1 else "below"
+    rows = [f"λ = {point.penalty:.3f}, {multiple:.2f} times λ* = {lab.multiplier:.3f} ({side} it)."]
+    for kind, word in KINDS.items():
+        s = point.optima[kind]
+        rows.append(f"{word}: cost {s.cost:.4f} ({s.cost - d:+.4f} to the threshold), F {s.objective:.4f}")
+    price = float(
+        effective_multiplier(point.penalty, lab.problem.violation(point.settled.policy), point.noise)
+    )
+    rows.append(
+        f"batches of {batch}: a feasible policy is charged {point.bias:.4f}·λ; the gate carries about {price:.3f} "
+        f"and lets training settle at cost {point.settled.cost:.4f} ({point.settled.cost - d:+.4f})"
+    )
+    return "<br>".join(html.escape(row) for row in rows)

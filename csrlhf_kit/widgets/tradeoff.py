@@ -1,0 +1,142 @@
+"""`explore_tradeoff`: safety against helpfulness, with λ, threshold and β under your hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.exercises.town import town
+from csrlhf_kit.theory import FiniteProblem
+from csrlhf_kit.widgets.tradeoff_data import GRID, Recorded, State, Tradeoff, answers, read_recorded
+from csrlhf_kit.widgets.view import (
+    CARD,
+    View,
+    card,
+    escaped,
+    figure_twin,
+    live_figure,
+    redraw,
+    widgets_can_run,
+)
+
+SAFE, HARMFUL = "#0072B2", "#D55E00"
+TOWN = ["harmful"] * 20 + ["harmless"] * 20
+
+
+def explore_tradeoff(
+    results: str | Path | Mapping[str, Any] | None = None,
+    *,
+    problem: FiniteProblem | None = None,
+    strata: Sequence[str] | None = None,
+    static: bool | None = None,
+) -> View:
+    """Every recorded run beside what is possible and what a penalty makes of it; click a run for its curves.
+
+    results: a run's or a sweep's folder, its results.json or sweep.json, or what that holds; None: the shipped
+    record. problem: what the frontier is of; None: the record's scored samples, reweighted, where it has kept them
+    (a run's own folder has), else the town of notebooks 03 and 04, exact. strata: one word for each prompt of
+    `problem`, which a menu then chooses from. static: see `widgets.view`.
+
+    Keyboard: Tab to a slider or menu, arrow keys move it; the menu `run` does what a click on a point does.
+
+    Raises UserError where the record cannot be read.
+    """
+    board = tradeoff(results, problem, strata)
+    state = board.start()
+    twin = partial(_twin, board, state)
+    if not widgets_can_run(static):
+        return View(None, twin)
+    return View(_controls(board, state), twin)
+
+
+def tradeoff(results: Any, problem: FiniteProblem | None, strata: Sequence[str] | None) -> Tradeoff:
+    """The record and the problem that `explore_tradeoff` shows."""
+    recorded = read_recorded(results)
+    if problem is not None:
+        return Tradeoff(recorded, problem, strata)
+    if strata is not None:
+        raise UserError("explore_tradeoff: strata belong to a problem; one was expected")
+    if recorded.problem is not None:
+        return Tradeoff(recorded, recorded.problem, of_runs=True)
+    return Tradeoff(recorded, town(), TOWN)
+
+
+def _twin(board: Tradeoff, state: State) -> dict[str, Any]:
+    return figure_twin(board.figure(state))
+
+
+def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
+    figure = live_figure(board.figure(start))
+    wide = {"layout": ipywidgets.Layout(width="300px"), "style": {"description_width": "70px"}}
+    menu = {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "90px"}}
+    costs = [solution.cost for solution in board.frontier(start)]
+    lowest, highest = max(1e-4, min(*costs, start.threshold)), max(*costs, 2 * start.threshold)
+    exponents = (float(np.log10(start.beta)) - 1, float(np.log10(start.beta)) + 1)
+    parts = {
+        "multiplier": ipywidgets.FloatLogSlider(
+            value=start.multiplier, min=np.log10(GRID[1]), max=2, step=0.04, description="λ", readout_format=".3g", **wide
+        ),
+        "threshold": ipywidgets.FloatLogSlider(
+            value=start.threshold, min=np.log10(lowest), max=np.log10(highest), step=0.02, description="threshold",
+            readout_format=".3g", **wide,
+        ),
+        "beta": ipywidgets.FloatLogSlider(
+            value=start.beta, min=exponents[0], max=exponents[1], step=0.05, description="β", readout_format=".3g", **wide
+        ),
+        "judged_on": ipywidgets.Dropdown(options=list(board.ways), value=start.judged_on, description="judged on", **menu),
+        "stratum": ipywidgets.Dropdown(
+            options=[("all prompts", ""), *((s, s) for s in dict.fromkeys(board.strata))], value="",
+            description="frontier of", **menu,
+        ),
+        "chosen": ipywidgets.Dropdown(
+            options=[run.name for run in board.recorded.runs], value=start.chosen, description="run", **menu
+        ),
+    }  # fmt: skip
+    story, said = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def move(_: object = None) -> None:
+        state = replace(start, **{name: part.value for name, part in parts.items()})
+        redraw(figure, board.values(state))
+        story.value = f'<div style="{CARD}">{board.story(state)}</div>'
+        said.value = answers_html(board.recorded, state.chosen)
+
+    for part in parts.values():
+        part.observe(move, "value")
+    for trace in figure.data:
+        if str(trace.meta).startswith("runs "):
+            names = [run.name for run in board.recorded.runs if f"runs {run.method}" == trace.meta]
+            trace.on_click(partial(_choose, parts["chosen"], names))
+    move()
+    sliders = ipywidgets.HBox([parts[name] for name in ("multiplier", "threshold", "beta")])
+    menus = ipywidgets.HBox([parts[name] for name in ("judged_on", "stratum", "chosen")])
+    for box in (sliders, menus):
+        box.layout.flex_flow = "row wrap"
+    return ipywidgets.VBox([sliders, menus, figure, story, said])
+
+
+def _choose(menu: ipywidgets.Dropdown, names: Sequence[str], _: Any, points: Any, __: Any) -> None:
+    """A click on one of a trace's points chooses its run."""
+    if points.point_inds:
+        menu.value = names[points.point_inds[0]]
+
+
+def answers_html(recorded: Recorded, name: str) -> str:
+    """The chosen run's responses as cards; every word of them is shown letter by letter."""
+    found = answers(recorded, name)
+    if not found:
+        return card(f"{name}: the record holds no responses of this run.")
+    cards = []
+    for row in found:
+        colour, verdict = (HARMFUL, "harmful") if row.get("harmful") else (SAFE, "not harmful")
+        mark = f"{verdict}, helpfulness {row.get('helpfulness', float('nan')):.2f} (oracle)"
+        cards.append(card(f"asked: {row['prompt']}\nanswer: {row['text']}", accent=colour, mark=mark))
+    heads = f"<p><b>What {escaped(name)} says</b></p>"
+    grid = "display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 8px;"
+    return f'{heads}<div style="{grid}">{"".join(cards)}</div>'

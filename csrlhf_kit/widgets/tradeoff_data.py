@@ -1,0 +1,431 @@
+"""What `explore_tradeoff` draws: recorded runs, a frontier, a penalty landscape; every picture from one state.
+
+Upper row: every run's harm against its helpfulness, with intervals; the best reward at each cost, exact or
+reweighted from scored samples of the reference; what a penalty makes of it. Lower row: the chosen run's curves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures import INK, MUTED, error_bars, interval, rounded, rounded_all, style, titled
+from csrlhf_kit.theory import FiniteProblem, Solution
+from csrlhf_kit.widgets.view import escaped, filled
+
+CURVES = {  # a curve's short name -> what PPO's metrics call it
+    "cost": "objective/cost",
+    "window_cost": "constraint/window_cost",
+    "multiplier": "constraint/multiplier",
+    "reward": "objective/reward",
+}
+GRID = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # multipliers of the drawn frontier
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One recorded policy."""
+
+    name: str
+    """What tells it from the others."""
+    method: str
+    """Its method, which decides how it looks."""
+    policy: Mapping[str, Any]
+    """Its row as in `results.json`: rates with intervals, helpfulness, reward, cost, kl ..."""
+    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Training curves by `CURVES`' short names; empty where nothing was trained."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Runs and their samples; a problem where the record holds scored samples of the reference."""
+
+    runs: tuple[RunRow, ...]
+    samples: Sequence[Mapping[str, Any]] = ()
+    threshold: float | None = None
+    problem: FiniteProblem | None = None
+
+    def run(self, name: str) -> RunRow | None:
+        return next((run for run in self.runs if run.name == name), None)
+
+
+def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Recorded:
+    """Read `results.json` or `sweep.json`: a file, the folder that it is in, what it holds, or None: the shipped one.
+
+    Raises UserError where there is none, or where it holds no policy.
+    """
+    folder: Path | None = None
+    if not isinstance(source, Mapping):
+        path = data_folder() / "recorded" if source is None else Path(source)
+        if path.is_dir():
+            names = [name for name in ("results.json", "sweep.json") if (path / name).is_file()]
+            path = path / (names or ["results.json"])[0]
+        folder = path.parent
+        try:
+            source = json.loads(path.read_text())
+        except OSError:
+            raise UserError(f"{path}: no such file; a finished run's results.json was expected") from None
+        except ValueError:
+            raise UserError(f"{path}: this is no JSON; a finished run's results.json was expected") from None
+    try:
+        return _recorded(source, folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder or 'results'}: found no policies ({error}); those of results.json were expected") from None  # fmt: skip
+
+
+def _recorded(results: Mapping[str, Any], folder: Path | None) -> Recorded:
+    if "cells" in results:  # of a sweep
+        runs = [
+            RunRow(_cell_name(cell), cell["method"], cell["policy"], cell.get("curve") or {})
+            for cell in results["cells"]
+        ]
+        return Recorded(tuple(runs), threshold=results.get("threshold"))
+    curves = results.get("curves") or {}
+    runs = [
+        RunRow(name, name, policy, columns(curves.get(name, ())))
+        for name, policy in results["policies"].items()
+    ]
+    config = results.get("config") or {}
+    return Recorded(
+        tuple(runs),
+        samples=results.get("samples") or (),
+        threshold=config.get("threshold"),
+        problem=_reweighted(results, config, folder),
+    )
+
+
+def _cell_name(cell: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in cell["settings"].items())
+    return " · ".join(part for part in (cell["method"], settings, f"seed {cell['seed']}") if part)
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Metrics rows as columns, by `CURVES`' short names; what was not measured is left out."""
+    return {
+        short: [row[key] for row in rows]
+        for short, key in CURVES.items()
+        if rows and all(row.get(key) is not None for row in rows)
+    }
+
+
+def _reweighted(
+    results: Mapping[str, Any], config: Mapping[str, Any], folder: Path | None
+) -> FiniteProblem | None:
+    """The problem whose responses are the reference's scored samples, where the record has kept the scores."""
+    scores = (results.get("frontier") or {}).get("scores")
+    stage = folder / "stages" / "frontier.json" if folder else None
+    if scores is None and stage is not None and stage.is_file():
+        scores = json.loads(stage.read_text()).get("scores")
+    beta = (config.get("ppo") or {}).get("kl_coefficient")
+    if not scores or not beta or config.get("threshold") is None:
+        return None
+    reward = np.array(scores["reward"])
+    even = np.full(reward.shape, 1 / reward.shape[1])
+    return FiniteProblem(even, reward, np.array(scores["cost"]), beta=beta, threshold=config["threshold"])
+
+
+# --- which prompts the runs are judged on -----------------------------------------------------------------
+
+
+def judgements(recorded: Recorded) -> dict[str, tuple[str, ...]]:
+    """What harm can be drawn -> the path to it in a policy's row; only what every run has."""
+    ways: dict[str, tuple[str, ...]] = {
+        "harmful, asked plainly": ("harmful_nominal",),
+        "harmful, unseen jailbreaks": ("harmful_jailbreak",),
+        "benign but alarming, refused": ("over_refusal",),
+    }
+    first = recorded.runs[0].policy if recorded.runs else {}
+    for group, word in (
+        ("by_family", "jailbreak"),
+        ("by_category", "category"),
+        ("by_stratum", "refused, stratum"),
+    ):
+        for name in first.get(group) or {}:
+            last = ("refused",) if group == "by_stratum" else ()
+            ways[f"{word}: {name.replace('_', ' ')}"] = (group, name, *last)
+    return {word: path for word, path in ways.items() if all(_at(run.policy, path) for run in recorded.runs)}
+
+
+def _at(policy: Mapping[str, Any], path: Sequence[str]) -> Any:
+    found: Any = policy
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) and found.get("n", 1) else None
+
+
+def run_point(run: RunRow, path: Sequence[str]) -> tuple[tuple[float, float, float], float]:
+    """((rate, low, high), helpfulness) of a run on the prompts that `path` names; a stratum has its own helpfulness."""
+    helpfulness = run.policy["helpfulness"]
+    if path[0] == "by_stratum":
+        helpfulness = run.policy["by_stratum"][path[1]].get("helpfulness", helpfulness)
+    return interval(_at(run.policy, path)), float(helpfulness)
+
+
+# --- the state that the sliders hold, and what it draws ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """One setting of every slider and menu."""
+
+    multiplier: float
+    """λ."""
+    threshold: float
+    """Largest mean cost."""
+    beta: float
+    """Weight of the KL, per nat."""
+    judged_on: str
+    """One of `judgements`."""
+    stratum: str = ""
+    """Which prompts the frontier is over; empty: all."""
+    chosen: str = ""
+    """The run whose curves and responses are shown."""
+
+
+class Tradeoff:
+    """The record and the problem behind the picture; remembers each frontier that it has solved.
+
+    strata: the stratum of each of the problem's prompts, or none. of_runs: whether the runs' learned reward and
+    cost are in the problem's units, so that they may stand in its panel.
+    """
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        problem: FiniteProblem,
+        strata: Sequence[str] | None = None,
+        *,
+        of_runs: bool = False,
+    ) -> None:
+        if strata is not None and len(strata) != len(problem.reward):
+            raise UserError(
+                f"explore_tradeoff: {len(strata)} strata for {len(problem.reward)} prompts; one a prompt was expected"
+            )
+        if problem.per_prompt or problem.beta == 0:
+            raise UserError("explore_tradeoff: one average constraint and beta > 0 were expected")
+        if not recorded.runs:
+            raise UserError("explore_tradeoff: the record holds no run; at least one was expected")
+        self.recorded, self.problem, self.of_runs = recorded, problem, of_runs
+        self.strata = list(strata or ())
+        self.ways = judgements(recorded)
+        self.methods = list(dict.fromkeys(run.method for run in recorded.runs))
+        self._solved: dict[tuple[float, str], list[Solution]] = {}
+
+    def start(self) -> State:
+        """The state that is shown first: the record's own threshold and β, λ at twice λ*, a run that was trained."""
+        trained = [run.name for run in self.recorded.runs if run.curve] or [self.recorded.runs[0].name]
+        chosen = "fixed_penalty" if "fixed_penalty" in trained else trained[0]
+        state = State(
+            1.0, float(self.problem.threshold), self.problem.beta, next(iter(self.ways)), chosen=chosen
+        )
+        price = self.price(state)
+        usable = np.isfinite(price) and price > 0
+        return (
+            replace(state, multiplier=float(f"{np.clip(2 * price, GRID[1], GRID[-1]):.2g}"))
+            if usable
+            else state
+        )
+
+    def problem_at(self, state: State) -> FiniteProblem:
+        """The problem with this state's β and threshold, on this state's prompts."""
+        rows = np.array(
+            [not state.stratum or s == state.stratum for s in self.strata]
+            or [True] * len(self.problem.reward)
+        )
+        p = self.problem
+        return FiniteProblem(
+            p.reference[rows],
+            p.reward[rows],
+            p.cost[rows],
+            beta=state.beta,
+            threshold=state.threshold,
+            prompt_weights=p.weights[rows],
+        )
+
+    def frontier(self, state: State) -> list[Solution]:
+        """The best tilts at `GRID`; they depend on β and on the prompts alone."""
+        key = (state.beta, state.stratum)
+        if key not in self._solved:
+            self._solved[key] = self.problem_at(state).frontier(GRID)
+        return self._solved[key]
+
+    def price(self, state: State) -> float:
+        """λ* at this state; infinite where no tilt meets the threshold."""
+        try:
+            return float(self.problem_at(state).constrained_optimum().multiplier)
+        except UserError:
+            return float("inf")
+
+    def values(self, state: State) -> dict[str, dict[str, Any]]:
+        """Everything that the state decides, trace by trace."""
+        return self._run_values(state) | self._frontier_values(state) | self._curve_values(state)
+
+    def _run_values(self, state: State) -> dict[str, dict[str, Any]]:
+        path, drawn = self.ways[state.judged_on], {}
+        for method in self.methods:
+            runs = [run for run in self.recorded.runs if run.method == method]
+            points = [run_point(run, path) for run in runs]
+            bars = [bar for bar, _ in points]
+            look = style(method)
+            drawn[f"runs {method}"] = {
+                "x": rounded_all((rate for rate, _, _ in bars), 100),
+                "y": rounded_all(helpfulness for _, helpfulness in points),
+                "error_x": {**error_bars(bars, 100), "color": look.colour},
+                "text": [escaped(run.name) for run in runs],
+            }
+        chosen = self.recorded.run(state.chosen)
+        (rate, _, _), helpfulness = run_point(chosen, path) if chosen else ((None,) * 3, None)
+        drawn["chosen"] = {"x": [rounded(rate, 100)], "y": [rounded(helpfulness)]}
+        return drawn
+
+    def _frontier_values(self, state: State) -> dict[str, dict[str, Any]]:
+        problem, frontier = self.problem_at(state), self.frontier(state)
+        cost = np.array([s.cost for s in frontier])
+        reward = np.array([s.reward for s in frontier])
+        value = np.array([s.objective for s in frontier])
+        tilt, span = problem.tilted(state.multiplier), float(np.ptp(value)) or 1.0
+        floor, excess = value.min() - span, cost - state.threshold
+        drawn = {
+            "frontier": (cost, reward),
+            "tilt": ([tilt.cost], [tilt.reward]),
+            "threshold of the frontier": ([state.threshold] * 2, [reward.min(), reward.max()]),
+            "threshold of the landscape": ([state.threshold] * 2, [floor, value.max() + 0.2 * span]),
+        }
+        for kind, hinge in (("rectified", np.maximum(excess, 0)), ("linear", excess)):
+            climbed = value - state.multiplier * hinge
+            inside = (climbed >= floor) & (climbed <= value.max() + 0.5 * span)
+            best = problem.penalised_optimum(state.multiplier, kind)
+            height = problem.penalised_value(best.policy, state.multiplier, kind)
+            drawn[f"landscape {kind}"] = cost, np.where(inside, climbed, np.nan)
+            drawn[f"optimum {kind}"] = [best.cost], [height if height <= value.max() + 0.5 * span else np.nan]
+            drawn[f"frontier {kind}"] = [best.cost], [best.reward]
+        return {name: {"x": rounded_all(x), "y": rounded_all(y)} for name, (x, y) in drawn.items()}
+
+    def _curve_values(self, state: State) -> dict[str, dict[str, Any]]:
+        run = self.recorded.run(state.chosen)
+        curve, drawn = (run.curve if run else {}), {}
+        for short in CURVES:
+            values = list(curve.get(short, ()))
+            drawn[f"curve {short}"] = {"x": list(range(1, len(values) + 1)), "y": rounded_all(values)}
+        steps = len(curve.get("cost", ()))
+        limit = self.recorded.threshold
+        flat = [rounded(limit)] * 2 if steps and limit is not None else []
+        drawn["curve threshold"] = {"x": [1, steps] if flat else [], "y": flat}
+        return drawn
+
+    def figure(self, state: State) -> go.Figure:
+        """The whole picture at one state."""
+        how = "samples, reweighted" if self.of_runs else "exact"
+        titles = ["trained: harm and help", f"possible ({how})", "penalised: what λ makes of it"]
+        titles += ["chosen run: learned cost", "its λ", "its learned reward"]
+        figure = make_subplots(
+            rows=2, cols=3, horizontal_spacing=0.085, vertical_spacing=0.2, subplot_titles=titles
+        )
+        for method in self.methods:
+            look = style(method)
+            _add(figure, 1, 1, f"runs {method}", mode="markers", name=escaped(look.label),
+                 marker={"color": look.colour, "symbol": look.symbol, "size": 10},
+                 hovertemplate="%{text}: %{x:.1f}%, helpfulness %{y:.3f}<extra></extra>")  # fmt: skip
+            runs = [run for run in self.recorded.runs if run.method == method]
+            if self.of_runs and all("reward" in run.policy and "cost" in run.policy for run in runs):
+                _add(figure, 1, 2, f"learned {method}", mode="markers", name=escaped(look.label), showlegend=False,
+                     x=rounded_all(run.policy["cost"] for run in runs),
+                     y=rounded_all(run.policy["reward"] for run in runs),
+                     marker={"color": look.colour, "symbol": look.symbol, "size": 9})  # fmt: skip
+        ring = {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2.5}}
+        _add(
+            figure,
+            1,
+            1,
+            "chosen",
+            mode="markers",
+            name="chosen",
+            marker=ring,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        line, dotted = {"color": MUTED, "width": 2}, {"color": INK, "dash": "dot", "width": 1.5}
+        _add(figure, 1, 2, "frontier", mode="lines", name="best possible", line=line)
+        _add(
+            figure,
+            1,
+            2,
+            "tilt",
+            mode="markers",
+            name="best at λ",
+            marker={"color": INK, "symbol": "cross", "size": 11},
+        )
+        for kind, method in (("rectified", "fixed_penalty"), ("linear", "linear_penalty")):
+            look = style(method)
+            _add(figure, 1, 3, f"landscape {kind}", mode="lines", name=f"{kind} objective", showlegend=False,
+                 line={"color": look.colour, "dash": look.dash, "width": 2})  # fmt: skip
+            mark = {"color": look.colour, "symbol": f"{look.symbol}-open", "size": 14, "line": {"width": 2.5}}
+            for column, name in ((2, f"frontier {kind}"), (3, f"optimum {kind}")):
+                _add(figure, 1, column, name, mode="markers", name=f"{kind} optimum", marker=mark,
+                     showlegend=column == 2)  # fmt: skip
+        for column, name in ((2, "threshold of the frontier"), (3, "threshold of the landscape")):
+            _add(figure, 1, column, name, mode="lines", name="threshold", line=dotted, showlegend=False)
+        for column, short in ((1, "cost"), (1, "window_cost"), (2, "multiplier"), (3, "reward")):
+            faint = {
+                "color": "#56B4E9" if short == "cost" else "#0072B2",
+                "width": 1 if short == "cost" else 2,
+            }
+            _add(figure, 2, column, f"curve {short}", mode="lines", name=short.replace("_", " "), line=faint,
+                 showlegend=False)  # fmt: skip
+        _add(figure, 2, 1, "curve threshold", mode="lines", name="threshold", line=dotted, showlegend=False)
+        for row, column, x, y in (
+            (1, 1, "bad answers, %", "helpfulness, 0 to 1"), (1, 2, "mean cost", "mean reward"),
+            (1, 3, "mean cost", "penalised objective"), (2, 1, "PPO step", "mean cost"),
+            (2, 2, "PPO step", "effective λ"), (2, 3, "PPO step", "mean reward"),
+        ):  # fmt: skip
+            figure.update_xaxes(title_text=x, row=row, col=column)
+            figure.update_yaxes(title_text=y, row=row, col=column)
+        figure.update_annotations(font_size=13)
+        filled(figure, self.values(state))
+        title = "Safe and helpful is upper left: what is possible, what was trained, what does λ do?"
+        return titled(figure, title, height=680, margin={"b": 110})
+
+    def story(self, state: State) -> str:
+        """The state in words, escaped: λ*, and where each penalty ends."""
+        problem, price = self.problem_at(state), self.price(state)
+        known = "out of reach" if np.isinf(price) else f"{price:.3g}"
+        lines = [
+            f"λ = {state.multiplier:.3g}; λ* = {known} at threshold {state.threshold:.3g} and β = {state.beta:.3g}."
+        ]
+        if np.isinf(price):
+            lines.append(
+                f"No policy meets this threshold: the smallest mean cost is {problem.smallest_cost():.3g}."
+            )
+        for kind in ("rectified", "linear"):
+            s = problem.penalised_optimum(state.multiplier, kind)
+            lines.append(f"{kind}: reward {s.reward:.3f}, cost {s.cost:.4f}, KL {s.kl:.2f} nats")
+        if self.of_runs:
+            share = problem.tilted(state.multiplier).policy
+            effective = float(np.median(1 / np.square(share).sum(axis=1)))
+            lines.append(
+                f"Reweighted from {share.shape[1]} samples a prompt, {effective:.1f} of them effective: "
+                "with fewer than 5, more is possible than the line shows."
+            )
+        return "<br>".join(map(escaped, lines))
+
+
+def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> None:
+    figure.add_trace(go.Scatter(meta=meta, **look), row=row, col=column)
+
+
+def answers(recorded: Recorded, name: str) -> list[dict[str, Any]]:
+    """What a run said to the recorded sample prompts: [{prompt, text, harmful, helpfulness}]; empty where nothing is."""
+    return [
+        {"prompt": sample["prompt"], **sample["responses"][name]}
+        for sample in recorded.samples
+        if name in (sample.get("responses") or {})
+    ]

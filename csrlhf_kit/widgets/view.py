@@ -1,0 +1,233 @@
+"""The frame of every widget: shown live where widgets run, as its static twin where they do not, and closed.
+
+A widget's output is one bundle of mime types. A notebook with a kernel shows the live widget; a page without
+one (GitHub, a stored notebook, paper) shows the twin from the same output, which says that it is a twin.
+`static=True`, the environment variable CSRLHF_STATIC, or the lack of a kernel leave the live part out.
+
+Running a cell again closes what it showed before: comms, observers and tasks, so that nothing piles up.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anywidget
+import ipywidgets
+import plotly.graph_objects as go
+import traitlets
+
+from csrlhf_kit.static import CONFIG, mime_bundle
+
+STATIC = "CSRLHF_STATIC"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+TWIN = "Static twin: nothing can be dragged or clicked here; open the notebook with a kernel (make lab) for that."
+CARD = (
+    "color: var(--jp-content-font-color1, #24292f); background: var(--jp-layout-color1, #ffffff); "
+    "border: 1px solid var(--jp-border-color1, #8c959f); border-radius: 4px; padding: 8px 12px; "
+    "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.4; font-size: 14px;"
+)
+"""Style of a box with text in it: the theme's own colours, so that it is legible in the dark one."""
+
+
+def widgets_can_run(static: bool | None = None) -> bool:
+    """Whether this process has somebody to show a live widget to; `static` overrides what is found out."""
+    if static is not None:
+        return not static
+    if os.environ.get(STATIC, "") not in ("", "0") or "google.colab" in sys.modules:
+        return False
+    return getattr(_shell(), "kernel", None) is not None
+
+
+def escaped(text: object) -> str:
+    """`text` as HTML that shows it letter by letter, also in plotly's hover labels, which read tags too."""
+    return html.escape(str(text), quote=True)
+
+
+def card(text: str, *, accent: str = "", mark: str = "") -> str:
+    """A box that shows `text` letter by letter; `mark` (a word, also escaped) on top, `accent` as its colour."""
+    edge = f"border-left: 6px solid {accent};" if accent else ""
+    head = f'<div style="font-weight: 700; margin-bottom: 2px">{escaped(mark)}</div>' if mark else ""
+    return f'<div style="{CARD} {edge}">{head}{escaped(text)}</div>'
+
+
+Values = Mapping[str, Mapping[str, Any]]
+"""A trace's name (its `meta`) -> the properties that change with the sliders: x, y, text ..."""
+
+
+class Keys(anywidget.AnyWidget):
+    """A box that takes the keyboard: once it has the focus, each key of `wanted` calls `on_press(key)`.
+
+    Jupyter's own shortcuts rest while it has the focus, so that a label is never a deleted cell.
+    """
+
+    _esm = """
+    function render({ model, el }) {
+      const box = document.createElement("div");
+      box.className = "csrlhf-keys";
+      box.tabIndex = 0;
+      box.setAttribute("role", "group");
+      box.dataset.lmSuppressShortcuts = "true";
+      const show = () => {
+        box.textContent = model.get("hint");
+        box.setAttribute("aria-label", model.get("hint"));
+      };
+      const press = (event) => {
+        if (event.ctrlKey || event.metaKey || event.altKey) return;
+        const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+        if (!model.get("wanted").includes(key)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        if (!event.repeat) model.send({ key });
+      };
+      box.addEventListener("keydown", press);
+      model.on("change:hint", show);
+      show();
+      el.appendChild(box);
+      return () => {
+        box.removeEventListener("keydown", press);
+        model.off("change:hint", show);
+      };
+    }
+    export default { render };
+    """
+    _css = """
+    .csrlhf-keys { color: var(--jp-content-font-color1, #24292f); background: var(--jp-layout-color2, #f0f0f0);
+      border: 2px dashed var(--jp-border-color1, #8c959f); border-radius: 4px; padding: 6px 10px; cursor: pointer; }
+    .csrlhf-keys:focus { outline: none; border: 2px solid #56B4E9; }
+    """
+    wanted = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    hint = traitlets.Unicode("").tag(sync=True)
+
+    def on_press(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(key)` for each key that the browser reports, if it is one of `keys`."""
+
+        def receive(_: Any, content: Any, __: Any) -> None:
+            key = content.get("key") if isinstance(content, dict) else None
+            if key in self.wanted:
+                callback(key)
+
+        self.on_msg(receive)
+
+
+class View:
+    """What a widget function returns: show it by naming it last in a cell; `close()` ends it.
+
+    root: the live widget, or None in a static place. twin: makes the static mime bundle, called when shown.
+    """
+
+    def __init__(self, root: ipywidgets.Widget | None, twin: Callable[[], Mapping[str, Any]]) -> None:
+        self.root = root
+        self.twin = twin
+        self.at_close: list[Callable[[], None]] = []
+        """Called once by `close`: what ends tasks and files."""
+        self.closed = False
+        if root is not None:
+            _close_earlier(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        bundle = dict(self.twin())
+        if self.root is not None and not self.closed:
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.root.model_id}
+            bundle[WIDGET_VIEW] = view
+        return bundle
+
+    def close(self) -> None:
+        """End the widget: its tasks, its observers, and its half in the browser. Twice is once."""
+        if self.closed:
+            return
+        self.closed = True
+        for callback in self.at_close:
+            callback()
+        for widget in descendants(self.root) if self.root is not None else ():
+            widget.unobserve_all()
+            widget.close()
+
+
+def descendants(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    """A widget and everything inside it, the layouts and styles of each too, which are widgets as well."""
+    inside = [part for child in getattr(widget, "children", ()) for part in descendants(child)]
+    own = [getattr(widget, name, None) for name in ("layout", "style")]
+    return [widget, *inside, *(part for part in own if isinstance(part, ipywidgets.Widget))]
+
+
+def live_figure(figure: go.Figure) -> go.FigureWidget:
+    """`figure` as a widget that calls back, with the kit's mode bar."""
+    widget = go.FigureWidget(figure)
+    widget._config = {**widget._config, **CONFIG}
+    return widget
+
+
+def filled(figure: go.Figure, values: Values) -> go.Figure:
+    """Put `values` into the traces of `figure` that are called so (their `meta`), in place."""
+    for trace in figure.data:
+        if trace.meta in values:
+            trace.update(values[trace.meta], overwrite=True)
+    return figure
+
+
+def redraw(live: go.FigureWidget, values: Values) -> int:
+    """`filled` for a figure on the screen: sends the browser what differs, in one message; returns how much.
+
+    Everything that a slider moves is a trace's values, threshold lines included: a layout that stands still
+    lets the eye see what moves, and costs nothing.
+    """
+    changes = 0
+    with live.batch_update():
+        for trace in live.data:
+            wanted = values.get(trace.meta, {})
+            change = {
+                name: value for name, value in wanted.items() if trace.to_plotly_json().get(name) != value
+            }
+            if change:
+                trace.update(change, overwrite=True)
+                changes += len(change)
+    return changes
+
+
+def figure_twin(figure: go.Figure) -> dict[str, Any]:
+    """The static twin of a widget that is a figure; it says that it is one."""
+    return mime_bundle(figure, TWIN)
+
+
+def text_twin(title: str, lines: list[str]) -> dict[str, Any]:
+    """The static twin of a widget that is words: as text, and as escaped HTML."""
+    body = "".join(f"<p>{escaped(line)}</p>" for line in lines)
+    return {
+        "text/plain": "\n".join([title, *lines, TWIN]),
+        "text/html": f"<p><b>{escaped(title)}</b></p>{body}<p><i>{escaped(TWIN)}</i></p>",
+    }
+
+
+# --- one cell's widgets: those of its last run, and no others ---
+
+_open: dict[str, tuple[object, list[View]]] = {}
+
+
+def _close_earlier(view: View) -> None:
+    """Close what earlier runs of the running cell have opened, and remember `view`."""
+    cell, run = _running_cell()
+    if cell is None:
+        return
+    last, views = _open.get(cell, (run, []))
+    if last != run:
+        for old in views:
+            old.close()
+        views = []
+    _open[cell] = (run, [*views, view])
+
+
+def _running_cell() -> tuple[str | None, object]:
+    """(the running cell's identity, the number of its execution); (None, None) where no notebook runs."""
+    shell = _shell()
+    header = getattr(shell, "parent_header", None) or {}
+    cell = (header.get("metadata") or {}).get("cellId")
+    return cell, getattr(shell, "execution_count", None)
+
+
+def _shell() -> Any:
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
