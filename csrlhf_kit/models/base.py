@@ -1,7 +1,12 @@
 """One frozen base and its tokenizer, with one dtype policy.
 
 Every model in the kit is loaded here: on a CPU or a GPU, dense or in NF4 (QLoRA, Dettmers et al. 2023,
-arXiv 2305.14314), from a folder or from the hub, and never with remote code.
+arXiv 2305.14314), from a folder or from the hub, as safetensors, and never with remote code.
+
+The dtype policy: frozen weights are kept, and multiplied, in the `dtype` that was asked for (NF4 ones are unpacked
+to it); embeddings, norms and language-model head are never quantised. What is trained (adapters, score and
+value heads) is float32, and is cast where it meets the base. Log-probabilities, advantages and losses are
+float32. Autocast would do the same, so only `transformers.Trainer` uses it.
 """
 
 from __future__ import annotations
@@ -10,14 +15,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from csrlhf_kit import processes
 from csrlhf_kit.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Quantization = Literal["none", "nf4"]
 SMALL = 200 * 2**20  # bytes of weights
+LESS_MEMORY = "take --quantization nf4 or a smaller base; `csrlhf plan` says what fits"
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -50,12 +64,12 @@ def load_base(
     dtype: "float32", "bfloat16" or "float16": the dtype of the dense weights, and of the arithmetic of NF4
     ones.
     quantization: "none", or "nf4" for 4-bit weights with double-quantised scales (bitsandbytes).
-    device: where it goes; by default the first GPU, else the CPU.
+    device: where it goes; by default this process's GPU, else the CPU.
 
-    Raises UserError for an unknown dtype or quantization, a missing path, an unreachable hub or a missing
-    library.
+    Raises UserError for an unknown dtype or quantization, a missing path, an unreachable or gated model, a missing
+    library, or a GPU on which there is no room.
     """
-    options = load_options(dtype=dtype, quantization=quantization, device=device)
+    options = load_options(dtype=dtype, quantization=quantization, device=device) | {"use_safetensors": True}
     model = _load(AutoModelForCausalLM, path, "a causal language model", **options)
     # A base may ship top_p, top_k or a repetition penalty: they would bend the policy's distribution unseen.
     model.generation_config = GenerationConfig()
@@ -72,7 +86,7 @@ def load_options(
         raise UserError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     if quantization not in ("none", "nf4"):
         raise UserError(f"unknown quantization {quantization!r}: expected 'none' or 'nf4'")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = processes.device() if device is None else torch.device(device)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "device_map": {"": device}}
     if quantization == "nf4":
         options["quantization_config"] = _nf4(DTYPES[dtype])
@@ -108,6 +122,21 @@ def _nf4(compute_dtype: torch.dtype) -> Any:
     )
 
 
+def why_not_loaded(error: BaseException) -> str:
+    """The reason behind an error of `from_pretrained`, and what to do about it, in half a sentence."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return "it is gated; ask for access on its page, then log in with `hf auth login`"
+        if isinstance(cause, RepositoryNotFoundError):
+            return "the hub knows no such model, or it is private; check the name, or log in with `hf auth login`"
+        if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError):
+            return "the hub cannot be reached and the cache does not hold it; connect, or give a folder"
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:
     """`auto.from_pretrained(path)`, with the reasons for failure told in one sentence."""
     name = str(path)
@@ -125,14 +154,11 @@ def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:
         return auto.from_pretrained(
             str(local) if local.is_dir() else name, trust_remote_code=False, **options
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = (
-            ""
-            if local.is_dir()
-            else " (a hub id needs the network, or a filled cache; a folder needs neither)"
-        )
-        raise UserError(f"could not load {what} from {name}{hint}: {reason}") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU has no room for {name}: {LESS_MEMORY}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = "" if local.is_dir() else " from the hub"
+        raise UserError(f"could not load {what}{hint}, {name}: {why_not_loaded(error)}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

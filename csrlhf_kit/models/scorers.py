@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -36,7 +37,7 @@ from transformers import (
 
 from csrlhf_kit.data.chat import encode_dialogues
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, load_options
+from csrlhf_kit.models.base import LESS_MEMORY, Quantization, freeze, load_options, why_not_loaded
 from csrlhf_kit.runs import write_atomic
 
 SCORER_FILE = "scorer.json"
@@ -71,12 +72,22 @@ class Scorer:
 # --- from a base model to a scorer -----------------------------------------------------------------
 
 
+def last_layers(count: int, layers: int | None) -> list[int] | None:
+    """The indices of the last `layers` of `count` layers, as peft reads them; None: all."""
+    if layers is None:
+        return None
+    if not 0 < layers <= count:
+        raise UserError(f"layers is {layers}: expected 1 to {count}, or none for all")
+    return list(range(count - layers, count))
+
+
 def new_scorer(
     base: str | Path,
     *,
     adaptation: str = "auto",
     rank: int = 16,
     alpha: float = 32.0,
+    layers: int | None = None,
     dropout: float | None = None,
     max_length: int = MAX_LENGTH,
     dtype: str = "float32",
@@ -91,6 +102,7 @@ def new_scorer(
             and the head; `auto` is `lora` for decoders and `full` for encoders.
         rank: LoRA's rank.
         alpha: LoRA's scale; the update is alpha / rank · B A.
+        layers: How many of the last layers the adapters act on; None: all.
         dropout: Every dropout probability of the backbone while training; None leaves an encoder's own,
             and switches a decoder's off.
         max_length: Most tokens of a dialogue.
@@ -119,7 +131,7 @@ def new_scorer(
     options = load_options(dtype=dtype if lora else "float32", quantization=quantization)
     torch.manual_seed(seed)
     with quiet():
-        model, info = _from_pretrained(base, config=config, output_loading_info=True, **options)
+        model, info = load_classifier(base, config=config, output_loading_info=True, **options)
     if lora:
         freeze(model)
         fresh = _fresh_modules(model, info["missing_keys"])
@@ -128,7 +140,8 @@ def new_scorer(
             r=rank,
             lora_alpha=alpha,
             lora_dropout=0.0,
-            target_modules=_linear_names(model, fresh),
+            target_modules=linear_names(model, fresh),
+            layers_to_transform=last_layers(config.get_text_config().num_hidden_layers, layers),
             modules_to_save=fresh or None,
         )
         model = get_peft_model(model, shape)
@@ -141,17 +154,27 @@ def new_scorer(
     return Scorer(model, tokenizer, decoder, _fitting_length(config, max_length))
 
 
-def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool = False) -> Scorer:
+def load_scorer(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    merge: bool = False,
+    dtype: str = "float32",
+    quantization: Quantization = "none",
+) -> Scorer:
     """Load a saved scorer: our own, or any sequence classifier with one output, with or without LoRA.
 
     Args:
         path: Its folder (or hub id).
         base: The base model, if it is no longer where the adapter says.
-        merge: Fold the adapters into the weights: faster, the same scores up to rounding.
+        merge: Fold the adapters into the weights: faster, the same scores up to rounding. Not for 4-bit weights.
+        dtype: Number format of the weights.
+        quantization: `none`, or `nf4` for a backbone in 4 bit.
 
     Raises:
         UserError: there is no such model, or it has more than one output.
     """
+    options = load_options(dtype=dtype, quantization=quantization)
     path = Path(path) if Path(path).exists() else path
     notes: dict[str, Any] = {}
     if isinstance(path, Path) and (path / SCORER_FILE).exists():
@@ -163,9 +186,8 @@ def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
-            model = _from_pretrained(base, config=config, **load_options())
-            model = PeftModel.from_pretrained(model, path)
-        if merge:
+            model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
+        if merge and quantization == "none":
             model = model.merge_and_unload()
     else:
         config = load_config(path)
@@ -173,12 +195,12 @@ def load_scorer(path: str | Path, *, base: str | Path | None = None, merge: bool
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
         tokenizer = load_tokenizer(path)
         with quiet():
-            model, info = _from_pretrained(path, config=config, output_loading_info=True, **load_options())
+            model, info = load_classifier(path, config=config, output_loading_info=True, **options)
         if info["missing_keys"]:
             missing = min(info["missing_keys"])
             raise UserError(f"scorer {path}: found no weights for {missing}, expected a trained scorer")
     max_length = int(notes.pop("max_length", _fitting_length(config, MAX_LENGTH)))
-    return Scorer(model.eval(), tokenizer, is_decoder(config), max_length, notes)
+    return Scorer(freeze(model), tokenizer, is_decoder(config), max_length, notes)
 
 
 def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
@@ -316,8 +338,8 @@ def load_config(base: str | Path) -> Any:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"base model {base}: neither a folder here nor a model that can be fetched from the hub, "
-            "expected one of them"
+            f"base model {base}: neither a folder here nor a model that can be fetched from the hub "
+            f"({why_not_loaded(error)}), expected one of them"
         ) from error
 
 
@@ -347,7 +369,8 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _from_pretrained(base: str | Path, *, config: Any, **options: Any) -> Any:
+def load_classifier(base: str | Path, *, config: Any, **options: Any) -> Any:
+    """`AutoModelForSequenceClassification` of a folder or hub id, with the reason for a failure in a sentence."""
     try:
         return AutoModelForSequenceClassification.from_pretrained(
             os.fspath(base),
@@ -356,9 +379,11 @@ def _from_pretrained(base: str | Path, *, config: Any, **options: Any) -> Any:
             trust_remote_code=False,
             **options,
         )
-    except (OSError, ValueError) as error:
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU has no room for {base}: {LESS_MEMORY}") from error
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"base model {base}: its weights do not load as a sequence classifier ({error}), "
+            f"base model {base}: its weights do not load as a sequence classifier ({why_not_loaded(error)}), "
             "expected a safetensors model of an architecture that has one"
         ) from error
 
@@ -371,7 +396,7 @@ def _fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
     return sorted(name for name in names if not name.endswith(("classifier", "score")))
 
 
-def _linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
+def linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
     """Last names (`q_proj`, `dense` ...) of the backbone's linear maps, as LoRA's `target_modules`."""
     backbone = getattr(model, model.base_model_prefix)
     names = {
