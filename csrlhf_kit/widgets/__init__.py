@@ -1,6 +1,7 @@
 """What a person drags, clicks and labels; each is one function from a notebook, a thin view over plain functions."""
 
+from csrlhf_kit.widgets.annotate import annotate
 from csrlhf_kit.widgets.penalty import explore_penalty
 from csrlhf_kit.widgets.tradeoff import explore_tradeoff
 
-__all__ = ["explore_penalty", "explore_tradeoff"]
+__all__ = ["annotate", "explore_penalty", "explore_tradeoff"]
