@@ -2,6 +2,7 @@
 step.
 
     runs/<name>/config.json              what was asked
+    runs/<name>/request                  what somebody asks of it meanwhile: pause, or stop
     runs/<name>/metrics.jsonl            one JSON object a step, appended and flushed
     runs/<name>/checkpoints/step-000012/ tensors.safetensors + state.json, written aside and renamed
 
@@ -17,6 +18,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -51,6 +53,32 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+REQUEST = "request"
+WISHES = ("run", "pause", "stop")
+
+
+def ask(folder: str | Path, wish: str) -> None:
+    """Ask whatever process trains in `folder` to `pause`, to `stop`, or to `run` on; it obeys at its next checkpoint.
+
+    A run that stopped so has lost nothing, and goes on when it is resumed. Raises UserError for another wish.
+    """
+    if wish not in WISHES:
+        raise UserError(f"request: found {wish!r}, one of {', '.join(WISHES)} was expected")
+    if wish == "run":
+        (Path(folder) / REQUEST).unlink(missing_ok=True)
+    else:
+        write_atomic(Path(folder) / REQUEST, wish + "\n")
+
+
+def asked(folder: str | Path) -> str:
+    """What is asked of the run in `folder`: one of `WISHES`."""
+    try:
+        wish = (Path(folder) / REQUEST).read_text().strip()
+    except OSError:
+        return "run"
+    return wish if wish in WISHES else "run"
 
 
 class Checkpoint(NamedTuple):
@@ -100,6 +128,7 @@ class Run:
                     f"{run.folder} has metrics or checkpoints but no config.json: expected a new folder"
                 )
             write_atomic(path, json.dumps(asked, indent=1, sort_keys=True) + "\n")
+        ask(run.folder, "run")  # what was asked of an earlier process
         for leftover in run.checkpoints.glob(".*"):  # of a process that was killed while saving
             shutil.rmtree(leftover, ignore_errors=True)
         return run
@@ -116,6 +145,9 @@ class Run:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Older ones beyond `keep`
         go.
+
+        Then does what somebody has asked for (`ask`): waits, or raises KeyboardInterrupt, which stops a job as
+        Ctrl-C does.
         """
         from safetensors.torch import save_file
 
@@ -141,6 +173,11 @@ class Run:
             )  # renamed first: a half-deleted folder must not count
             old.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+        while (wish := asked(self.folder)) == "pause":
+            time.sleep(0.2)
+        if wish == "stop":
+            ask(self.folder, "run")
+            raise KeyboardInterrupt(f"{self.folder} was asked to stop after step {step}")
         return final
 
     def load(self) -> Checkpoint | None:

@@ -117,8 +117,9 @@ def test_moving_lambda_moves_the_live_figure_to_what_the_plain_function_draws():
     sliders, figure, story = shown.root.children
     sliders.children[0].value, sliders.children[1].value = 4.0, 128
     wanted = {trace.meta: trace for trace in penalty_figure(penalty_lab(town()), 4.0, 128).data}
-    for trace in figure.data:
-        assert trace.x == wanted[trace.meta].x and trace.y == wanted[trace.meta].y, trace.meta
+    for trace in figure.drawing["data"]:
+        for axis in "xy":
+            assert list(trace[axis]) == list(wanted[trace["meta"]][axis]), trace["meta"]
     assert "4.00 times" in story.value and "batches of 128" in story.value
     shown.close()
 
@@ -230,20 +231,20 @@ def test_a_click_and_the_menu_choose_a_run_and_every_slider_redraws():
     sliders, menus, figure, story, said = shown.root.children
     run = menus.children[2]
     run.value = "ppo"
-    assert [t.x for t in figure.data if t.meta == "curve cost"] == [(1, 2)]
-    target = next(trace for trace in figure.data if trace.meta == f"runs {HOSTILE}")
-    points = type("Points", (), {"point_inds": [0]})
-    for callback in target._click_callbacks:
-        callback(target, points, None)
-    assert run.value == HOSTILE
-    assert [t.x for t in figure.data if t.meta == "curve cost"] == [()]
+    drawn = lambda name: next(list(t["x"]) for t in figure.drawing["data"] if t["meta"] == name)  # noqa: E731
+    assert drawn("curve cost") == [1, 2]
+    figure._handle_custom_msg({"kind": "click", "trace": f"runs {HOSTILE}", "point": 0}, [])
+    assert run.value == HOSTILE and drawn("curve cost") == []
+    for trace, point in (("runs ppo", 1), ("frontier", 0)):
+        figure._handle_custom_msg({"kind": "click", "trace": trace, "point": point}, [])
+    assert run.value == HOSTILE, "what is no run's point chooses nothing"
     assert "<script" not in said.value and "&lt;script&gt;" in said.value
     for slider, name in zip(sliders.children, ("λ =", "threshold", "β ="), strict=True):
         before = story.value
         slider.value = slider.value * 1.5 if name != "threshold" else slider.value * 0.7
         assert story.value != before, name
     menus.children[0].value = "harmful, unseen jailbreaks"
-    assert next(t.x for t in figure.data if t.meta == "runs ppo") == (25.0,)
+    assert drawn("runs ppo") == [25.0]
     shown.close()
 
 

@@ -13,7 +13,7 @@ from ipywidgets.widgets.widget import _instances as alive
 
 from csrlhf_kit.notebook_tools import normalised
 from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, view
-from csrlhf_kit.widgets.view import Keys, View, card, escaped, redraw, text_twin
+from csrlhf_kit.widgets.view import Keys, LiveFigure, View, card, escaped, text_twin
 
 HOSTILE = "<script>alert('x')</script> **bold** [a](http://example.com) <b>&amp;</b>"
 
@@ -90,10 +90,25 @@ def test_closing_ends_observers_and_tasks():
 
 
 def test_redraw_touches_what_differs_and_nothing_else():
-    live = go.FigureWidget([go.Scatter(x=[1], y=[2], meta="a"), go.Scatter(x=[3], y=[4], meta="b")])
-    assert redraw(live, {"a": {"x": [1], "y": [2]}, "b": {"x": [3], "y": [4]}}) == 0
-    assert redraw(live, {"a": {"x": [1], "y": [5]}}) == 1
-    assert live.data[0].y == (5,) and live.data[1].y == (4,)
+    figure = go.Figure([go.Scatter(x=[1], y=[2], meta="a"), go.Scatter(x=[3], y=[4], meta="b")])
+    live, sent = LiveFigure(figure), []
+    live.observe(sent.append, "drawing")
+    assert live.redraw({"a": {"x": [1], "y": [2]}, "b": {"x": [3]}, "none": {"x": [9]}}) == 0 and not sent
+    assert live.redraw({"a": {"x": [1], "y": [5]}}) == 1 and len(sent) == 1
+    assert [list(trace["y"]) for trace in live.drawing["data"]] == [[5], [4]]
+    live.close()
+
+
+def test_the_page_gets_plotly_from_this_machine_and_clicks_are_passed_on(monkeypatch):
+    live, sent, clicks = LiveFigure(go.Figure(go.Scatter(y=[1], meta="a"))), [], []
+    monkeypatch.setattr(live, "send", lambda content, buffers: sent.append((content, buffers)))
+    live.on_click(lambda trace, point: clicks.append((trace, point)))
+    for message in ({"kind": "click", "trace": "a", "point": 3}, {"kind": "click", "trace": None, "point": 0},
+                    {"kind": "click", "trace": "a", "point": "0"}, "x", {"kind": "plotly.js"}):  # fmt: skip
+        live._handle_custom_msg(message, [])
+    assert clicks == [("a", 3)]
+    assert sent[0][0] == {"kind": "plotly.js"} and b"plotly.js v" in sent[0][1][0][:300]
+    live.close()
 
 
 def test_keys_pass_on_the_keys_that_were_asked_for():

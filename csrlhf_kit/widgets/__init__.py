@@ -3,5 +3,6 @@
 from csrlhf_kit.widgets.annotate import annotate
 from csrlhf_kit.widgets.penalty import explore_penalty
 from csrlhf_kit.widgets.tradeoff import explore_tradeoff
+from csrlhf_kit.widgets.watch import watch
 
-__all__ = ["annotate", "explore_penalty", "explore_tradeoff"]
+__all__ = ["annotate", "explore_penalty", "explore_tradeoff", "watch"]

@@ -9,7 +9,7 @@ import ipywidgets
 from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.widgets.penalty_data import penalty_figure, penalty_lab, penalty_story, penalty_values
-from csrlhf_kit.widgets.view import CARD, View, figure_twin, live_figure, redraw, widgets_can_run
+from csrlhf_kit.widgets.view import CARD, LiveFigure, View, figure_twin, widgets_can_run
 
 BATCHES = (4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -32,7 +32,7 @@ def explore_penalty(
     twin = partial(_twin, lab, multiple, batch)
     if not widgets_can_run(static):
         return View(None, twin)
-    figure = live_figure(penalty_figure(lab, multiple, batch))
+    figure = LiveFigure(penalty_figure(lab, multiple, batch))
     wide = {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "90px"}}
     penalty = ipywidgets.FloatLogSlider(
         value=multiple, min=-1, max=1, step=0.02, description="λ / λ*", readout_format=".2f", **wide
@@ -41,7 +41,7 @@ def explore_penalty(
     story = ipywidgets.HTML()
 
     def move(_: object = None) -> None:
-        redraw(figure, penalty_values(lab, penalty.value, size.value))
+        figure.redraw(penalty_values(lab, penalty.value, size.value))
         story.value = f'<div style="{CARD}">{penalty_story(lab, penalty.value, size.value)}</div>'
 
     penalty.observe(move, "value")

@@ -15,16 +15,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.widgets.tradeoff_data import GRID, Recorded, State, Tradeoff, answers, read_recorded
-from csrlhf_kit.widgets.view import (
-    CARD,
-    View,
-    card,
-    escaped,
-    figure_twin,
-    live_figure,
-    redraw,
-    widgets_can_run,
-)
+from csrlhf_kit.widgets.view import CARD, LiveFigure, View, card, escaped, figure_twin, widgets_can_run
 
 SAFE, HARMFUL = "#0072B2", "#D55E00"
 TOWN = ["harmful"] * 20 + ["harmless"] * 20
@@ -73,7 +64,7 @@ def _twin(board: Tradeoff, state: State) -> dict[str, Any]:
 
 
 def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
-    figure = live_figure(board.figure(start))
+    figure = LiveFigure(board.figure(start))
     wide = {"layout": ipywidgets.Layout(width="300px"), "style": {"description_width": "70px"}}
     menu = {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "90px"}}
     costs = [solution.cost for solution in board.frontier(start)]
@@ -103,16 +94,13 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
 
     def move(_: object = None) -> None:
         state = replace(start, **{name: part.value for name, part in parts.items()})
-        redraw(figure, board.values(state))
+        figure.redraw(board.values(state))
         story.value = f'<div style="{CARD}">{board.story(state)}</div>'
         said.value = answers_html(board.recorded, state.chosen)
 
     for part in parts.values():
         part.observe(move, "value")
-    for trace in figure.data:
-        if str(trace.meta).startswith("runs "):
-            names = [run.name for run in board.recorded.runs if f"runs {run.method}" == trace.meta]
-            trace.on_click(partial(_choose, parts["chosen"], names))
+    figure.on_click(partial(choose_run, board.recorded, parts["chosen"]))
     move()
     sliders = ipywidgets.HBox([parts[name] for name in ("multiplier", "threshold", "beta")])
     menus = ipywidgets.HBox([parts[name] for name in ("judged_on", "stratum", "chosen")])
@@ -121,10 +109,11 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
     return ipywidgets.VBox([sliders, menus, figure, story, said])
 
 
-def _choose(menu: ipywidgets.Dropdown, names: Sequence[str], _: Any, points: Any, __: Any) -> None:
-    """A click on one of a trace's points chooses its run."""
-    if points.point_inds:
-        menu.value = names[points.point_inds[0]]
+def choose_run(recorded: Recorded, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
+    """A click on a run's point chooses it in `menu`; other traces are no runs."""
+    runs = [run.name for run in recorded.runs if f"runs {run.method}" == trace]
+    if 0 <= point < len(runs):
+        menu.value = runs[point]
 
 
 def answers_html(recorded: Recorded, name: str) -> str:

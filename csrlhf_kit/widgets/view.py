@@ -18,6 +18,7 @@ from typing import Any
 import anywidget
 import ipywidgets
 import plotly.graph_objects as go
+import plotly.offline
 import traitlets
 
 from csrlhf_kit.static import CONFIG, mime_bundle
@@ -113,6 +114,95 @@ class Keys(anywidget.AnyWidget):
         self.on_msg(receive)
 
 
+class LiveFigure(anywidget.AnyWidget):
+    """A plotly figure on the screen: `redraw` moves it, `on_click` hears of its points.
+
+    plotly's own FigureWidget carries all of plotly.js (5 MB) in every figure, and anywidget gives up on a widget
+    that is not ready after two seconds, which a busy laptop is not. This one is ready at once; the page asks for
+    plotly.js, the copy that is installed, once, and all its figures share it.
+    """
+
+    _esm = """
+    function plotly(model) {
+      if (window.Plotly) return Promise.resolve(window.Plotly);
+      window.csrlhfPlotly ??= new Promise((resolve, reject) => {
+        const fail = (why) => { delete window.csrlhfPlotly; reject(new Error(why)); };
+        const timer = setTimeout(() => fail("the kernel sent no plotly.js"), 120000);
+        const take = (message, buffers) => {
+          if (message.kind !== "plotly.js") return;
+          model.off("msg:custom", take);
+          clearTimeout(timer);
+          const script = document.createElement("script");
+          script.src = URL.createObjectURL(new Blob([buffers[0]], { type: "text/javascript" }));
+          script.onload = () => resolve(window.Plotly);
+          script.onerror = () => fail("plotly.js does not load");
+          document.head.appendChild(script);
+        };
+        model.on("msg:custom", take);
+        model.send({ kind: "plotly.js" });
+      });
+      return window.csrlhfPlotly;
+    }
+    function render({ model, el }) {
+      const box = document.createElement("div");
+      box.setAttribute("role", "img");
+      el.appendChild(box);
+      let gone = false;
+      let started = false;
+      const draw = () => plotly(model).then((Plotly) => {
+        if (gone) return;
+        const { data, layout, config } = structuredClone(model.get("drawing"));
+        box.setAttribute("aria-label", layout.title?.text ?? "figure");
+        Plotly.react(box, data, layout, config);
+        if (started) return;
+        started = true;
+        box.on("plotly_click", (event) => {
+          const point = event.points[0];
+          model.send({ kind: "click", trace: point.data.meta, point: point.pointNumber });
+        });
+      });
+      model.on("change:drawing", draw);
+      draw().catch((error) => { box.textContent = `No figure: ${error.message}`; });
+      return () => {
+        gone = true;
+        model.off("change:drawing", draw);
+        if (started) window.Plotly.purge(box);
+      };
+    }
+    export default { render };
+    """
+    drawing = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, figure: go.Figure, **options: Any) -> None:
+        super().__init__(drawing={**figure.to_plotly_json(), "config": CONFIG}, **options)
+        self._clicked: list[Callable[[str, int], None]] = []
+        self.on_msg(self._receive)
+
+    def on_click(self, callback: Callable[[str, int], None]) -> None:
+        """Call `callback(trace's meta, point's number)` for each click on a point."""
+        self._clicked.append(callback)
+
+    def redraw(self, values: Values) -> int:
+        """Put `values` into the traces that are called so; returns how many traces that changed.
+
+        Everything that a slider moves is a trace's values, threshold lines included: a layout that stands still
+        lets the eye see what moves, and costs nothing.
+        """
+        data = [{**trace, **values.get(trace.get("meta"), {})} for trace in self.drawing["data"]]
+        changes = sum(new != old for new, old in zip(data, self.drawing["data"], strict=True))
+        if changes:
+            self.drawing = {**self.drawing, "data": data}
+        return changes
+
+    def _receive(self, _: Any, content: Any, __: Any) -> None:
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if kind == "plotly.js":
+            self.send({"kind": kind}, buffers=[plotly.offline.get_plotlyjs().encode()])
+        elif kind == "click" and isinstance(content.get("trace"), str) and type(content.get("point")) is int:
+            for callback in self._clicked:
+                callback(content["trace"], content["point"])
+
+
 class View:
     """What a widget function returns: show it by naming it last in a cell; `close()` ends it.
 
@@ -154,38 +244,12 @@ def descendants(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
     return [widget, *inside, *(part for part in own if isinstance(part, ipywidgets.Widget))]
 
 
-def live_figure(figure: go.Figure) -> go.FigureWidget:
-    """`figure` as a widget that calls back, with the kit's mode bar."""
-    widget = go.FigureWidget(figure)
-    widget._config = {**widget._config, **CONFIG}
-    return widget
-
-
 def filled(figure: go.Figure, values: Values) -> go.Figure:
     """Put `values` into the traces of `figure` that are called so (their `meta`), in place."""
     for trace in figure.data:
         if trace.meta in values:
             trace.update(values[trace.meta], overwrite=True)
     return figure
-
-
-def redraw(live: go.FigureWidget, values: Values) -> int:
-    """`filled` for a figure on the screen: sends the browser what differs, in one message; returns how much.
-
-    Everything that a slider moves is a trace's values, threshold lines included: a layout that stands still
-    lets the eye see what moves, and costs nothing.
-    """
-    changes = 0
-    with live.batch_update():
-        for trace in live.data:
-            wanted = values.get(trace.meta, {})
-            change = {
-                name: value for name, value in wanted.items() if trace.to_plotly_json().get(name) != value
-            }
-            if change:
-                trace.update(change, overwrite=True)
-                changes += len(change)
-    return changes
 
 
 def figure_twin(figure: go.Figure) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""`watch`: a run's curves while it trains, in this process or in another, with pause and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import ask
+from csrlhf_kit.widgets.run_state import Progress, read_progress, watch_figure, watch_story, watch_values
+from csrlhf_kit.widgets.view import CARD, LiveFigure, View, card, escaped, figure_twin, widgets_can_run
+
+
+class Watch(View):
+    """A view that looks again: by itself while the kernel is idle, and whenever `refresh` is called."""
+
+    def __init__(
+        self, folder: str | Path, root: ipywidgets.Widget | None, twin: Any, parts: Any = None
+    ) -> None:
+        self.folder, self.parts = folder, parts
+        self.progress: Progress | None = None
+        super().__init__(root, twin)
+
+    def refresh(self, _: Mapping[str, Any] | None = None) -> None:
+        """Read the folder and redraw. Give it to `train_ppo(on_step=view.refresh)` to watch this very process."""
+        if self.parts is None or self.closed:
+            return
+        figure, state, samples = self.parts
+        try:
+            self.progress = read_progress(self.folder)
+        except (UserError, OSError) as error:
+            state.value = card(str(error))
+            return
+        figure.redraw(watch_values(self.progress))
+        state.value = f'<div style="{CARD}" aria-live="polite">{escaped(watch_story(self.progress))}</div>'
+        samples.value = samples_html(self.progress)
+
+    def wish(self, wish: str, _: Any = None) -> None:
+        """Ask the run to `pause`, to `stop` or to `run` on."""
+        if self.progress is not None:
+            ask(self.progress.folder, wish)
+        self.refresh()
+
+    async def follow(self, every: float) -> None:
+        """Look again every so many seconds, until the run is finished or the view is closed."""
+        while not self.closed:
+            self.refresh()
+            if self.progress is not None and self.progress.finished:
+                return
+            await asyncio.sleep(every)
+
+
+def watch(run: str | Path, *, every: float = 2.0, static: bool | None = None) -> Watch:
+    """Live curves of a run: harm with its interval, cost against threshold, λ, reward, KL; time left; samples.
+
+    run: the folder of a training run, or of a whole job (its newest policy). every: seconds between looks, which
+    need no thread: the kernel's own loop does it while no cell runs. static: see `widgets.view`.
+
+    `pause` and `stop` wait for the run's next checkpoint, so that a stopped run resumes without loss. Keyboard:
+    Tab to a button, space presses it.
+
+    Raises UserError where the folder cannot be read.
+    """
+    progress = read_progress(run)
+    twin = partial(_twin, run)
+    if not widgets_can_run(static):
+        return Watch(run, None, twin)
+    figure = LiveFigure(watch_figure(progress))
+    state, samples = ipywidgets.HTML(), ipywidgets.HTML()
+    buttons = {wish: ipywidgets.Button(description=word) for wish, word in
+               (("pause", "pause"), ("run", "go on"), ("stop", "stop"))}  # fmt: skip
+    root = ipywidgets.VBox([ipywidgets.HBox(list(buttons.values())), state, figure, samples])
+    view = Watch(run, root, twin, (figure, state, samples))
+    for wish, button in buttons.items():
+        button.on_click(partial(view.wish, wish))
+    view.refresh()
+    try:
+        task = asyncio.get_running_loop().create_task(view.follow(every))
+    except RuntimeError:  # no loop runs here: `refresh` is called by hand
+        return view
+    view.at_close.append(task.cancel)
+    return view
+
+
+def _twin(run: str | Path) -> dict[str, Any]:
+    return figure_twin(watch_figure(read_progress(run)))
+
+
+def samples_html(progress: Progress) -> str:
+    """The newest samples as cards, letter by letter; nothing where the run logs none."""
+    cards = []
+    for row in progress.samples:
+        cost = row.get("cost")
+        colour = "#D55E00" if isinstance(cost, float) and cost > 0 else "#0072B2"
+        mark = f"step {row.get('step')}" + (f", cost {cost:+.1f}" if isinstance(cost, float) else "")
+        cards.append(card(f"asked: {row.get('prompt')}\nanswer: {row.get('text')}", accent=colour, mark=mark))
+    return "".join(cards)
