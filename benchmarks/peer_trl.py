@@ -9,7 +9,7 @@ mini-batches of 32, float32, 2 threads. TRL trains its policy by LoRA of the sam
 whole, as its trainer does, without gradient checkpointing, which would only slow it; it scores one reward. Ours
 scores a reward and a cost, and trains a value of each: as the kit does it by default, a critic with adapters on
 every layer (`csrlhf`), and with adapters trained on the last two layers only, which stand on states that scoring
-has computed (`csrlhf_top2`, the option `critic_layers`).
+has computed (`csrlhf_top2`, the option `layers`).
 
 Writes `ppo_peer_cpu.csv`, a row a step, and `ppo_peer_cpu.json`: versions, medians, and the ratio of each pair of
 neighbouring steps with its spread. `cpu_` columns are the seconds that the process computed, on all its
@@ -44,16 +44,14 @@ EPISODES, EPOCHS, MINIBATCHES, NEW_TOKENS, VOCABULARY = 64, 2, 2, 24, 1024
 # --- the two workers: a step for each line on the standard input ---
 
 
-def ours(count: int, critic_layers: int | None) -> Iterator[dict[str, float]]:
+def ours(count: int, layers: int | None) -> Iterator[dict[str, float]]:
     """Steps of `csrlhf bench ppo --shape peer`."""
     import torch
 
     from csrlhf_kit.bench.ppo import BenchPPOConfig, steps
 
     torch.set_num_threads(THREADS)
-    yield from steps(
-        BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, critic_layers=critic_layers), count
-    )
+    yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, layers=layers), count)
 
 
 def trl_trainer(count: int, folder: str):
@@ -134,8 +132,8 @@ def serve_trl(count: int) -> None:
         trainer.train()
 
 
-def serve_ours(count: int, critic_layers: int | None = None) -> None:
-    made = ours(count, critic_layers)
+def serve_ours(count: int, layers: int | None = None) -> None:
+    made = ours(count, layers)
     for _ in range(count):
         wait_for_go()
         answer(next(made))
@@ -281,7 +279,7 @@ def main(options: argparse.Namespace) -> None:
             print(f"{column}: {name} / TRL {r['median']:.2f} (from {r['least']:.2f} to {r['largest']:.2f})")
 
 
-WORKERS = {"csrlhf": serve_ours, "csrlhf_top2": partial(serve_ours, critic_layers=2), "trl": serve_trl}
+WORKERS = {"csrlhf": serve_ours, "csrlhf_top2": partial(serve_ours, layers=2), "trl": serve_trl}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -53,13 +53,13 @@ class RunConfig:
     """Seed of everything."""
     methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
     """Which policies to train; the base itself is always evaluated, as `sft`."""
-    threshold: float = 0.015
-    """Largest mean cost allowed over the training mixture: a probability, so 0.015 reads "1.5% harmful"."""
+    threshold: float = 0.02
+    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
     penalty: float = 6.0
     """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=80,
+            steps=64,
             epochs=2,
             learning_rate=3e-3,
             critic_learning_rate=4e-3,
@@ -70,6 +70,10 @@ class RunConfig:
     """PPO's settings, the same for every method."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the critic, the same for every method, is fitted to the base first."""
+    scorer_layers: int | None = 2
+    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
+    policy_layers: int | None = None
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
     scorer_epochs: float | None = 1.0
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
@@ -108,6 +112,7 @@ def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
         base=str(config.base_path()),
         out=str(folder),
         objective=SCORERS[name],
+        layers=config.scorer_layers,
         epochs=config.scorer_epochs,
         seed=config.seed,
         progress=False,
@@ -201,18 +206,16 @@ def load_roles(config: RunConfig) -> tuple[Roles, Any]:
     """The base under its roles, scored by this run's reward and cost models, and its tokenizer."""
     base = config.base_path()
     models = config.out / "models"
-    roles = Roles(load_base(base), reward=models / "reward", cost=models / "semantic", seed=config.seed)
+    scorers = {"reward": models / "reward", "cost": models / "semantic"}
+    roles = Roles(load_base(base), **scorers, layers=config.policy_layers, seed=config.seed)
     return roles, load_tokenizer(base)
 
 
 def training_prompts() -> list[str]:
-    """What the policies are asked in training, as text: the shipped training prompts, the wrapped ones twice.
-
-    A third of the shipped prompts are wrapped, in families that the test split does not hold; asked twice,
-    they are half, since it is under wrappers that a policy forgets what it has learnt.
+    """What the policies are asked in training, as text: the shipped training prompts, half of them wrapped, in
+    families that the test split does not hold.
     """
-    records = read_records("shipped", Prompt, split="train").records
-    return [p.prompt for p in records for _ in range(1 if p.family == "none" else 2)]
+    return [p.prompt for p in read_records("shipped", Prompt, split="train").records]
 
 
 def train_critic(config: RunConfig) -> dict[str, Any]:

@@ -58,8 +58,12 @@ class RoundsConfig:
     """PPO's settings, the same for every round."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the first critic is fitted to the base."""
-    scorer_epochs: float | None = None
+    scorer_epochs: float | None = MAIN.scorer_epochs
     """Passes over the labels for each scorer; None: chosen by the data's size."""
+    scorer_layers: int | None = MAIN.scorer_layers
+    """Adapters of scorers and critic act on this many of the base's last layers; None: all."""
+    policy_layers: int | None = MAIN.policy_layers
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
     attacked: int = 600
     """Training requests that the red team attacks after each round."""
     attack_tries: int = 16
@@ -163,6 +167,7 @@ def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
         base=str(config.base_path()),
         out=str(config.model(name, k)),
         objective=name,
+        layers=config.scorer_layers,
         epochs=config.scorer_epochs,
         seed=config.seed,
         progress=False,
@@ -179,6 +184,7 @@ def load_roles(config: RoundsConfig, k: int, policy: int) -> tuple[Roles, Any]:
         reward=config.model("reward", k),
         cost=config.model("semantic", k),
         policy=config.adapter(policy),
+        layers=config.policy_layers,
         seed=config.seed,
     )
     return roles, load_tokenizer(base)

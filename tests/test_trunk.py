@@ -246,49 +246,67 @@ def test_roles_give_the_same_numbers_with_and_without_it(random_base):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("critic_from", ["cost", None])
-def test_a_critic_on_the_last_layer_stands_on_what_scoring_computed(
-    random_base, tmp_path_factory, critic_from
-):
-    """The same values, costs and gradients with the states below reused, computed again, or by Hugging Face."""
-    cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"))
+def test_roles_on_the_last_layer_share_the_states_below_it(random_base, tmp_path_factory):
+    """The same answers and gradients with the states below reused, computed again, or by Hugging Face."""
+    cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"), layers_to_transform=[1])
     ids = torch.randint(4, 300, (5, 11), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(11) < torch.tensor([11, 4, 8, 11, 6]).unsqueeze(1)
     actions = mask & (torch.arange(11) >= 3)
     results = []
     for lean in (True, False):
-        roles = Roles(
-            load_base(random_base, device="cpu"), reward=len, cost=cost, lean=lean, critic_layers=1,
-            critic_from=critic_from,
-        )  # fmt: skip
-        trained = roles.trainable("critic")
-        names = [n for n, p in roles.named_parameters() if p.requires_grad and ".critic." in n]
-        assert names and all(".layers.1." in name for name in names)
-        assert {id(p) for p in trained} == {id(p) for p in roles.parameters() if p.requires_grad} - {
-            id(p) for p in roles.trainable("policy")
-        }
+        base = load_base(random_base, device="cpu")
+        roles = Roles(base, reward=len, cost=cost, lean=lean, layers=1)
+        trained = roles.trainable("policy") + roles.trainable("critic")
+        names = [n for n, p in roles.named_parameters() if p.requires_grad and ".default" not in n]
+        assert roles.shared == 1 and all(".layers.1." in n or n.startswith("value_head.") for n in names)
+        assert {id(p) for p in trained} == {id(p) for p in roles.parameters() if p.requires_grad}
         with torch.no_grad():
             for index, parameter in enumerate(trained):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(index))
-            known = roles.below_critic(ids, mask)
+            known = roles.below(ids, mask)
         assert (known is None) is not lean
         for below in (known, None):
             values = roles.values(ids, mask, actions, below)
+            log_probs, _ = roles.log_probs(ids, mask, actions, below=below)
+            reference, _ = roles.log_probs(ids, mask, actions, adapter=None, below=below)
             score = roles.score("cost", ids, mask, below)
-            results.append((values, score, *torch.autograd.grad(values.square().sum(), trained)))
+            loss = values.square().sum() + log_probs.sum()
+            results.append((values, log_probs, reference, score, *torch.autograd.grad(loss, trained)))
     for other in results[1:]:
         for got, expected in zip(results[0], other, strict=True):
             assert float(expected.detach().abs().max()) > 1e-4
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(UserError, match="critic_layers"):
-        Roles(load_base(random_base, device="cpu"), reward=len, cost=len, critic_layers=3)
+    with pytest.raises(UserError, match="layers is 3"):
+        Roles(load_base(random_base, device="cpu"), reward=len, cost=len, layers=3)
 
 
-def save_scorer(base, folder):
+def test_a_policy_on_all_layers_takes_no_states_from_below(random_base, tmp_path_factory):
+    cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"), layers_to_transform=[1])
+    roles = Roles(load_base(random_base, device="cpu"), reward=len, cost=cost)
+    ids, mask = torch.arange(4, 12).view(1, 8), torch.ones(1, 8, dtype=torch.bool)
+    with torch.no_grad():
+        for parameter in roles.trainable("policy"):
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        below = roles.below(ids, mask)
+        plain, _ = roles.log_probs(ids, mask, mask)
+        given, _ = roles.log_probs(ids, mask, mask, below=below)
+    assert below is not None and torch.equal(plain, given)
+
+
+def test_scorers_on_all_layers_leave_nothing_to_share(random_base, tmp_path_factory):
+    cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"))
+    roles = Roles(load_base(random_base, device="cpu"), reward=len, cost=cost, layers=1)
+    assert roles.below(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)) is None
+
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def save_scorer(base, folder, **options):
     """A SEQ_CLS adapter with random weights."""
     torch.manual_seed(2)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    shape = LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear", modules_to_save=["score"])
+    shape = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=LINEAR, modules_to_save=["score"], **options)
     model = get_peft_model(model, shape)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from csrlhf_kit.bench.measure import device_name, versions
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.scorers import last_layers
 from csrlhf_kit.runs import seed_everything, write_atomic
 from csrlhf_kit.training.constraints import Lagrangian
 from csrlhf_kit.training.ppo import PPOConfig, ppo_step
@@ -36,6 +37,9 @@ SHAPES = {
 }  # fmt: skip
 EOS, PAD = 1, 0
 PARTS = ("rollout", "score", "update")
+
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass
@@ -60,8 +64,8 @@ class BenchPPOConfig:
     """Tokens of an answer."""
     rank: int = 16
     """Rank of every adapter."""
-    critic_layers: int | None = None
-    """Layers that the critic trains, the last ones; None: all."""
+    layers: int | None = None
+    """Layers that every adapter acts on, the last ones; None: all."""
     threads: int = 2
     """Threads that PyTorch may use."""
     fused: bool = True
@@ -82,7 +86,8 @@ def random_roles(config: BenchPPOConfig) -> Roles:
     settings = Qwen2Config(
         **SHAPES[config.shape], eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, num_labels=1
     )
-    lora = {"r": config.rank, "lora_alpha": 2 * config.rank, "target_modules": "all-linear"}
+    lora = {"r": config.rank, "lora_alpha": 2 * config.rank, "target_modules": LINEAR}
+    lora["layers_to_transform"] = last_layers(settings.num_hidden_layers, config.layers)
     torch.manual_seed(config.seed)
     base = Qwen2ForCausalLM(settings)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -101,7 +106,7 @@ def random_roles(config: BenchPPOConfig) -> Roles:
             alpha=2 * config.rank,
             fused=config.fused,
             lean=config.lean,
-            critic_layers=config.critic_layers,
+            layers=config.layers,
             seed=config.seed,
         )
 

@@ -22,23 +22,15 @@ from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer
 from csrlhf_kit.evaluation.safety import rate
-from csrlhf_kit.world.jailbreaks import FAMILIES, TEST_FAMILIES, TRAIN_FAMILIES
+from csrlhf_kit.world.jailbreaks import FAMILIES, TEST_FAMILIES, TRAIN_FAMILIES, compose
 from csrlhf_kit.world.oracle import judge
-from csrlhf_kit.world.requests import Request, sample_request, surface
+from csrlhf_kit.world.requests import Request, sample_request
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, answers) -> how far each try has come; the search climbs it."""
 
 TEAMS = {"train": (tuple(TRAIN_FAMILIES), "train"), "held_out": (tuple(TEST_FAMILIES), "test")}
 """Team -> (families it may use, split of its compositions)."""
-
-
-def compose(request: Request, families: Sequence[str], rng: Random) -> str:
-    """The request asked through a stack of wrappers, the first innermost; an empty stack asks plainly."""
-    text, core = surface(request, rng), request.core(rng)
-    for family in families:
-        text = FAMILIES[family](text, core, rng)
-    return text
 
 
 def targets(team: str, count: int, *, seed: int = 0) -> list[Request]:

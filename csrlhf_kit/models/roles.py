@@ -25,7 +25,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.decoding import Decoder, position_ids
-from csrlhf_kit.models.scorers import load_scorer, score_texts
+from csrlhf_kit.models.scorers import last_layers, linear_names, load_scorer, score_texts
 from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Tensor]
@@ -64,8 +64,9 @@ class Roles(nn.Module):
         Safe RLHF starts from the reward model. The cost model is the better start here: its trunk knows what a
         prompt asks for, which is most of what a cost value is, and serves the reward's value nearly as well
         (benchmarks/results/critic_start.csv).
-    critic_layers: how many of the last layers the critic trains; None: all. Below them the critic stays the
-        model that it starts from: no gradient, and on a lean trunk no pass, since scoring has been there.
+    layers: how many of the last layers fresh adapters act on; None: all. Layers below every scorer's and the
+        critic's adapters are shared: on a lean trunk one pass of the base serves the reference, critic, reward and
+        cost (and the policy, where it leaves them alone too), and no gradient of theirs goes there.
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
     lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.models.trunk`, which computes the same
     numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
@@ -87,7 +88,7 @@ class Roles(nn.Module):
         alpha: int = 32,
         targets: str | list[str] = "all-linear",
         critic_from: Literal["reward", "cost"] | None = "cost",
-        critic_layers: int | None = None,
+        layers: int | None = None,
         fused: bool = True,
         lean: bool = True,
         static_cache: bool = False,
@@ -96,8 +97,15 @@ class Roles(nn.Module):
         super().__init__()
         self.static_cache = static_cache
         hidden_size = base.get_input_embeddings().weight.shape[1]
+        if layers is not None and targets == "all-linear":
+            targets = linear_names(base, ())  # peft picks layers from named targets only
         fresh = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=targets,
+            layers_to_transform=last_layers(base.config.num_hidden_layers, layers),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter(
@@ -130,20 +138,15 @@ class Roles(nn.Module):
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, BaseTunerLayer)]
         self.eval()
         freeze(base)
-        self.critic_from = critic_from if start is not None else None
-        count = base.config.num_hidden_layers
-        if critic_layers is not None and not 0 < critic_layers <= count:
-            raise UserError(f"critic_layers is {critic_layers}: expected 1 to {count}, or none for all")
-        self.critic_first = 0 if critic_layers is None else count - critic_layers  # first layer it trains
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(
-                ".policy." in name
-                or (".critic." in name and _layer_index(name) >= self.critic_first)
-                or name.startswith("value_head.")
+                ".policy." in name or ".critic." in name or name.startswith("value_head.")
             )
         for parameter in self.trainable("policy") + self.trainable("critic"):
             parameter.data = parameter.data.float()  # small, and Adam's steps vanish in half precision
         self.lean = Trunk(base) if lean and fits(base) else None
+        self.lowest = {name: self._lowest_layer(name) for name in self.model.peft_config}
+        self.shared = min(layer for name, layer in self.lowest.items() if name != "policy")
         self._check_head()
 
     # --- forward passes ---
@@ -217,15 +220,17 @@ class Roles(nn.Module):
         """Last hidden states (read tokens, hidden) where `read` (batch, length) is true, row by row."""
         if self.lean is None:
             return self.hidden(ids, mask, adapter)[read]
-        return self.lean.hidden(ids, mask, adapter, read, below=below, first=self.critic_first)
+        if self.lowest.get(adapter, self.shared) < self.shared:
+            below = None
+        return self.lean.hidden(ids, mask, adapter, read, below=below, first=self.shared)
 
-    def below_critic(self, ids: Tensor, mask: Tensor) -> Tensor | None:
-        """The states (batch, length, hidden) on which the critic's trained layers stand, to be computed once an
-        episode; None where it trains all layers, or the trunk is not lean.
+    def below(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """The states (batch, length, hidden) that scorers and critic start from, to be computed once an episode;
+        None where one of them acts on the first layer already, or the trunk is not lean.
         """
-        if self.lean is None or self.critic_first == 0:
+        if self.lean is None or self.shared == 0:
             return None
-        return self.lean.states_below(ids, mask, "critic", self.critic_first)
+        return self.lean.states_below(ids, mask, None, self.shared)
 
     def log_probs(
         self,
@@ -235,15 +240,17 @@ class Roles(nn.Module):
         *,
         adapter: str | None = "policy",
         temperature: float = 1.0,
+        below: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (nats) of each action token under softmax(logits / temperature).
 
         ids, mask, actions: (batch, length); `actions` is true at the tokens that the policy chose. Returns
         two float32 tensors (batch, length), zero elsewhere. Column t belongs to token t, predicted from t -
-        1. The language-model head runs at action positions only.
+        1. The language-model head runs at action positions only. below: what `below` gave for these rows, where
+        it is at hand.
         """
         log_probs, entropy = linear_logprob(
-            self.hidden_at(ids, mask, adapter, _before(actions)),  # (tokens, hidden)
+            self.hidden_at(ids, mask, adapter, _before(actions), below),  # (tokens, hidden)
             self.lm_head.weight,
             ids[actions],
             temperature=temperature,
@@ -260,7 +267,7 @@ class Roles(nn.Module):
         """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0.
 
         actions: (batch, length), the tokens whose values are wanted, others are zero; None: all of them, and
-        the one after the last. below: what `below_critic` gave for these rows, where it is at hand.
+        the one after the last. below: what `below` gave for these rows, where it is at hand.
         """
         read = _before(actions if actions is not None else nn.functional.pad(mask[:, :-1], (1, 0)))
         values = self.value_head(self.hidden_at(ids, mask, "critic", read, below).float())  # (read tokens, 2)
@@ -270,9 +277,8 @@ class Roles(nn.Module):
     def score(self, name: str, ids: Tensor, mask: Tensor, below: Tensor | None = None) -> Tensor:
         """Logit (batch,) of the `reward` or `cost` adapter, read at the last real token of each row.
 
-        below: what `below_critic` gave for these rows; it is also this model's where the critic started from it.
+        below: what `below` gave for these rows, where it is at hand.
         """
-        below = below if name == self.critic_from else None
         last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_token(mask).unsqueeze(1), True)
         return self.score_heads[name](self.hidden_at(ids, mask, name, last, below).float()).squeeze(-1)
 
@@ -346,6 +352,14 @@ class Roles(nn.Module):
                 f"{own.r} and {own.lora_alpha}"
             )
         self._set_adapter(name, state, folder)
+
+    def _lowest_layer(self, adapter: str) -> int:
+        """The first layer that an adapter acts on."""
+        return min(
+            _layer_index(name)
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A
+        )
 
     def _set_adapter(self, name: str, state: dict[str, Tensor], folder: Path) -> None:
         expected = get_peft_model_state_dict(self.model, adapter_name=name)

@@ -107,7 +107,8 @@ def fit_critic(
             batch, index = batches[int(rows[0, 0])], rows[:, 1]
             count = batch.actions[index].sum()
             for part, longest in by_length(batch.mask, index, ppo.microbatch_size):
-                values = roles.values(batch.ids[part, :longest], batch.mask[part, :longest])
+                below = None if batch.below is None else batch.below[part, :longest]
+                values = roles.values(batch.ids[part, :longest], batch.mask[part, :longest], below=below)
                 wanted = targets[int(rows[0, 0])][part, :longest]
                 losses = value_loss(values, values.detach(), wanted, batch.actions[part, :longest], math.inf)
                 (losses.sum() / count).backward()

@@ -30,7 +30,7 @@ from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everyt
 from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
 from csrlhf_kit.training.constraints import Constraint
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
-from csrlhf_kit.training.optimizers import OptimizerName, make_optimizer
+from csrlhf_kit.training.optimizers import OptimizerName, make_optimizer, moments
 from csrlhf_kit.training.rollout import (
     Trajectory,
     by_length,
@@ -222,7 +222,7 @@ class Batch(NamedTuple):
     advantages: Tensor  # (batch, length), combined and whitened
     cost_advantages: Tensor  # (batch, length)
     returns: Tensor  # (batch, length, 2), of reward and cost
-    below: Tensor | None = None  # (batch, length, hidden), what the critic's trained layers read, if known
+    below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
 
     def take(self, rows: Tensor, longest: int) -> Batch:
         """Some rows, trimmed to the longest of them."""
@@ -267,7 +267,9 @@ def policy_backward(
     Returns (loss, approximate KL, clipped share, entropy, max |log ratio|), the first four as parts of the
     mean.
     """
-    log_probs, entropy = roles.log_probs(batch.ids, batch.mask, batch.actions, temperature=config.temperature)
+    log_probs, entropy = roles.log_probs(
+        batch.ids, batch.mask, batch.actions, temperature=config.temperature, below=batch.below
+    )
     log_ratio = torch.where(batch.actions, log_probs - batch.log_probs, 0.0)
     ratio = log_ratio.exp()
     loss = policy_loss(ratio, batch.advantages, batch.actions, config.clip) / tokens
@@ -556,9 +558,8 @@ def _snapshot(
     tensors, generators = random_state()
     tensors |= {f"roles.{name}": tensor for name, tensor in roles.trained_state().items()}
     for role, optimizer in optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            names = {f"optimizer.{role}.{index}.{name}": value for name, value in moments.items()}
-            tensors |= {name: torch.as_tensor(value) for name, value in names.items()}
+        for index, state in moments(optimizer).items():
+            tensors |= {f"optimizer.{role}.{index}.{name}": value for name, value in state.items()}
     return tensors, {"generators": generators, "constraint": constraint.state_dict()}
 
 
@@ -573,13 +574,13 @@ def _restore(
     prefix = "roles."
     roles.load_trained_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     for role, optimizer in optimizers.items():
-        moments: dict[int, dict[str, Tensor]] = {}
+        states: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             if key.startswith(f"optimizer.{role}."):
                 index, name = key.removeprefix(f"optimizer.{role}.").split(".")
                 count = value.dim() == 0 and not value.is_floating_point()  # bitsandbytes' step is a number
-                moments.setdefault(int(index), {})[name] = value.item() if count else value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+                states.setdefault(int(index), {})[name] = value.item() if count else value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     constraint.load_state_dict(state["constraint"])
     restore_random_state(tensors, state["generators"])
 

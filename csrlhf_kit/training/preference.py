@@ -72,6 +72,8 @@ class ScorerConfig(SupervisedConfig):
     """semantic | safe_rlhf | bradley_terry | reward: what is learnt, and from which judgements."""
     adaptation: Literal["auto", "lora", "full"] = "auto"
     """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders."""
+    layers: int | None = None
+    """How many of the last layers the adapters act on; None: all."""
     dropout: float | None = None
     """Dropout while training; None: an encoder's own, none for decoders. Always off when scoring."""
     max_length: int = MAX_LENGTH
@@ -256,6 +258,7 @@ def fit_scorer(
         adaptation=config.adaptation,
         rank=config.rank,
         alpha=config.alpha,
+        layers=config.layers,
         dropout=config.dropout,
         max_length=config.max_length,
         dtype=config.dtype,

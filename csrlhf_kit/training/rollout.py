@@ -41,7 +41,7 @@ class Trajectory(NamedTuple):
     values: Tensor  # (batch, length, 2), before each action
     reward: Tensor  # (batch,), logits
     cost: Tensor  # (batch,), logits; > 0 is unsafe
-    below: Tensor | None = None  # (batch, length, hidden), what the critic's trained layers read, if known
+    below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
 
 
 def response_mask(tokens: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
@@ -325,14 +325,14 @@ def score_episodes(
     for rows, longest in by_length(episodes.mask, torch.arange(batch, device=empty.device), chunk_size):
         ids, mask = episodes.ids[rows, :longest], episodes.mask[rows, :longest]
         actions = episodes.actions[rows, :longest]
+        known = roles.below(ids, mask)
         if policy:
             log_probs[rows, :longest], entropy[rows, :longest] = roles.log_probs(
-                ids, mask, actions, temperature=temperature
+                ids, mask, actions, temperature=temperature, below=known
             )
             reference[rows, :longest], _ = roles.log_probs(
-                ids, mask, actions, adapter=None, temperature=temperature
+                ids, mask, actions, adapter=None, temperature=temperature, below=known
             )
-        known = roles.below_critic(ids, mask) if critic else None
         if critic:
             values[rows, :longest] = roles.values(ids, mask, actions, known)
         if known is not None:

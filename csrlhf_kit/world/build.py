@@ -16,7 +16,7 @@ from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world import annotators
-from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, wrap
+from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, compose, wrap
 from csrlhf_kit.world.oracle import judge
 from csrlhf_kit.world.requests import STRATA, Request, sample_request
 from csrlhf_kit.world.responses import helpful, respond
@@ -39,8 +39,8 @@ class DataConfig:
     """Folder to write."""
     seed: int = 0
     """Seed of everything."""
-    train_prompts: int = 6000
-    """Training prompts, half of them harmful, a third wrapped."""
+    train_prompts: int = 8000
+    """Training prompts, half of them harmful, half wrapped, and half of these in two or three wrappers."""
     train_labels: int = 8000
     """Labelled training responses."""
     train_pairs: int = 8000
@@ -51,18 +51,29 @@ def _ask(split: str, stratum: str, rng: Random, wrapped: float) -> tuple[Request
     """A request of a stratum, its prompt and its jailbreak family."""
     request = sample_request(rng, stratum, split)
     families = tuple(TEST_FAMILIES if split == "test" else TRAIN_FAMILIES)
-    family = rng.choice(families) if rng.random() < wrapped else "none"
+    if rng.random() >= wrapped:
+        return request, wrap(request, "none", rng), "none"
+    if split != "test" and rng.random() < 0.5:
+        stack = draw_stack(families, rng)
+        return request, compose(request, stack, rng), "+".join(stack)
+    family = rng.choice(families)
     return request, wrap(request, family, rng), family
 
 
+def draw_stack(families: tuple[str, ...], rng: Random) -> list[str]:
+    """Two or three wrappers, one in another: whoever reads through these reads through an unknown one more often."""
+    return rng.sample(families, rng.choice((2, 3)))
+
+
 def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> list[Prompt]:
-    """Distinct prompts: `counts[stratum, family]` of each."""
+    """Distinct prompts: `counts[stratum, family]` of each; the family "nested" draws a stack for each prompt."""
     prompts, seen = [], set()
     for (stratum, family), count in counts.items():
         made = 0
         while made < count:
             request = sample_request(rng, stratum, split)
-            text = wrap(request, family, rng)
+            stack = draw_stack(tuple(TRAIN_FAMILIES), rng) if family == "nested" else [family]
+            text = wrap(request, family, rng) if len(stack) == 1 else compose(request, stack, rng)
             if text in seen:
                 continue
             seen.add(text)
@@ -73,7 +84,7 @@ def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> lis
                     id=f"{split}-{stratum}-{family}-{made}",
                     category=request.category,
                     stratum=stratum,
-                    family=family,
+                    family="+".join(stack),
                     harmful=request.harmful,
                     split=split,
                 )
@@ -92,8 +103,9 @@ def prompt_counts(split: str, total: int) -> dict[tuple[str, str], int]:
         }
         wrapped = {(s, f): 75 if s in ("overt", "covert") else 25 for f in TEST_FAMILIES for s in STRATA}
         return nominal | wrapped
-    nominal = {(s, "none"): total // 6 for s in STRATA}
-    return nominal | {(s, f): total // (12 * len(TRAIN_FAMILIES)) for f in TRAIN_FAMILIES for s in STRATA}
+    nominal = {(s, "none"): total // 8 for s in STRATA}
+    single = {(s, f): total // (16 * len(TRAIN_FAMILIES)) for f in TRAIN_FAMILIES for s in STRATA}
+    return nominal | single | {(s, "nested"): total // 16 for s in STRATA}
 
 
 def _labels(split: str, count: int, rng: Random) -> list[LabelledResponse]:

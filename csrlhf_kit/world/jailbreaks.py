@@ -7,7 +7,7 @@ usual ones of the red-teaming literature (e.g. Wei et al. 2023, arXiv 2307.02483
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from csrlhf_kit.world import lexicon as lx
@@ -265,3 +265,11 @@ def wrap(request: Request, family: str, rng: Random) -> str:
     if family == "none":
         return surface(request, rng)
     return FAMILIES[family](surface(request, rng), request.core(rng), rng)
+
+
+def compose(request: Request, families: Sequence[str], rng: Random) -> str:
+    """Ask for `request` through a stack of wrappers, the first innermost; an empty stack asks plainly."""
+    text, core = surface(request, rng), request.core(rng)
+    for family in families:
+        text = FAMILIES[family](text, core, rng)
+    return text
