@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +45,7 @@ def bench_commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
 def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
     """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
     from csrlhf_kit.certify import CertifyConfig, run_certify
+    from csrlhf_kit.chat_run import ChatConfig, run_chat
     from csrlhf_kit.claims import ClaimsConfig, run_claims
     from csrlhf_kit.contest import ArenaConfig, RedTeamConfig, run_arena, run_red_team
     from csrlhf_kit.direct_run import DirectRunConfig, run_direct
@@ -53,7 +56,9 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
         run_reward_model,
     )
     from csrlhf_kit.experiment import RunConfig
+    from csrlhf_kit.export import ExportConfig, run_export
     from csrlhf_kit.models.make_base import BaseConfig, make_base
+    from csrlhf_kit.plan import PlanConfig, run_plan
     from csrlhf_kit.recipes import EvaluateConfig, PPORunConfig, run_evaluate, run_ppo
     from csrlhf_kit.rounds import RoundsConfig, run_rounds
     from csrlhf_kit.suggest import SuggestPenaltyConfig, run_suggest_penalty
@@ -67,6 +72,9 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
         "reward-model": (RewardModelConfig, run_reward_model),
         "cost-model": (CostModelConfig, run_cost_model),
         "ppo": (PPORunConfig, run_ppo),
+        "plan": (PlanConfig, run_plan),
+        "export": (ExportConfig, run_export),
+        "chat": (ChatConfig, run_chat),
         "direct": (DirectRunConfig, run_direct),
         "evaluate": (EvaluateConfig, run_evaluate),
         "sweep": (SweepConfig, run_sweep),
@@ -82,25 +90,59 @@ def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn a `UserError` into one sentence and exit status 2."""
+    """Parse, run, and turn a `UserError` into one sentence and exit status 2.
+
+    Of several processes (torchrun), only the main one prints.
+    """
     import tyro
 
+    from csrlhf_kit.presets import expand
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        arguments = expand(arguments)
+    except UserError as error:
+        print(f"csrlhf: {error}", file=sys.stderr)
+        return 2
     table, prog = commands(), "csrlhf"
     if arguments[:1] == ["bench"]:
         table, prog, arguments = bench_commands(), "csrlhf bench", arguments[1:]
+    elif arguments[:1] == ["arena"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        from csrlhf_kit.chat_run import DuelConfig, run_duel
+
+        table["arena"] = (DuelConfig, run_duel)  # two runs, and a person who votes
     parsers = {name: options for name, (options, _) in table.items()}
     about = (
         None
         if prog != "csrlhf"
-        else "Constrained RLHF. `csrlhf bench kernels` and `csrlhf bench ppo` measure speed."
+        else "Constrained RLHF. `csrlhf bench kernels` and `csrlhf bench ppo` measure speed; sft, reward-model, "
+        "cost-model and ppo take --preset NAME and --config FILE; `csrlhf arena RUN_A RUN_B` lets you vote."
     )
     config = tyro.extras.subcommand_cli_from_dict(parsers, args=arguments, prog=prog, description=about)
     function = next(function for options, function in table.values() if type(config) is options)
+    return run_command(function, config)
+
+
+def run_command(function: Callable[[Any], Any], config: Any) -> int:
+    """Run a command; its exit status."""
+    import torch
+
+    from csrlhf_kit import processes
+    from csrlhf_kit.models.base import LESS_MEMORY
+
+    processes.start()
+    quiet = contextlib.nullcontext() if processes.is_main() else contextlib.redirect_stdout(io.StringIO())
     try:
-        function(config)
+        with quiet:
+            function(config)
     except UserError as error:
         print(f"csrlhf: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            f"csrlhf: the GPU's memory is full: take smaller micro-batches, --gradient-checkpointing, or {LESS_MEMORY}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("csrlhf: stopped; --resume goes on from here", file=sys.stderr)

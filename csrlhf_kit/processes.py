@@ -102,7 +102,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def wait() -> None:
     """Go on when every process has come here."""
     if count() > 1:
-        PartialState().wait_for_everyone()
+        torch.distributed.barrier()
 
 
 def on_main(function: Callable[[], Result]) -> Result | None:

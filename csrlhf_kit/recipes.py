@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 from peft import PeftConfig
 from tqdm.auto import tqdm
 
+from csrlhf_kit import processes
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
+from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.roles import Roles, text_scorer
+from csrlhf_kit.models.checkpointing import checkpoint_activations
+from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
+from csrlhf_kit.training.optimizers import OptimizerName
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 
 Method = Literal[tuple(CONSTRAINTS)]
-INPUTS = ("base", "reward", "cost", "prompts", "dtype", "quantization", "rank")  # a resumed run has the same
+TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
+# A resumed run has the same.
+INPUTS = ("base", "reward", "cost", "prompts", "dtype", "quantization", "rank", "optimizer")
 
 
 @dataclass
@@ -31,9 +40,10 @@ class PPORunConfig:
     """Train one policy with PPO under a constraint."""
 
     reward: Path
-    """The reward model: a folder that `csrlhf reward-model` wrote; as an adapter of the same base it is free."""
+    """The reward model: a folder that `csrlhf reward-model` wrote, where an adapter of the policy's base is free; or
+    a folder or hub id of a sequence classifier or a Beaver model."""
     cost: Path
-    """The cost model: a folder that `csrlhf cost-model` wrote; as an adapter of the same base it is free."""
+    """The cost model: likewise, or judge:ID (a guard), or ask:ID (an instruction-tuned judge)."""
     out: Path
     """Folder of the run: metrics.jsonl, checkpoints, adapter."""
     base: str = "data/tiny_base"
@@ -52,6 +62,14 @@ class PPORunConfig:
     """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
     rank: int = 16
     """Rank of the policy's adapter; its scale alpha is twice that."""
+    optimizer: OptimizerName = "adamw"
+    """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
+    gradient_checkpointing: bool = False
+    """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
+    static_cache: bool = False
+    """Sample with a cache of fixed size, which transformers compiles on a GPU: one CUDA graph a token."""
+    track: str = "none"
+    """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO's own settings."""
     resume: bool = False
@@ -64,32 +82,64 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     Raises UserError where a model or the prompts cannot be read, or the folder holds another run.
     """
     constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
-    if (config.out / "config.json").is_file() and not config.resume:  # said before anything is loaded
-        raise UserError(f"{config.out} already holds a run: expected a new folder, or --resume to go on")
+    processes.on_main(lambda: _check_new(config))  # said before anything is loaded
     records = read_records(config.prompts, Prompt, split="train").records
-    scorers = {"reward": scorer(config.reward, "reward"), "cost": scorer(config.cost, "cost")}
+    scorers = _scorers(config)
     tokenizer = load_tokenizer(config.base)
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
-    roles = Roles(base, **scorers, rank=config.rank, alpha=2 * config.rank, seed=config.ppo.seed)
+    roles = Roles(
+        base, **scorers, rank=config.rank, alpha=2 * config.rank, seed=config.ppo.seed,
+        static_cache=config.static_cache,
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        checkpoint_activations(roles)
     asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
-    run = Run.open(config.out, asked, resume=config.resume)
-    history = train_ppo(roles, tokenizer, [p.prompt for p in records], constraint, config.ppo, run)
-    roles.save_policy(config.out / "adapter")
+    run = processes.on_main(lambda: Run.open(config.out, asked, resume=config.resume)) or Run(config.out)
+    with tracker(config.track, config.out, asked) as track:
+        history = train_ppo(
+            roles, tokenizer, [p.prompt for p in records], constraint, config.ppo, run, track,
+            optimizer=config.optimizer,
+        )  # fmt: skip
+    processes.on_main(lambda: roles.save_policy(config.out / "adapter"))
     print(f"The policy's adapter is in {config.out / 'adapter'}")
     return history[-1] if history else {}
 
 
-def scorer(folder: Path, role: str) -> Path | Callable[..., Any]:
-    """What `Roles` takes for a reward or cost model: a folder with an adapter of the policy's base, or, for a
-    model of its own (an encoder, say), the function that scores with it.
+def _check_new(config: PPORunConfig) -> None:
+    if (config.out / "config.json").is_file() and not config.resume:
+        raise UserError(f"{config.out} already holds a run: expected a new folder, or --resume to go on")
 
-    Raises UserError where the folder holds neither.
+
+def _scorers(config: Any) -> dict[str, Any]:
+    """`reward` and `cost` of a configuration, as `Roles` takes them."""
+    options = {"base": config.base, "dtype": config.dtype, "quantization": config.quantization}
+    return {name: open_scorer(getattr(config, name), name, **options) for name in ("reward", "cost")}
+
+
+@contextmanager
+def tracker(
+    name: str, folder: Path, settings: dict[str, Any]
+) -> Iterator[Callable[[dict[str, float]], None] | None]:
+    """A function that sends a row of metrics to one of Accelerate's trackers; None for the name `none`.
+
+    Raises UserError for a tracker that Accelerate does not know, or that is not installed.
     """
-    if (folder / "adapter_config.json").is_file():
-        return folder
-    if (folder / "scorer.json").is_file():
-        return text_scorer(folder)
-    raise UserError(f"{folder} is no {role} model: expected a folder that `csrlhf {role}-model` wrote")
+    if name == "none":
+        yield None
+        return
+    chosen = filter_trackers([name], str(folder)) if name in TRACKERS else []
+    if not chosen:
+        raise UserError(
+            f"tracker {name!r} is unknown or not installed: expected one of {', '.join(TRACKERS)}, or none"
+        )
+    accelerator = Accelerator(log_with=chosen, project_dir=str(folder), cpu=processes.device().type == "cpu")
+    plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()}
+    accelerator.init_trackers("csrlhf", plain)
+    try:
+        yield lambda row: accelerator.log(row, step=int(row["step"]))
+    finally:
+        for each in accelerator.trackers:  # `end_training` would also part the processes
+            each.finish()
 
 
 @dataclass
@@ -141,7 +191,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.limit is not None and config.limit < len(records):  # of every kind, not the first ones
         chosen = sorted(Random(config.seed).sample(range(len(records)), config.limit))
         records = [records[i] for i in chosen]
-    scorers = {"reward": scorer(config.reward, "reward"), "cost": scorer(config.cost, "cost")}
+    scorers = _scorers(config)
     tokenizer = load_tokenizer(config.base)
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
     roles = Roles(base, **scorers, **shape)

@@ -194,6 +194,9 @@ def load_scorer(
         if config.num_labels != 1:
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
         tokenizer = load_tokenizer(path)
+        text = config.get_text_config()
+        if text.pad_token_id is None:  # else it reads scores where it was trained to
+            text.pad_token_id = tokenizer.pad_token_id
         with quiet():
             model, info = load_classifier(path, config=config, output_loading_info=True, **options)
         if info["missing_keys"]:
@@ -344,17 +347,24 @@ def load_config(base: str | Path) -> Any:
 
 
 def load_tokenizer(base: str | Path) -> Any:
-    """The tokenizer of a folder or hub id; where it has no pad token, its end token pads."""
+    """The tokenizer of a folder or hub id, with a pad token that is not its end token.
+
+    transformers' classifiers read a score at the last token whose *id* is not the pad token's. Where a dialogue's
+    end token pads too, that is the token before the end, while PPO reads scores at the end. So another token
+    pads, the opening one if there is one: since each dialogue ends in the end token, any other will do.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(os.fspath(base), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"base model {base}: found no tokenizer that loads, expected its files there"
         ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
-    if tokenizer.pad_token_id is None:
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if tokenizer.pad_token_id is None and end is None:
         raise UserError(f"base model {base}: its tokenizer has neither pad nor end token, expected one")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == end:
+        others = (tokenizer.bos_token_id, tokenizer.unk_token_id, 0, 1)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if i not in (None, end)))
     return tokenizer
 
 
@@ -467,7 +477,8 @@ def _readme(scorer: Scorer) -> str:
     if adapter:
         load = (
             "from peft import AutoPeftModelForSequenceClassification as Classifier\n\n"
-            "model = Classifier.from_pretrained(folder, num_labels=1).eval()"
+            "model = Classifier.from_pretrained(folder, num_labels=1).eval()\n"
+            "model.config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id"
         )
     else:
         load = (

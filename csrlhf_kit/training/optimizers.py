@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from csrlhf_kit.errors import UserError
 
@@ -43,3 +43,17 @@ def make_optimizer(
     except ImportError as error:
         raise UserError(f"optimizer {name} needs bitsandbytes: expected it to be installed") from error
     return (PagedAdamW8bit if paged else AdamW8bit)(parameters, **options)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """What an optimiser has accumulated, by parameter and name, for a checkpoint; `load_state_dict` takes it back.
+
+    bitsandbytes counts steps in Python numbers, and wraps its 8-bit tensors in one more mapping.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        flat: dict[str, object] = {}
+        for name, value in state.items():
+            flat |= value if isinstance(value, dict) else {name: value}
+        found[index] = {name: torch.as_tensor(value) for name, value in flat.items()}
+    return found

@@ -17,7 +17,15 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from csrlhf_kit import processes
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.training.optimizers import OptimizerName
+
+OPTIMIZERS = {  # the Trainer's names
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
 
 @dataclass
@@ -52,6 +60,10 @@ class SupervisedConfig:
     """Number format of frozen weights; what is trained stays float32."""
     quantization: Literal["none", "nf4"] = "none"
     """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
+    optimizer: OptimizerName = "adamw"
+    """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
+    gradient_checkpointing: bool = False
+    """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
     checkpoint_seconds: float = 120.0
     """Seconds between checkpoints; a run that is shorter writes none."""
     resume: bool = False
@@ -68,17 +80,22 @@ def training_arguments(
     config: SupervisedConfig, *, learning_rate: float, epochs: float, batch_size: int
 ) -> TrainingArguments:
     """The Trainer's arguments for `config`, with what it leaves open settled."""
-    micro = min(config.micro_batch_size or batch_size, batch_size)
+    processes.check_divisible(batch_size=batch_size)
+    each = batch_size // processes.count()
+    micro = min(config.micro_batch_size or each, each)
     return TrainingArguments(
         output_dir=str(checkpoint_folder(config)),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=-(-batch_size // micro),
+        gradient_accumulation_steps=-(-each // micro),
         num_train_epochs=epochs,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        optim=OPTIMIZERS[config.optimizer],
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=config.dtype == "bfloat16",
         seed=config.seed,
         save_strategy="no",  # TimedCheckpoints asks for them
@@ -86,7 +103,7 @@ def training_arguments(
         eval_strategy="no",
         logging_steps=50,
         logging_nan_inf_filter=False,
-        disable_tqdm=not config.progress,
+        disable_tqdm=not (config.progress and processes.is_main()),
         report_to=config.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -102,7 +119,8 @@ class EpochSampler(LengthGroupedSampler):
     """
 
     def __init__(self, trainer: Trainer, lengths: list[int]) -> None:
-        super().__init__(trainer.args.train_batch_size, lengths=lengths, generator=torch.Generator())
+        together = trainer.args.train_batch_size * processes.count()  # rows that all processes read at once
+        super().__init__(together, lengths=lengths, generator=torch.Generator())
         self.trainer = trainer
 
     def __iter__(self) -> Iterator[int]:
@@ -150,11 +168,18 @@ def checkpoint_folder(config: Any) -> Path:
 
 def clear_checkpoints(config: Any) -> None:
     """Delete the checkpoints of a run that is done, or that is started afresh."""
-    shutil.rmtree(checkpoint_folder(config), ignore_errors=True)
+    processes.on_main(lambda: shutil.rmtree(checkpoint_folder(config), ignore_errors=True))
 
 
 def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary folder beside `out`, then give it the name `out` in one rename."""
+    """Let `write` fill a temporary folder beside `out`, then give it the name `out` in one rename.
+
+    Of several processes, the main one does it and the others wait.
+    """
+    processes.on_main(lambda: _replace_folder(out, write))
+
+
+def _replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = out.parent / f".{out.name}.new", out.parent / f".{out.name}.old"
     for folder in (fresh, old):

@@ -1,0 +1,136 @@
+"""Settings by name: `csrlhf ppo --preset qwen2.5-7b-qlora ...`, or from your own YAML by `--config FILE`.
+
+A file of settings has a section for each command, and one for all of them; names are those of the options, with
+`ppo:` as a mapping of its own. What is given on the command line wins.
+
+    all:
+      base: Qwen/Qwen2.5-0.5B-Instruct
+      dtype: bfloat16
+    ppo:
+      rank: 16
+      ppo: {steps: 200, max_new_tokens: 256}
+
+The presets' sizes follow `csrlhf plan`; their learning rates are those that QLoRA and Safe RLHF use, and have not been
+tuned: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csrlhf_kit.errors import UserError
+
+COMMANDS = ("sft", "reward-model", "cost-model", "ppo")
+PKU = "PKU-Alignment/PKU-SafeRLHF"
+
+
+def _hub(base: str, *, quantization: str, batch: int, micro: int, checkpointing: bool) -> dict[str, Any]:
+    """Settings for a model of the hub on PKU-SafeRLHF, on one GPU."""
+    supervised = {
+        "data": PKU, "batch_size": batch, "micro_batch_size": micro, "max_length": 768, "epochs": 1.0,
+        "learning_rate": 2e-4, "gradient_checkpointing": checkpointing,
+    }  # fmt: skip
+    ppo = {
+        "steps": 500, "batch_size": 64, "minibatch_size": 32, "microbatch_size": micro, "max_new_tokens": 256,
+        "max_prompt_length": 256, "learning_rate": 2e-5, "critic_learning_rate": 5e-5, "warmup_steps": 10,
+        "schedule": "cosine", "critic_warmup": 10, "checkpoint_every": 10,
+    }  # fmt: skip
+    common = {"base": base, "dtype": "bfloat16", "quantization": quantization, "rank": 16}
+    if quantization == "nf4":
+        common["optimizer"] = "paged_adamw_8bit"
+    return {
+        "all": common,
+        "sft": {**supervised, "safe_only": False},
+        "reward-model": supervised,
+        "cost-model": {**supervised, "objective": "semantic"},
+        "ppo": {"prompts": PKU, "gradient_checkpointing": checkpointing, "ppo": ppo},
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {
+        "all": {"base": "data/tiny_base", "dtype": "float32", "quantization": "none", "rank": 16},
+        "sft": {"data": "shipped", "epochs": 1.0},
+        "reward-model": {"data": "shipped"},
+        "cost-model": {"data": "shipped", "objective": "semantic"},
+        "ppo": {"prompts": "shipped", "ppo": {"steps": 60, "max_new_tokens": 32}},
+    },
+    "qwen2.5-0.5b": _hub(
+        "Qwen/Qwen2.5-0.5B-Instruct", quantization="none", batch=32, micro=8, checkpointing=False
+    ),
+    "qwen2.5-1.5b": _hub(
+        "Qwen/Qwen2.5-1.5B-Instruct", quantization="none", batch=32, micro=4, checkpointing=False
+    ),
+    "qwen2.5-7b-qlora": _hub(
+        "Qwen/Qwen2.5-7B-Instruct", quantization="nf4", batch=32, micro=4, checkpointing=True
+    ),
+    "llama-3.1-8b-qlora": _hub(
+        "meta-llama/Llama-3.1-8B-Instruct", quantization="nf4", batch=32, micro=4, checkpointing=True
+    ),
+}
+
+
+def read_settings(file: str | Path) -> dict[str, Any]:
+    """A YAML file of settings. Raises UserError where it cannot be read, or a section is none of a command."""
+    try:
+        settings = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise UserError(
+            f"--config {file}: cannot be read ({error.strerror}), expected a YAML file"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {file}: found broken YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {file}: found {type(settings).__name__}, expected sections of settings")
+    for name, section in settings.items():
+        if name not in ("all", *COMMANDS):
+            raise UserError(f"--config {file}: found section {name!r}, expected all, {', '.join(COMMANDS)}")
+        if not isinstance(section, dict):
+            raise UserError(f"--config {file}: section {name} is {section!r}, expected names with values")
+    return settings
+
+
+def as_arguments(settings: dict[str, Any], command: str) -> list[str]:
+    """The command line that `settings` stand for: `--base X --ppo.steps 10 ...`."""
+    return _flags(settings.get("all", {})) + _flags(settings.get(command, {}))
+
+
+def _flags(section: dict[str, Any], prefix: str = "") -> list[str]:
+    flags: list[str] = []
+    for name, value in section.items():
+        option = f"{prefix}{name}".replace("_", "-")
+        if isinstance(value, dict):
+            flags += _flags(value, f"{option}.")
+        elif isinstance(value, bool):
+            head, _, tail = option.rpartition(".")
+            flags.append(f"--{option}" if value else "--" + (f"{head}.no-{tail}" if head else f"no-{tail}"))
+        else:
+            flags += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """A command line with `--preset NAME` and `--config FILE` replaced by what they stand for, put first.
+
+    Raises UserError for an unknown preset, a file that does not serve, or a command that has no settings.
+    """
+    command, rest, given = arguments[:1], [], []
+    words = iter(arguments[1:])
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in ("--preset", "--config"):
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if command[0] not in COMMANDS:
+            raise UserError(f"{option} is for {', '.join(COMMANDS)}: found it after {command[0]}")
+        if option == "--config":
+            given += as_arguments(read_settings(value), command[0])
+        elif value in PRESETS:
+            given += as_arguments(PRESETS[value], command[0])
+        else:
+            raise UserError(f"--preset {value or '(nothing)'}: expected one of {', '.join(PRESETS)}")
+    return command + given + rest
