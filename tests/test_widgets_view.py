@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import ipywidgets
 import nbformat
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from ipywidgets.widgets.widget import _instances as alive
 
 from csrlhf_kit.notebook_tools import normalised
 from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, view
-from csrlhf_kit.widgets.view import Keys, LiveFigure, View, card, escaped, text_twin
+from csrlhf_kit.widgets.view import Keys, LiveFigure, View, card, escaped, log_slider, text_twin
 
 HOSTILE = "<script>alert('x')</script> **bold** [a](http://example.com) <b>&amp;</b>"
 
@@ -109,6 +110,15 @@ def test_the_page_gets_plotly_from_this_machine_and_clicks_are_passed_on(monkeyp
     assert clicks == [("a", 3)]
     assert sent[0][0] == {"kind": "plotly.js"} and b"plotly.js v" in sent[0][1][0][:300]
     live.close()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.33, 1.5, 97.0])
+def test_a_slider_starts_on_one_of_its_steps(value):
+    slider = log_slider(value, 0.1, 100, step=0.04)
+    steps = (np.log10(value) - slider.min) / slider.step
+    assert slider.value == value and steps == pytest.approx(round(steps), abs=1e-9)
+    assert 10**slider.min <= 0.1 + 1e-9 and 10**slider.max >= 100 - 1e-9
+    slider.close()
 
 
 def test_keys_pass_on_the_keys_that_were_asked_for():

@@ -9,7 +9,7 @@ import ipywidgets
 from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.widgets.penalty_data import penalty_figure, penalty_lab, penalty_story, penalty_values
-from csrlhf_kit.widgets.view import CARD, LiveFigure, View, figure_twin, widgets_can_run
+from csrlhf_kit.widgets.view import CARD, LiveFigure, View, figure_twin, log_slider, widgets_can_run
 
 BATCHES = (4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -34,9 +34,7 @@ def explore_penalty(
         return View(None, twin)
     figure = LiveFigure(penalty_figure(lab, multiple, batch))
     wide = {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "90px"}}
-    penalty = ipywidgets.FloatLogSlider(
-        value=multiple, min=-1, max=1, step=0.02, description="λ / λ*", readout_format=".2f", **wide
-    )
+    penalty = log_slider(multiple, 0.1, 10, step=0.02, description="λ / λ*", readout_format=".2f", **wide)
     size = ipywidgets.SelectionSlider(options=BATCHES, value=batch, description="batch size B", **wide)
     story = ipywidgets.HTML()
 

@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.widgets.tradeoff_data import GRID, Recorded, State, Tradeoff, answers, read_recorded
-from csrlhf_kit.widgets.view import CARD, LiveFigure, View, card, escaped, figure_twin, widgets_can_run
+from csrlhf_kit.widgets.view import (
+    CARD,
+    LiveFigure,
+    View,
+    card,
+    escaped,
+    figure_twin,
+    log_slider,
+    widgets_can_run,
+)
 
 SAFE, HARMFUL = "#0072B2", "#D55E00"
 TOWN = ["harmful"] * 20 + ["harmless"] * 20
@@ -69,18 +77,11 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
     menu = {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "90px"}}
     costs = [solution.cost for solution in board.frontier(start)]
     lowest, highest = max(1e-4, min(*costs, start.threshold)), max(*costs, 2 * start.threshold)
-    exponents = (float(np.log10(start.beta)) - 1, float(np.log10(start.beta)) + 1)
+    look = {"readout_format": ".3g", **wide}
     parts = {
-        "multiplier": ipywidgets.FloatLogSlider(
-            value=start.multiplier, min=np.log10(GRID[1]), max=2, step=0.04, description="λ", readout_format=".3g", **wide
-        ),
-        "threshold": ipywidgets.FloatLogSlider(
-            value=start.threshold, min=np.log10(lowest), max=np.log10(highest), step=0.02, description="threshold",
-            readout_format=".3g", **wide,
-        ),
-        "beta": ipywidgets.FloatLogSlider(
-            value=start.beta, min=exponents[0], max=exponents[1], step=0.05, description="β", readout_format=".3g", **wide
-        ),
+        "multiplier": log_slider(start.multiplier, GRID[1], GRID[-1], step=0.04, description="λ", **look),
+        "threshold": log_slider(start.threshold, lowest, highest, step=0.02, description="threshold", **look),
+        "beta": log_slider(start.beta, start.beta / 10, start.beta * 10, step=0.05, description="β", **look),
         "judged_on": ipywidgets.Dropdown(options=list(board.ways), value=start.judged_on, description="judged on", **menu),
         "stratum": ipywidgets.Dropdown(
             options=[("all prompts", ""), *((s, s) for s in dict.fromkeys(board.strata))], value="",

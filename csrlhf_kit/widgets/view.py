@@ -10,6 +10,7 @@ Running a cell again closes what it showed before: comms, observers and tasks, s
 from __future__ import annotations
 
 import html
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -242,6 +243,22 @@ def descendants(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
     inside = [part for child in getattr(widget, "children", ()) for part in descendants(child)]
     own = [getattr(widget, name, None) for name in ("layout", "style")]
     return [widget, *inside, *(part for part in own if isinstance(part, ipywidgets.Widget))]
+
+
+def log_slider(
+    value: float, low: float, high: float, *, step: float, **look: Any
+) -> ipywidgets.FloatLogSlider:
+    """A slider on a log scale from about `low` to about `high`, with `value` exactly on one of its steps.
+
+    The browser rounds to steps counted from the smallest value: a start that lies between two would jump.
+    """
+    start = math.log10(value)
+    down, up = (
+        math.ceil(max(0.0, gap) / step) for gap in (start - math.log10(low), math.log10(high) - start)
+    )
+    return ipywidgets.FloatLogSlider(
+        value=value, min=start - down * step, max=start + up * step, step=step, **look
+    )
 
 
 def filled(figure: go.Figure, values: Values) -> go.Figure:

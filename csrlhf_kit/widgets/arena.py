@@ -1,0 +1,123 @@
+"""`arena`: one request, two policies side by side, blind or open; vote, and see who leads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ipywidgets
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.widgets import journal
+from csrlhf_kit.widgets.view import Keys, View, card, escaped, text_twin, widgets_can_run
+from csrlhf_kit.widgets.votes import VOTES, Duel, Talk, elo
+
+
+def arena(
+    policies: Mapping[str, Talk] | str | Path,
+    *,
+    folder: str | Path = "arena",
+    blind: bool = True,
+    seed: int = 0,
+    static: bool | None = None,
+) -> View:
+    """Chat with two policies at once; their tokens show as they come, and a vote is on disk before names are told.
+
+    policies: name -> a function from chat messages to pieces of text (`streaming.streaming` makes one of a model),
+    or the folder of a finished run. folder: where `votes.jsonl` is appended to. blind: names show after the vote
+    only. seed: decides the sides. static: see `widgets.view`.
+
+    Keyboard: Enter in the request asks; then Tab to the dashed box: 1 left, 2 right, = tie, 0 both bad, n new talk.
+
+    Raises UserError for fewer than two policies.
+    """
+    if isinstance(policies, str | Path):
+        from csrlhf_kit.widgets.streaming import policies_of  # torch takes seconds
+
+        policies = policies_of(policies)
+    duel = Duel(policies, Path(folder), seed)
+    lines = [f"Policies: {', '.join(policies)}", *standings(duel)]
+    if not widgets_can_run(static):
+        return View(
+            None, lambda: text_twin("Which of two answers is better, not knowing whose it is?", lines)
+        )
+    root = _ring(duel, blind)
+    return View(root, lambda: text_twin("Which of two answers is better, not knowing whose it is?", lines))
+
+
+def standings(duel: Duel) -> list[str]:
+    """The ratings so far, the leader first, as lines of plain text."""
+    rated = elo(journal.read(duel.path), list(duel.policies))
+    ranked = sorted(rated.items(), key=lambda row: -row[1][0])
+    return [f"{name}: {points:+.0f} Elo, {games} votes" for name, (points, games) in ranked]
+
+
+def talk_html(turns: list[dict[str, str]], head: str, accent: str, now: str = "") -> str:
+    """One side's conversation, letter by letter; `now` is what is being said."""
+    lines = [f"{'you' if turn['role'] == 'user' else 'policy'}: {turn['content']}" for turn in turns]
+    return card("\n".join([*lines, *([f"policy: {now}"] if now else [])]), accent=accent, mark=head)
+
+
+def _ring(duel: Duel, blind: bool) -> ipywidgets.Widget:
+    sides = [ipywidgets.HTML(layout=ipywidgets.Layout(width="50%")) for _ in range(2)]
+    note, table = ipywidgets.HTML(), ipywidgets.HTML()
+    asked = ipywidgets.Text(
+        description="request", continuous_update=False, layout=ipywidgets.Layout(width="70%")
+    )
+    send, again = ipywidgets.Button(description="ask both"), ipywidgets.Button(description="new talk (n)")
+    keys = Keys(wanted=[*VOTES, "n"], hint="Keyboard here: 1 left, 2 right, = tie, 0 both bad, n new talk")
+    told = not blind
+
+    def show(side: int | None = None, now: str = "") -> None:
+        for place, (label, colour) in enumerate((("LEFT", "#0072B2"), ("RIGHT", "#E69F00"))):
+            if side in (None, place):
+                head = f"{label}: {duel.pair[place]}" if told else label
+                sides[place].value = talk_html(duel.turns[place], head, colour, now)
+
+    def ask(_: object = None) -> None:
+        text, asked.value = asked.value, ""
+        if not text.strip():
+            return
+        note.value = ""
+        try:
+            for side, said in duel.ask(text):
+                show(side, said)
+        except UserError as error:
+            note.value = card(str(error))
+        show()
+
+    def press(key: str) -> None:
+        nonlocal told
+        if key == "n":
+            duel.fresh()
+            told, note.value = not blind, ""
+        else:
+            try:
+                vote = duel.vote(key)
+            except (UserError, OSError) as error:
+                note.value = card(str(error))
+                return
+            note.value = card(f"{vote['vote']}: left was {vote['left']}, right was {vote['right']}")
+            told = True
+            table.value = f"<p>{'<br>'.join(map(escaped, standings(duel)))}</p>"
+        show()
+
+    asked.observe(lambda change: ask() if change["new"] else None, "value")
+    send.on_click(ask)
+    again.on_click(lambda _: press("n"))
+    keys.on_press(press)
+    table.value = f"<p>{'<br>'.join(map(escaped, standings(duel)))}</p>"
+    show()
+    buttons = [ipywidgets.Button(description=f"{word} ({key})") for key, word in VOTES.items()]
+    for button, key in zip(buttons, VOTES, strict=True):
+        button.on_click(lambda _, key=key: press(key))
+    return ipywidgets.VBox(
+        [
+            ipywidgets.HBox([asked, send, again]),
+            ipywidgets.HBox(sides),
+            ipywidgets.HBox(buttons),
+            keys,
+            note,
+            table,
+        ]
+    )

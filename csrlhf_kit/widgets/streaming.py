@@ -1,0 +1,77 @@
+"""A policy that speaks token by token: what `arena` listens to. The only widget file that needs torch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.answers import load_policy
+from csrlhf_kit.models.base import load_tokenizer
+from csrlhf_kit.models.decoding import CachedForward
+from csrlhf_kit.training.rollout import pick
+from csrlhf_kit.widgets.votes import Talk
+
+
+def streaming(
+    model: Any,
+    tokenizer: Any,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    max_length: int = 512,
+    seed: int = 0,
+) -> Talk:
+    """`model` as a function from chat messages to pieces of text.
+
+    The pieces of one answer join to what its tokens decode to together: a character that several tokens spell is
+    given once it is whole. Draws from a generator of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def talk(messages: list[dict[str, str]]) -> Iterator[str]:
+        encoded = encode_prompts(tokenizer, [messages], max_length=max_length)
+        decoder, tokens, told = CachedForward(model), [], ""
+        logits = decoder.start(
+            encoded["input_ids"].to(model.device),
+            encoded["attention_mask"].to(model.device),
+            max_new_tokens - 1,
+        )
+        for place in range(max_new_tokens):
+            noise = torch.rand(1, generator=generator, dtype=torch.float64).to(logits.device)
+            chosen = pick(logits, noise, temperature)
+            if int(chosen) == tokenizer.eos_token_id:
+                break
+            tokens.append(int(chosen))
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            if text.startswith(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(told) :]
+                told = text
+            if place + 1 < max_new_tokens:
+                logits = decoder.step(chosen)
+        rest = tokenizer.decode(tokens, skip_special_tokens=True)
+        if rest.startswith(told) and rest != told:
+            yield rest[len(told) :]
+
+    return talk
+
+
+def policies_of(run: str | Path, **options: Any) -> dict[str, Talk]:
+    """The policies that a run has trained, and its base as `sft`.
+
+    Raises UserError where the folder holds no policy.
+    """
+    run = Path(run)
+    adapters = {path.parent.name: path for path in sorted(run.glob("policies/*/adapter"))}
+    if not adapters:
+        raise UserError(f"{run}: found no policies/*/adapter; the folder of a finished run was expected")
+    base = data_folder() / "tiny_base"
+    tokenizer = load_tokenizer(base)
+    models = {"sft": load_policy(base), **{name: load_policy(base, path) for name, path in adapters.items()}}
+    return {name: streaming(model, tokenizer, **options) for name, model in models.items()}

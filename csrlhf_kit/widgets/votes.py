@@ -1,0 +1,106 @@
+"""Two policies on one request, blind, and who wins: the plain part of `arena`.
+
+A policy is a function from chat messages to pieces of text, so that a stream shows as it comes. Votes are
+appended to `votes.jsonl` and are on disk before the names are told; ratings are fitted to all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.arena import ELO, PRIOR, bradley_terry
+from csrlhf_kit.widgets import journal
+
+Talk = Callable[[list[dict[str, str]]], Iterable[str]]
+"""Chat messages so far, the last one the user's -> the answer, piece by piece."""
+VOTES = {"1": "left", "2": "right", "=": "tie", "0": "both bad"}
+SCORES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both bad": 0.5}
+
+
+@dataclass
+class Duel:
+    """One conversation with two policies, each of which sees its own answers only."""
+
+    policies: Mapping[str, Talk]
+    folder: Path
+    seed: int = 0
+    pair: tuple[str, str] = ("", "")
+    """Names, left and right."""
+    turns: tuple[list[dict[str, str]], list[dict[str, str]]] = field(default_factory=lambda: ([], []))
+    """Messages of the left and of the right conversation."""
+
+    def __post_init__(self) -> None:
+        if len(self.policies) < 2:
+            raise UserError(f"arena: found {len(self.policies)} policies, at least two were expected")
+        self.folder = Path(self.folder)
+        self.fresh()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "votes.jsonl"
+
+    def fresh(self) -> None:
+        """Begin anew with the pair that has met least often, on sides that the seed and the count of votes decide."""
+        votes = journal.read(self.path)
+        names = list(self.policies)
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+        met = [sum({v.get("left"), v.get("right")} == {*pair} for v in votes) for pair in pairs]
+        first, second = pairs[int(np.argmin(met))]
+        digest = hashlib.blake2b(f"{self.seed}\0{len(votes)}".encode(), digest_size=1).digest()
+        self.pair = (first, second) if digest[0] & 1 else (second, first)
+        self.turns = ([], [])
+
+    def ask(self, text: str) -> Iterator[tuple[int, str]]:
+        """(side, the answer so far) as the two policies speak, one after the other.
+
+        Raises UserError where nothing is asked.
+        """
+        if not text.strip():
+            raise UserError("arena: a request that is not empty was expected")
+        for side, name in enumerate(self.pair):
+            turns, said = self.turns[side], ""
+            turns.append({"role": "user", "content": text})
+            for piece in self.policies[name](list(turns)):
+                said += piece
+                yield side, said
+            turns.append({"role": "assistant", "content": said})
+
+    def vote(self, key: str) -> dict[str, Any]:
+        """Store who was better; returns the vote. It is on disk when this returns.
+
+        Raises UserError for another key than `VOTES` has, or before both have answered.
+        """
+        if key not in VOTES:
+            raise UserError(f"vote: found {key!r}, one of {', '.join(VOTES)} was expected")
+        if not all(turns and turns[-1]["role"] == "assistant" for turns in self.turns):
+            raise UserError("vote: both policies have to answer first")
+        left, right = self.pair
+        row = {"left": left, "right": right, "vote": VOTES[key], "turns": list(self.turns)}
+        journal.append(self.path, row)
+        return row
+
+
+def elo(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """name -> (Elo points around a mean of 0, votes that it was in), by Bradley-Terry over all votes at once."""
+    place = {name: i for i, name in enumerate(names)}
+    wins, games = np.zeros((len(names), len(names))), np.zeros(len(names), dtype=int)
+    for vote in votes:
+        left, right, score = (
+            place.get(vote.get("left")),
+            place.get(vote.get("right")),
+            SCORES.get(vote.get("vote")),
+        )
+        if left is None or right is None or left == right or score is None:
+            continue
+        wins[left, right] += score
+        wins[right, left] += 1 - score
+        games[[left, right]] += 1
+    points = ELO * bradley_terry(wins, prior=PRIOR)
+    return {name: (float(points[i]), int(games[i])) for name, i in place.items()}
