@@ -132,7 +132,7 @@ class SweepConfig:
     """How the critic, the same for every cell, is fitted to the base first."""
     direct: DirectConfig = field(default_factory=DirectConfig)
     """Settings of the preference-only methods."""
-    scorer_epochs: float | None = None
+    scorer_epochs: float | None = MAIN.scorer_epochs
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = MAIN.evaluate
     """Prompts behind each of the three rates, as in the main job."""
