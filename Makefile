@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded test lint unit notebook-test lab notebooks student data base gpu-check sweeps clean
+.PHONY: help run recorded test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -24,6 +24,10 @@ unit: .venv/.test
 
 notebook-test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks -n 2 --dist loadscope -p no:cacheprovider
+
+browser-test: .venv/.test ## the widgets in a real JupyterLab: needs playwright (installed here) and a chromium on the PATH
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/check_widgets.py -p no:cacheprovider -rs
 
 lab: .venv/.run ## JupyterLab on the first notebook
 	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb

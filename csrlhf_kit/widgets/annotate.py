@@ -96,7 +96,9 @@ def choices(task: Task | None) -> tuple[str, str]:
 def agreement_html(labels: Labels, costs: dict[str, tuple[float, float]]) -> str:
     """Live agreement among all annotators of the folder, and with the cost model where there is one."""
     found = [j for j in judgements(labels.folder) if j.pair in labels.pairs]
-    lines = [f"{len(found)} complete judgements by {len({j.annotator for j in found})} people in this folder"]
+    lines = [
+        f"complete judgements in this folder: {len(found)}, annotators: {len({j.annotator for j in found})}"
+    ]
     for what, told in agreement_now(found).items() if found else ():
         kappas = ", ".join(f"κ({names}) = {value:.2f} on {n}" for names, (value, n) in told["kappa"].items())
         if kappas:

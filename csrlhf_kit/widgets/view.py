@@ -27,6 +27,8 @@ from csrlhf_kit.static import CONFIG, mime_bundle
 STATIC = "CSRLHF_STATIC"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 TWIN = "Static twin: nothing can be dragged or clicked here; open the notebook with a kernel (make lab) for that."
+LIVE = {**CONFIG, "typesetMath": False}
+"""plotly's settings for a live figure: a dollar sign in a name is a dollar sign."""
 CARD = (
     "color: var(--jp-content-font-color1, #24292f); background: var(--jp-layout-color1, #ffffff); "
     "border: 1px solid var(--jp-border-color1, #8c959f); border-radius: 4px; padding: 8px 12px; "
@@ -175,7 +177,7 @@ class LiveFigure(anywidget.AnyWidget):
     drawing = traitlets.Dict().tag(sync=True)
 
     def __init__(self, figure: go.Figure, **options: Any) -> None:
-        super().__init__(drawing={**figure.to_plotly_json(), "config": CONFIG}, **options)
+        super().__init__(drawing={**figure.to_plotly_json(), "config": LIVE}, **options)
         self._clicked: list[Callable[[str, int], None]] = []
         self.on_msg(self._receive)
 
