@@ -7,9 +7,10 @@ steps in turn: while one works, the other waits. The workload is that of `csrlhf
 vocabulary 1,024, hidden 192, 4 layers; 64 episodes of 8 to 32 prompt tokens and 24 new ones, 2 epochs,
 mini-batches of 32, float32, 2 threads. TRL trains its policy by LoRA of the same rank and its value model
 whole, as its trainer does, without gradient checkpointing, which would only slow it; it scores one reward. Ours
-scores a reward and a cost, and trains a value of each: as the kit does it by default, a critic with adapters on
-every layer (`csrlhf`), and with adapters trained on the last two layers only, which stand on states that scoring
-has computed (`csrlhf_top2`, the option `layers`).
+scores a reward and a cost, and trains a value of each: with adapters on every layer for every role (`csrlhf`);
+as the main job does it, with the adapters of scorers and critic on the last two layers, which share one pass
+through those below (`csrlhf_shared`); and with the policy's on the last two as well, so that nobody's gradient
+goes below them (`csrlhf_top2`).
 
 Writes `ppo_peer_cpu.csv`, a row a step, and `ppo_peer_cpu.json`: versions, medians, and the ratio of each pair of
 neighbouring steps with its spread. `cpu_` columns are the seconds that the process computed, on all its
@@ -44,7 +45,7 @@ EPISODES, EPOCHS, MINIBATCHES, NEW_TOKENS, VOCABULARY = 64, 2, 2, 24, 1024
 # --- the two workers: a step for each line on the standard input ---
 
 
-def ours(count: int, layers: int | None) -> Iterator[dict[str, float]]:
+def ours(count: int, **layers: int) -> Iterator[dict[str, float]]:
     """Steps of `csrlhf bench ppo --shape peer`."""
     import torch
 
@@ -132,8 +133,8 @@ def serve_trl(count: int) -> None:
         trainer.train()
 
 
-def serve_ours(count: int, layers: int | None = None) -> None:
-    made = ours(count, layers)
+def serve_ours(count: int, **layers: int) -> None:
+    made = ours(count, **layers)
     for _ in range(count):
         wait_for_go()
         answer(next(made))
@@ -279,7 +280,12 @@ def main(options: argparse.Namespace) -> None:
             print(f"{column}: {name} / TRL {r['median']:.2f} (from {r['least']:.2f} to {r['largest']:.2f})")
 
 
-WORKERS = {"csrlhf": serve_ours, "csrlhf_top2": partial(serve_ours, layers=2), "trl": serve_trl}
+WORKERS = {
+    "csrlhf": serve_ours,
+    "csrlhf_shared": partial(serve_ours, scorer_layers=2),
+    "csrlhf_top2": partial(serve_ours, scorer_layers=2, policy_layers=2),
+    "trl": serve_trl,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

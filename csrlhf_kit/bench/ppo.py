@@ -64,8 +64,10 @@ class BenchPPOConfig:
     """Tokens of an answer."""
     rank: int = 16
     """Rank of every adapter."""
-    layers: int | None = None
-    """Layers that every adapter acts on, the last ones; None: all."""
+    scorer_layers: int | None = None
+    """Layers that the adapters of scorers and critic act on, the last ones; None: all."""
+    policy_layers: int | None = None
+    """Layers that the policy's adapter acts on, the last ones; None: all."""
     threads: int = 2
     """Threads that PyTorch may use."""
     fused: bool = True
@@ -87,7 +89,7 @@ def random_roles(config: BenchPPOConfig) -> Roles:
         **SHAPES[config.shape], eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, num_labels=1
     )
     lora = {"r": config.rank, "lora_alpha": 2 * config.rank, "target_modules": LINEAR}
-    lora["layers_to_transform"] = last_layers(settings.num_hidden_layers, config.layers)
+    lora["layers_to_transform"] = last_layers(settings.num_hidden_layers, config.scorer_layers)
     torch.manual_seed(config.seed)
     base = Qwen2ForCausalLM(settings)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -106,7 +108,7 @@ def random_roles(config: BenchPPOConfig) -> Roles:
             alpha=2 * config.rank,
             fused=config.fused,
             lean=config.lean,
-            layers=config.layers,
+            layers=config.policy_layers,
             seed=config.seed,
         )
 
