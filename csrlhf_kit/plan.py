@@ -151,10 +151,10 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     answer = config.microbatch * config.new_tokens
     elements = min(CHUNK_ELEMENTS[config.device], answer * shape.vocabulary)
     logits = elements * (4.0 + (width if width < 4 else 4.0)) + 2 * 4.0 * answer * shape.hidden
-    saved = layer * tokens * shape.layers
-    if config.gradient_checkpointing:
-        saved = width * shape.hidden * tokens * shape.layers + layer * tokens
-    backward = tokens * width * 3 * shape.inner  # gradients that pass through one MLP
+    saved, again = layer * tokens * shape.layers, 0.0
+    if config.gradient_checkpointing:  # the states below each layer, and one layer that is computed again
+        saved, again = width * shape.hidden * tokens * shape.layers, layer * tokens
+    backward = again + tokens * width * 2 * shape.inner + unpacked  # and the gradients within one MLP
     gradients = 4.0 * adapter
     cache = 2 * shape.layers * shape.keys * width * config.batch * length
     prefill = config.batch * config.prompt_tokens * width * (2 * shape.hidden + 3 * shape.inner)
@@ -165,8 +165,8 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     phases = {
         "rollout": merged + cache + max(prefill + unpacked, picking),
         "score": episodes + forward + unpacked + logits,
-        "update the policy": episodes + gradients + saved + max(logits, backward + unpacked),
-        "update the critic": episodes + gradients + saved + backward + unpacked,
+        "update the policy": episodes + gradients + saved + max(logits, backward),
+        "update the critic": episodes + gradients + saved + backward,
     }
     fixed, slack = (CONTEXT, SLACK) if config.device == "cuda" else (0.0, 1.0)
     peak = fixed + slack * (sum(roles.values()) + max(phases.values()))
