@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,8 +52,8 @@ class GPUStepConfig(PlanConfig):
     """Sample with a cache of fixed size and CUDA graphs."""
     six: bool = False
     """Also try the weights alone of six separate bf16 models, as Safe RLHF keeps them."""
-    folder: Path = field(default_factory=lambda: Path("benchmarks/results"))
-    """Folder for the result."""
+    out: Path | None = None
+    """File for the result; None: one of this machine's name in benchmarks/results."""
 
 
 def random_base(config: Any, *, dtype: str, quantization: str, device: torch.device) -> PreTrainedModel:
@@ -213,9 +213,8 @@ def main(config: GPUStepConfig) -> int:
     for claim, holds in held.items():
         print(f"{'ok' if holds else 'FAIL':5}{claim}")
     name = re.sub(r"[^a-z0-9]+", "-", f"{config.base} {config.quantization} {result['device']}".lower())
-    print(
-        f"Written: {write_atomic(config.folder / f'gpu-ppo-{name}.json', json.dumps(result, indent=1) + chr(10))}"
-    )
+    out = config.out or Path("benchmarks/results") / f"gpu-ppo-{name}.json"
+    print(f"Written: {write_atomic(out, json.dumps(result, indent=1) + chr(10))}")
     return int(not all(held.values()))
 
 
