@@ -27,6 +27,7 @@ from csrlhf_kit.widgets.tradeoff_data import (
     RunRow,
     Tradeoff,
     judgements,
+    legend_name,
     read_recorded,
     run_point,
 )
@@ -222,6 +223,8 @@ def test_wrong_strata_and_empty_records_are_refused():
         board(problem=town(), strata=["a"])
     with pytest.raises(UserError, match="belong to a problem"):
         board(strata=["a"])
+    with pytest.raises(UserError, match="no rate"):
+        Tradeoff(Recorded((RunRow("a", "a", {"helpfulness": 1.0}),)), town())
     with pytest.raises(UserError, match="no run"):
         Tradeoff(Recorded(()), town())
 
@@ -258,4 +261,4 @@ def test_hostile_names_and_answers_are_escaped_everywhere():
         word for trace in figure.data for word in trace.text or ()
     ]
     assert any("&lt;script&gt;" in word for word in shown) and not any("<script" in word for word in shown)
-    assert RunRow("a", "b", {}).curve == {}
+    assert legend_name("<" * 60) == "&lt;" * 39 + "…" and legend_name("short") == "short"

@@ -102,6 +102,9 @@ def read_progress(folder: str | Path) -> Progress:
     rows = Run(folder).history()
     step = rows[-1].get("step", 0) if rows else 0
     said = [row for row in journal.read(folder / "samples.jsonl") if row.get("step", 0) <= step]
+    said = list(
+        {json.dumps(row, sort_keys=True): row for row in said}.values()
+    )  # a resumed step says it again
     newest = max((row.get("step", 0) for row in said), default=0)
     settings = config.get("ppo", config)
     return Progress(

@@ -217,6 +217,10 @@ class Tradeoff:
         self.recorded, self.problem, self.of_runs = recorded, problem, of_runs
         self.strata = list(strata or ())
         self.ways = judgements(recorded)
+        if not self.ways:
+            raise UserError(
+                "explore_tradeoff: found no rate that every run has; `harmful_nominal` was expected"
+            )
         self.methods = list(dict.fromkeys(run.method for run in recorded.runs))
         self._solved: dict[tuple[float, str], list[Solution]] = {}
 
@@ -332,12 +336,12 @@ class Tradeoff:
         )
         for method in self.methods:
             look = style(method)
-            _add(figure, 1, 1, f"runs {method}", mode="markers", name=escaped(look.label),
+            _add(figure, 1, 1, f"runs {method}", mode="markers", name=legend_name(look.label),
                  marker={"color": look.colour, "symbol": look.symbol, "size": 10},
                  hovertemplate="%{text}: %{x:.1f}%, helpfulness %{y:.3f}<extra></extra>")  # fmt: skip
             runs = [run for run in self.recorded.runs if run.method == method]
             if self.of_runs and all("reward" in run.policy and "cost" in run.policy for run in runs):
-                _add(figure, 1, 2, f"learned {method}", mode="markers", name=escaped(look.label), showlegend=False,
+                _add(figure, 1, 2, f"learned {method}", mode="markers", name=legend_name(look.label), showlegend=False,
                      x=rounded_all(run.policy["cost"] for run in runs),
                      y=rounded_all(run.policy["reward"] for run in runs),
                      marker={"color": look.colour, "symbol": look.symbol, "size": 9})  # fmt: skip
@@ -416,6 +420,11 @@ class Tradeoff:
                 "with fewer than 5, more is possible than the line shows."
             )
         return "<br>".join(map(escaped, lines))
+
+
+def legend_name(label: str, limit: int = 40) -> str:
+    """A label, escaped, and cut where it would push the panels aside."""
+    return escaped(label if len(label) <= limit else f"{label[: limit - 1]}…")
 
 
 def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> None:

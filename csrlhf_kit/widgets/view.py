@@ -281,7 +281,8 @@ def text_twin(title: str, lines: list[str]) -> dict[str, Any]:
     body = "".join(f"<p>{escaped(line)}</p>" for line in lines)
     return {
         "text/plain": "\n".join([title, *lines, TWIN]),
-        "text/html": f"<p><b>{escaped(title)}</b></p>{body}<p><i>{escaped(TWIN)}</i></p>",
+        "text/html": '<div class="mathjax_ignore tex2jax_ignore">'  # a dollar sign is a dollar sign
+        f"<p><b>{escaped(title)}</b></p>{body}<p><i>{escaped(TWIN)}</i></p></div>",
     }
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import nbformat
 
+from csrlhf_kit.data.records import LabelledResponse
+from csrlhf_kit.data.sources import write_records
+from csrlhf_kit.runs import Run, asked
+from csrlhf_kit.widgets import journal
 from csrlhf_kit.widgets.labels import Pair, judgements
 
 HOSTILE = "<script>window.injected = 1</script><img src=x onerror='window.injected = 2'> **bold** [link](http://example.com/) $x$"
@@ -20,8 +24,20 @@ CELLS = {
     "penalty": "explore_penalty()",
     "tradeoff": "explore_tradeoff(RESULTS)",
     "annotate": "annotate(PAIRS, folder='labels', annotator='browser')",
+    "watch": "watch('run', every=0.5)",
+    "inspect": "inspect_cost({'semantic': score}, prompt=ATTACK, response='yes', data='labels.jsonl')",
+    "arena": "arena(POLICIES, folder='arena')",
     "again": "explore_penalty(multiple=0.5)",
 }
+SCORER = """
+def score(prompts, responses):
+    return [1.0 if 'script' in prompt else -1.0 for prompt in prompts]
+
+def speaker(name):
+    return lambda messages: iter([name, ' says ', ATTACK])
+
+POLICIES = {'tortoise': speaker('one'), 'hare': speaker('two')}
+"""
 
 
 def material() -> str:
@@ -47,11 +63,34 @@ def material() -> str:
     }
     pairs = [Pair(f"{n} {HOSTILE}", f"yes {n} {HOSTILE}", f"no {n}") for n in range(5)]
     lines = ["from csrlhf_kit.widgets.labels import Pair", f"RESULTS = {results!r}", f"PAIRS = {pairs!r}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, f"ATTACK = {HOSTILE!r}", SCORER])
+
+
+def metrics(step: int) -> dict:
+    """A row as PPO writes it."""
+    times = {"time/rollout": 1.0, "time/score": 0.5, "time/update": 0.5}
+    told = {"objective/harmful": 0.5 / step, "objective/cost": 0.4 / step, "constraint/threshold": 0.05}
+    return {
+        "step": step,
+        "constraint/multiplier": 6.0,
+        "objective/reward": 0.1 * step,
+        "objective/kl": step,
+        **told,
+        **times,
+    }
 
 
 def write_notebook(folder: Path) -> None:
     (folder / "material.py").write_text(material())
+    if not (folder / "run").exists():
+        run = Run.open(folder / "run", {"steps": 20, "batch_size": 64})
+        for step in range(1, 6):
+            run.log(metrics(step))
+    journal.append(
+        folder / "run" / "samples.jsonl", {"step": 5, "prompt": HOSTILE, "text": HOSTILE, "cost": 1.0}
+    )
+    labelled = [LabelledResponse(f"feed {n} {HOSTILE}", f"yes {n}", n % 2 == 0) for n in range(6)]
+    write_records(folder / "labels.jsonl", labelled)
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "widgets.ipynb")
@@ -71,9 +110,14 @@ def output_of(page, cell: str):
     )
 
 
+def choose(page, menu: str, command: str) -> None:
+    """Choose a command from a menu of JupyterLab's."""
+    page.locator(".lm-MenuBar-item", has_text=menu).first.click()
+    page.locator(f'.lm-Menu-item[data-command="{command}"]').first.click()
+
+
 def run_all(page) -> None:
-    page.locator(".lm-MenuBar-item", has_text="Run").first.click()
-    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    choose(page, "Run", "runmenu:run-all")
 
 
 def wait_for(what, seconds: float = 180) -> None:
@@ -88,7 +132,7 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     write_notebook(lab.folder)
     open_notebook(page, lab)
     run_all(page)
-    for cell in ("penalty", "tradeoff", "again"):
+    for cell in ("penalty", "tradeoff", "watch", "inspect", "again"):
         output_of(page, cell).locator(".js-plotly-plot .main-svg").first.wait_for()
     output_of(page, "annotate").locator(".csrlhf-keys").wait_for()
     shoot("1-run-all")
@@ -128,7 +172,7 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     menu.select_option(HOSTILE)
     wait_for(lambda: f"{HOSTILE} says {HOSTILE}" in tradeoff.inner_text())
     legend = tradeoff.locator(".legendtext").all_text_contents()
-    assert any("<script>window.injected" in name and "$x$" in name for name in legend), legend
+    assert any(name.startswith("<script>window.injected") for name in legend), legend
     shoot("3-tradeoff", tradeoff)
 
     # three pairs by keyboard
@@ -146,6 +190,10 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     shoot("4-annotate", desk)
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells, "a label is no Jupyter shortcut"
 
+    watch_a_run(page, lab, shoot)
+    inspect_a_text(page, shoot)
+    fight_in_the_arena(page, lab, shoot)
+
     assert page.evaluate("window.injected") is None
     assert page.watch.errors == []
     assert page.watch.strangers == []
@@ -154,6 +202,44 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     os.kill(int((lab.folder / "pid").read_text()), signal.SIGKILL)
     found = judgements(lab.folder / "labels")
     assert len(found) == 3 and {j.annotator for j in found} == {"browser"}
+
+
+def watch_a_run(page, lab, shoot) -> None:
+    """Rows that another process writes show up by themselves, and a button asks the run to pause."""
+    watched = output_of(page, "watch")
+    watched.scroll_into_view_if_needed()
+    assert "step 5 of 20" in watched.inner_text() and HOSTILE in watched.inner_text()
+    Run(lab.folder / "run").log(metrics(6))
+    wait_for(lambda: "step 6 of 20" in watched.inner_text())
+    watched.get_by_role("button", name="pause").click()
+    wait_for(lambda: asked(lab.folder / "run") == "pause")
+    shoot("5-watch", watched)
+
+
+def inspect_a_text(page, shoot) -> None:
+    """Another prompt, typed in, is scored; the search for flips answers."""
+    inspected = output_of(page, "inspect")
+    inspected.scroll_into_view_if_needed()
+    inspected.get_by_role("button", name="find flips").click()
+    wait_for(lambda: "flip its verdict" in inspected.inner_text())
+    shoot("6-inspect", inspected)
+    inspected.locator("input[type=text]").first.fill("a harmless request")
+    page.keyboard.press("Enter")
+    wait_for(lambda: "harmless" in " ".join(inspected.locator(".xaxislayer-above text").all_text_contents()))
+
+
+def fight_in_the_arena(page, lab, shoot) -> None:
+    """Ask by keyboard, see both answers as text, vote by keyboard, and only then read the names."""
+    ring = output_of(page, "arena")
+    ring.locator("input[type=text]").first.fill(f"hello {HOSTILE}")
+    page.keyboard.press("Enter")
+    wait_for(lambda: all(f"{who} says {HOSTILE}" in ring.inner_text() for who in ("one", "two")))
+    assert "left was" not in ring.inner_text()
+    ring.locator(".csrlhf-keys").focus()
+    page.keyboard.press("1")
+    wait_for(lambda: "left was" in ring.inner_text())
+    shoot("7-arena", ring)
+    assert len(journal.read(lab.folder / "arena" / "votes.jsonl")) == 1
 
 
 def test_widgets_in_the_dark_theme_and_after_a_second_run(lab, page, shoot):
@@ -166,12 +252,12 @@ def test_widgets_in_the_dark_theme_and_after_a_second_run(lab, page, shoot):
         output_of(page, "annotate").locator(".csrlhf-keys").wait_for()
         time.sleep(3)
     assert "3 of 5 pairs" in output_of(page, "annotate").inner_text(), "labelling goes on where it was"
-    for cell in ("penalty", "tradeoff", "annotate"):
+    for cell in ("penalty", "tradeoff", "annotate", "inspect"):
         output_of(page, cell).scroll_into_view_if_needed()
-        shoot(f"5-dark-{cell}", output_of(page, cell))
+        shoot(f"8-dark-{cell}", output_of(page, cell))
     assert page.evaluate("window.injected") is None
     assert page.watch.errors == [] and page.watch.strangers == []
-    page.keyboard.press("Control+s")
+    choose(page, "File", "docmanager:save")
     stored = lab.folder / "widgets.ipynb"
     wait_for(lambda: any(cell.get("outputs") for cell in json.loads(stored.read_text())["cells"]))
     assert "widgets" not in json.loads(stored.read_text())["metadata"]
