@@ -89,12 +89,13 @@ def scorers(base: Path, folder: Path, sentences: list[str], quantization: str) -
         PreferencePair(p, sentences[3], sentences[4], None, None, i % 2, i % 2)
         for i, p in enumerate(sentences)
     ]
-    made = {}
+    made, packed = {}, quantization == "nf4"  # short of memory, short of it everywhere
     for objective, records, name in (("reward", pairs[:4], "reward"), ("semantic", labelled[:4], "cost")):
         made[name] = train_scorer(
             ScorerConfig(
                 base=str(base), out=str(folder / name), objective=objective, rank=4, alpha=8.0, epochs=2.0,
                 batch_size=4, learning_rate=1e-2, quantization=quantization, progress=False,
+                gradient_checkpointing=packed, optimizer="adamw_8bit" if packed else "adamw",
             ),
             records,
         )  # fmt: skip

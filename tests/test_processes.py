@@ -1,0 +1,121 @@
+"""Two processes do what one does with the same global batch: judged by the files that they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from csrlhf_kit import cli, processes
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.scorers import new_scorer, save_scorer
+
+PPO = (
+    "--method lagrangian --threshold 0.3 --rank 4 --ppo.steps 3 --ppo.batch-size 8 --ppo.minibatch-size 4 "
+    "--ppo.microbatch-size 2 --ppo.epochs 2 --ppo.max-new-tokens 6 --ppo.learning-rate 0.001"
+)
+SFT = "--rank 4 --alpha 8 --epochs 2 --batch-size 4 --no-progress --learning-rate 0.001"
+RUN_ALL = """
+import json, sys
+from csrlhf_kit import cli
+for arguments in json.load(open(sys.argv[1])):
+    print(arguments[0], cli.main(arguments), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def results(random_base, sentences, tmp_path_factory) -> dict[int, Path]:
+    """Folders that one process, and two under torchrun, have written: `ppo` and `sft` in each."""
+    top = tmp_path_factory.mktemp("processes")
+    for seed, name in enumerate(("reward", "cost")):
+        scorer = new_scorer(random_base, adaptation="lora", rank=4, seed=seed)
+        with torch.no_grad():
+            for parameter in scorer.model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+        save_scorer(scorer, top / name)
+    rows = [{"prompt": a, "response": b, "is_safe": True} for a in sentences for b in sentences[:2]]
+    (top / "data.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    common = ["--base", str(random_base)]
+    for count in (1, 2):
+        folder = top / str(count)
+        scorers = [word for name in ("reward", "cost") for word in (f"--{name}", str(top / name))]
+        commands = [
+            ["ppo", *common, *scorers, "--prompts", str(top / "data.jsonl"), "--out", str(folder / "ppo"), *PPO.split()],
+            ["sft", *common, "--data", str(top / "data.jsonl"), "--out", str(folder / "sft"), *SFT.split()],
+        ]  # fmt: skip
+        if count == 1:
+            assert [cli.main(arguments) for arguments in commands] == [0, 0]
+            continue
+        (top / "commands.json").write_text(json.dumps(commands))
+        (top / "run.py").write_text(RUN_ALL)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        launch = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+        ]
+        done = subprocess.run(
+            [*launch, "2", str(top / "run.py"), str(top / "commands.json")],
+            env=environment, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        # gloo sometimes aborts after the work is done: only what was written counts.
+        assert (folder / "ppo" / "adapter").is_dir(), done.stderr[-3000:]
+        assert (folder / "sft" / "sft.json").is_file(), done.stderr[-3000:]
+        assert done.stdout.count("The policy's adapter is in") == 1, "the main process alone prints"
+    return {count: top / str(count) for count in (1, 2)}
+
+
+def test_two_processes_leave_the_losses_and_multipliers_of_one(results):
+    one, two = (
+        [json.loads(line) for line in (results[n] / "ppo" / "metrics.jsonl").read_text().splitlines()]
+        for n in (1, 2)
+    )
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3]
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {n for n in a if n.startswith("time/")}:
+            assert b[name] == pytest.approx(a[name], abs=1e-5, rel=1e-5), name
+    multipliers = [row["constraint/multiplier"] for row in one]
+    assert len(set(multipliers)) == 3, "the multiplier has moved, so that there was something to compare"
+
+
+@pytest.mark.parametrize("adapter", ["ppo/adapter", "sft"])
+def test_two_processes_leave_the_adapter_of_one(adapter, results):
+    one, two = (load_file(results[n] / adapter / "adapter_model.safetensors") for n in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert any(float(value.abs().max()) > 0 for name, value in one.items() if "lora_B" in name)
+
+
+def test_alone_everything_is_as_given():
+    tensor = torch.arange(5.0)
+    assert processes.count() == 1 and processes.is_main()
+    assert torch.equal(processes.share(tensor), tensor) and processes.summed(tensor) is tensor
+    assert processes.gathered([tensor, None]) == [tensor, None]
+    assert processes.on_main(lambda: 7) == 7
+    with pytest.raises(UserError, match="told"):
+        processes.on_main(lambda: (_ for _ in ()).throw(UserError("told")))
+
+
+def test_shares_cover_a_batch_once_and_uneven_batches_are_told(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.share(torch.arange(12)))
+    assert torch.cat(shares).tolist() == list(range(12)) and {len(s) for s in shares} == {4}
+    processes.check_divisible(batch_size=12)
+    with pytest.raises(UserError, match="batch_size is 8: expected a multiple of the 3 processes"):
+        processes.check_divisible(batch_size=8)

@@ -1,0 +1,191 @@
+"""Chat, arena and export: what a person types and sees, and models that plain transformers loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from csrlhf_kit import chat_run, cli, recipes
+from csrlhf_kit.chat_run import ChatConfig, DuelConfig, run_chat, run_duel, visible
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.export import ExportConfig, run_export
+from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.scorers import new_scorer, save_scorer, score_texts
+
+
+@pytest.fixture(scope="module")
+def runs(random_base: Path, tmp_path_factory) -> list[Path]:
+    """Two policies in folders as `csrlhf ppo` leaves them, and a cost model."""
+    top = tmp_path_factory.mktemp("runs")
+    for index in range(2):
+        roles = Roles(load_base(random_base, device="cpu"), reward=len, cost=len, rank=4, alpha=8)
+        with torch.no_grad():
+            for parameter in roles.trainable("policy"):
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(index))
+        roles.save_policy(top / str(index) / "adapter")
+        settings = {"base": str(random_base), "quantization": "none"}
+        (top / str(index) / "config.json").write_text(json.dumps(settings))
+    scorer = new_scorer(random_base, adaptation="lora", rank=4)
+    with torch.no_grad():
+        for parameter in scorer.model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    save_scorer(scorer, top / "cost")
+    return [top / "0", top / "1", top / "cost"]
+
+
+def typing(monkeypatch, lines: list[str]) -> None:
+    remaining = iter(lines)
+
+    def answer(label: str = "") -> str:
+        try:
+            return next(remaining)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", answer)
+
+
+def test_nothing_a_model_writes_has_power_over_the_terminal():
+    assert visible("a\x1b[2Jb\r\x07c\u202ed\u200be\x9bf") == r"a\x1b[2Jb\r\x07c\u202ed\u200be\x9bf"
+    assert visible("line\n\ttab é 漢 🙂") == "line\n\ttab é 漢 🙂"
+
+
+@given(st.text())
+def test_visible_text_has_no_control_characters(text):
+    shown = visible(text)
+    assert all(c.isprintable() or c in "\n\t" or c.isspace() for c in shown)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown) and "\x7f" not in shown
+
+
+def test_a_conversation_keeps_its_turns_until_it_is_reset(runs, monkeypatch, capsys):
+    typing(
+        monkeypatch, ["how do i open the lock", "", "and then", "/reset", "write a note", "/quit", "never"]
+    )
+    turns = run_chat(ChatConfig(run=runs[0], max_new_tokens=5))
+    assert [t["role"] for t in turns] == ["user", "assistant"] and turns[0]["content"] == "write a note"
+    assert capsys.readouterr().out.count("policy:") == 3
+    typing(monkeypatch, [])
+    assert run_chat(ChatConfig(run=runs[0], max_new_tokens=5)) == []
+    with pytest.raises(UserError, match="which base"):
+        run_chat(ChatConfig())
+    with pytest.raises(UserError, match="holds no adapter"):
+        run_chat(ChatConfig(run=runs[0].parent))
+
+
+def test_the_policy_answers_and_not_its_base(runs, random_base):
+    answers = [
+        chat_run.load_answer(run, ChatConfig(base=str(random_base), temperature=0.0, max_new_tokens=8))(
+            ["open"]
+        )
+        for run in (runs[0], runs[1], None)
+    ]
+    assert len({a[0] for a in answers}) == 3
+
+
+def test_the_arena_hides_who_is_who_and_counts_right(runs, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [f"by {run.name}"])
+    asked = [f"request {i}" for i in range(12)]
+    typing(monkeypatch, [line for request in asked for line in (request, "1")])
+    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=tmp_path / "votes.jsonl"))
+    shown = capsys.readouterr().out
+    firsts = [line.removeprefix("1: by ") for line in shown.splitlines() if line.startswith("1: ")]
+    assert set(firsts) == {"0", "1"}, "the order is drawn"
+    assert (result["a"], result["b"], result["tie"]) == (firsts.count("0"), firsts.count("1"), 0)
+    assert result["share_of_a"]["low"] < result["share_of_a"]["rate"] < result["share_of_a"]["high"]
+    votes = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
+    assert [vote["prompt"] for vote in votes] == asked
+    typing(monkeypatch, ["one", "=", "two", "no idea"])
+    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1]))
+    assert (result["a"], result["b"], result["tie"], result["share_of_a"]) == (0, 0, 1, None)
+
+
+def test_both_are_commands(runs, monkeypatch, capsys):
+    typing(monkeypatch, ["open the shed"])
+    assert cli.main(["chat", str(runs[0]), "--max-new-tokens", "4"]) == 0
+    typing(monkeypatch, ["open the shed", "2"])
+    assert cli.main(["arena", str(runs[0]), str(runs[1]), "--max-new-tokens", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "policy: " in shown and "ties: 0" in shown
+    assert cli.main(["arena", str(runs[0])]) == 2
+    assert "arena needs two runs" in capsys.readouterr().err
+
+
+def test_a_merged_policy_needs_no_peft(runs, random_base, tmp_path):
+    assert (
+        cli.main(["export", str(runs[0]), "--out", str(tmp_path / "m"), "--merge", "--dtype", "float32"]) == 0
+    )
+    ids = torch.arange(4, 14)[None]
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()(ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(random_base)
+        base = plain(ids).logits
+        adapted = PeftModel.from_pretrained(plain, runs[0] / "adapter").eval()(ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    assert float((merged - base).abs().max()) > 0.01
+    assert load_tokenizer(tmp_path / "m").eos_token_id == load_tokenizer(random_base).eos_token_id
+    with pytest.raises(UserError, match="found something there"):
+        run_export(ExportConfig(run=runs[0], out=tmp_path / "m"))
+
+
+def test_a_merged_scorer_scores_the_same_and_an_adapter_travels(runs, sentences, tmp_path):
+    run_export(ExportConfig(run=runs[2], out=tmp_path / "m", merge=True, dtype="float32"))
+    assert not (tmp_path / "m" / "adapter_config.json").exists()
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "m", num_labels=1)
+    expected = score_texts(runs[2], sentences, sentences[::-1])
+    assert score_texts(tmp_path / "m", sentences, sentences[::-1]) == pytest.approx(expected, abs=1e-5)
+    run_export(ExportConfig(run=runs[1], out=tmp_path / "a"))
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == (
+        runs[1] / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_metrics_go_to_a_tracker_on_request(monkeypatch, tmp_path):
+    from accelerate.tracking import GeneralTracker
+
+    rows = []
+
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory = "recorder", False
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        @property
+        def tracker(self):
+            return self
+
+        def store_init_configuration(self, values):
+            rows.append(values)
+
+        def log(self, values, step, **_):
+            rows.append((step, values))
+
+    monkeypatch.setattr(recipes, "filter_trackers", lambda names, folder: [Recorder()])
+    with recipes.tracker("tensorboard", tmp_path, {"a": 1, "b": {"c": 2}}) as log:
+        log({"step": 3, "x": 0.5})
+    assert rows == [{"a": 1, "b": "{'c': 2}"}, (3, {"step": 3, "x": 0.5})]
+    with recipes.tracker("none", tmp_path, {}) as log:
+        assert log is None
+    with (
+        pytest.raises(UserError, match="tracker 'abacus' is unknown"),
+        recipes.tracker("abacus", tmp_path, {}),
+    ):
+        pass
+
+
+def test_a_full_gpu_is_one_sentence(capsys):
+    def full(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    assert cli.run_command(full, None) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "memory is full" in said and "csrlhf plan" in said
