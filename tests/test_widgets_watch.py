@@ -13,7 +13,11 @@ from ipywidgets.widgets.widget import _instances as alive
 
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, ask, asked
+from csrlhf_kit.training.constraints import FixedPenalty
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 from csrlhf_kit.widgets import journal, watch
 from csrlhf_kit.widgets.run_state import (
     duration,
@@ -24,6 +28,7 @@ from csrlhf_kit.widgets.run_state import (
     watch_story,
     watch_values,
 )
+from csrlhf_kit.widgets.sampling import sample_logger
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -190,3 +195,42 @@ def test_the_twin_shows_the_curves(tmp_path):
     bundle = watch(tmp_path, static=True)._repr_mimebundle_()
     assert "Static twin" in bundle["text/plain"] and "image/svg+xml" in bundle
     assert json.dumps(bundle) == json.dumps(watch(tmp_path, static=True)._repr_mimebundle_())
+
+
+# --- with PPO itself ---
+
+
+def letters(prompts, responses):
+    return torch.tensor([float(sum(c.islower() for c in r)) for r in responses])
+
+
+def vowels(prompts, responses):
+    return torch.tensor([4.0 if set("aeiou") & set(r) else -4.0 for r in responses])
+
+
+def test_ppo_stops_when_asked_and_resumes_as_if_it_never_had(tmp_path, random_base, sentences):
+    config = PPOConfig(steps=4, batch_size=8, minibatch_size=8, max_new_tokens=4)
+    tokenizer = load_tokenizer(random_base)
+
+    def train(folder, wish=None):
+        roles = Roles(load_base(random_base, device="cpu"), reward=letters, cost=vowels, rank=4, alpha=8)
+        constraint = FixedPenalty(threshold=0.2, penalty=2.0)
+        run = Run.open(folder, config_dict(config, constraint), resume=True)
+        said = sample_logger(folder, roles, tokenizer, sentences[:2], every=1, max_new_tokens=4)
+
+        def on_step(row):
+            said(row)
+            if wish and row["step"] == 1:
+                ask(folder, wish)
+
+        return train_ppo(roles, tokenizer, sentences, constraint, config, run, on_step)
+
+    plain = lambda rows: [{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows]  # noqa: E731
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", "stop")
+    assert read_progress(tmp_path / "stopped").step == 2
+    assert plain(train(tmp_path / "stopped")) == plain(whole)
+    progress = read_progress(tmp_path / "stopped")
+    assert progress.finished and [row["prompt"] for row in progress.samples] == sentences[:2]
+    assert [row["step"] for row in progress.samples] == [4, 4]
