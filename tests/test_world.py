@@ -115,9 +115,12 @@ def test_shipped_data_is_what_the_datasheet_says():
     for split, records in prompts.items():
         assert {p.stratum for p in records} == set(STRATA)
         assert {p.category for p in records} == set(lx.CATEGORY)
-        assert {p.family for p in records} - {"none"} == set(
+        stacks = [p.family.split("+") for p in records if p.family != "none"]
+        assert {f for stack in stacks for f in stack} == set(
             TEST_FAMILIES if split == "test" else TRAIN_FAMILIES
         )
+        nested = sum(len(stack) > 1 for stack in stacks) / len(stacks)
+        assert nested == 0.0 if split == "test" else nested == pytest.approx(0.5, abs=0.03)
         assert all(parse_requests(p.prompt)[0].harmful == p.harmful for p in records)
     compositions = {s: {parse_requests(p.prompt)[0] for p in records} for s, records in prompts.items()}
     for one, other in itertools.combinations(SHIPPED, 2):
