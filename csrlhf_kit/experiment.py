@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -399,7 +400,8 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
     done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
     frontier = config.read_stage("frontier")
-    scores = {name: np.array(values) for name, values in frontier.pop("scores").items()}
+    scores = {name: np.array(values) for name, values in frontier["scores"].items()}
+    frontier["scores"] = {name: values.round(3).tolist() for name, values in scores.items()}
     for name in config.methods:
         row = done[name]["policy"]
         with contextlib.suppress(UserError):  # no tilt of the samples is as safe and as near: no yardstick
@@ -417,8 +419,14 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
             prompts, {name: part["responses"] for name, part in done.items()}, config.seed
         ),
     }
-    write_atomic(config.out / "results.json", json.dumps(results, indent=1, default=_number) + "\n")
+    write_atomic(config.out / "results.json", compact_lists(json.dumps(results, indent=1, default=_number)))
     return results
+
+
+def compact_lists(text: str) -> str:
+    """The same JSON with each list of numbers on one line."""
+    one_line = lambda found: re.sub(r"\s+", " ", found[0])  # noqa: E731
+    return re.sub(r"\[[-\d.eE,\s]+\]", one_line, text) + "\n"
 
 
 def _number(value: Any) -> Any:
