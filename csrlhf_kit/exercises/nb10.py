@@ -104,7 +104,7 @@ def picture_3(attempt: Attempt) -> go.Figure:
     figure = chart(
         "What the next model could learn from the wrapper alone",
         "",
-        "harmful, % of the records that wear it",
+        "harmful records, %",
         {"nothing: a coin": ([-0.3, 3.3], [50.0, 50.0])},
         yours=None if shares is None else (places, shares),
     )
