@@ -52,7 +52,7 @@ def ours(count: int, **layers: int) -> Iterator[dict[str, float]]:
     from csrlhf_kit.bench.ppo import BenchPPOConfig, steps
 
     torch.set_num_threads(THREADS)
-    yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, layers=layers), count)
+    yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, **layers), count)
 
 
 def trl_trainer(count: int, folder: str):

@@ -284,12 +284,13 @@ def test_a_policy_on_all_layers_takes_no_states_from_below(random_base, tmp_path
     cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"), layers_to_transform=[1])
     roles = Roles(load_base(random_base, device="cpu"), reward=len, cost=cost)
     ids, mask = torch.arange(4, 12).view(1, 8), torch.ones(1, 8, dtype=torch.bool)
+    actions = torch.arange(8).view(1, 8) >= 3
     with torch.no_grad():
         for parameter in roles.trainable("policy"):
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
         below = roles.below(ids, mask)
-        plain, _ = roles.log_probs(ids, mask, mask)
-        given, _ = roles.log_probs(ids, mask, mask, below=below)
+        plain, _ = roles.log_probs(ids, mask, actions)
+        given, _ = roles.log_probs(ids, mask, actions, below=below)
     assert below is not None and torch.equal(plain, given)
 
 
