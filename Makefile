@@ -5,11 +5,11 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 11 minutes on 2 cores)
+run: .venv/.run ## the head-to-head: writes runs/demo/report.html (about 8 minutes on 2 cores)
 	$(BIN)/csrlhf run --resume
 
 test: lint unit notebook-test ## lint, unit tests, every notebook
@@ -47,6 +47,15 @@ recorded: .venv/.run ## rebuild data/recorded: the main job, as notebook 00 show
 	cp -r runs/recorded/models/semantic runs/recorded/models/reward runs/recorded/models/critic.safetensors data/recorded/models/
 	sed -i 's#$(CURDIR)/##g' data/recorded/models/*/*.json data/recorded/models/*/README.md
 	cp runs/recorded/figures/tradeoff.svg data/recorded/
+
+seeds: .venv/.run ## rebuild data/runs/seed_*: the main job again with two other seeds
+	for seed in 1 2; do \
+	  $(BIN)/csrlhf run --seed $$seed --out runs/seed_$$seed --resume || exit 1; \
+	  mkdir -p data/runs/seed_$$seed && cp runs/seed_$$seed/results.json data/runs/seed_$$seed/; \
+	done
+
+claims: .venv/.run ## hold both papers' claims against what is recorded: data/claims.json and data/claims.md
+	$(BIN)/csrlhf claims
 
 sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (156 policies of 32 steps, about 2 hours on 2 cores)
 	for plan in published penalties lagrangians; do \

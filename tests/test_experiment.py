@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
@@ -135,6 +137,27 @@ def test_the_readme_shows_the_recorded_numbers():
     for name, row in recorded["cost_models"].items():
         numbers = f"{row['auroc']:.3f} | {row['auroc_tricky']:.3f} | {100 * row['false_positive_rate_benign_alarming']:.1f} |"
         assert f"| `{name}` | {numbers}" in readme
+
+
+def test_the_readme_pools_the_recorded_seeds_and_counts_the_claims():
+    files = [data_folder() / "recorded" / "results.json", *data_folder().glob("runs/seed_*/results.json")]
+    runs = [json.loads(file.read_text())["policies"] for file in files]
+    readme = (ROOT / "README.md").read_text()
+    assert len(runs) >= 3
+    for name in runs[0]:
+        cells = []
+        for key in ("harmful_nominal", "harmful_jailbreak", "over_refusal"):
+            n = sum(run[name][key]["n"] for run in runs)
+            events = sum(round(run[name][key]["rate"] * run[name][key]["n"]) for run in runs)
+            low, high = clopper_pearson(events, n)
+            cells.append(f"{100 * events / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        help_ = sum(run[name]["helpfulness"] for run in runs) / len(runs)
+        assert f"| `{name}` | {' | '.join(cells)} | {help_:.2f} |" in readme
+    verdicts = Counter(
+        row["verdict"] for row in json.loads((data_folder() / "claims.json").read_text())["claims"]
+    )
+    for verdict, count in verdicts.items():
+        assert f"{count} {verdict}" in readme
 
 
 def test_the_recorded_run_shows_what_it_must():
