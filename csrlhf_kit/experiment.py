@@ -36,7 +36,7 @@ from csrlhf_kit.suggest import best_reward, suggest_penalty
 from csrlhf_kit.training.constraints import Constraint, make_constraint
 from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
-from csrlhf_kit.training.preference import ScorerConfig, train_scorer
+from csrlhf_kit.training.preference import Objective, ScorerConfig, train_scorer
 
 FRONTIER_PROMPTS, FRONTIER_SAMPLES = 100, 32
 SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
@@ -104,21 +104,25 @@ def constraint_for(method: str, config: RunConfig) -> Constraint:
     return make_constraint(method, threshold=config.threshold, penalty=config.penalty)
 
 
-def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
-    """Train one scorer; a cost model is measured on the test labels, and its ranking on the test pairs."""
-    kind = LabelledResponse if name == "semantic" else PreferencePair
-    data = {split: read_records("shipped", kind, split=split).records for split in ("train", "validation")}
-    folder = config.out / "models" / name
-    settings = ScorerConfig(
+def scorer_settings(config: RunConfig, objective: Objective, out: Path) -> ScorerConfig:
+    """How this run trains a scorer."""
+    return ScorerConfig(
         base=str(config.base_path()),
-        out=str(folder),
-        objective=SCORERS[name],
+        out=str(out),
+        objective=objective,
         layers=config.scorer_layers,
         epochs=config.scorer_epochs,
         seed=config.seed,
         progress=False,
     )
-    train_scorer(settings, data["train"], data["validation"])
+
+
+def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
+    """Train one scorer; a cost model is measured on the test labels, and its ranking on the test pairs."""
+    kind = LabelledResponse if name == "semantic" else PreferencePair
+    data = {split: read_records("shipped", kind, split=split).records for split in ("train", "validation")}
+    folder = config.out / "models" / name
+    train_scorer(scorer_settings(config, SCORERS[name], folder), data["train"], data["validation"])
     if name == "reward":
         return {}
     test = read_records("shipped", LabelledResponse, split="test").records
@@ -203,13 +207,26 @@ def evaluation_prompts(count: int) -> list[Prompt]:
     return chosen
 
 
+def open_roles(
+    config: RunConfig, *, reward: Path, cost: Path, policy: Path | None = None
+) -> tuple[Roles, Any]:
+    """The base under its roles, with these scorers and, where given, this policy's adapter; and its tokenizer."""
+    base = config.base_path()
+    roles = Roles(
+        load_base(base),
+        reward=reward,
+        cost=cost,
+        policy=policy,
+        layers=config.policy_layers,
+        seed=config.seed,
+    )
+    return roles, load_tokenizer(base)
+
+
 def load_roles(config: RunConfig) -> tuple[Roles, Any]:
     """The base under its roles, scored by this run's reward and cost models, and its tokenizer."""
-    base = config.base_path()
     models = config.out / "models"
-    scorers = {"reward": models / "reward", "cost": models / "semantic"}
-    roles = Roles(load_base(base), **scorers, layers=config.policy_layers, seed=config.seed)
-    return roles, load_tokenizer(base)
+    return open_roles(config, reward=models / "reward", cost=models / "semantic")
 
 
 def training_prompts() -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.experiment import RunConfig, evaluate_policy, load_roles
+from csrlhf_kit.experiment import RunConfig, evaluate_policy, load_roles, training_prompts
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
@@ -119,7 +119,7 @@ def _check_names(method: str, given: Mapping[str, Any], kind: type) -> None:
 def offline_stage(config: RunConfig, direct: DirectConfig) -> dict[str, Any]:
     """The base's scored answers to training prompts, which `mocan` reads; as JSON values."""
     roles, tokenizer = load_roles(config)
-    prompts = [p.prompt for p in read_records("shipped", Prompt, split="train").records]
+    prompts = training_prompts()
     chosen = np.random.default_rng(config.seed).permutation(len(prompts))[: direct.offline_prompts]
     found = offline_answers(
         roles, tokenizer, [prompts[i] for i in chosen],

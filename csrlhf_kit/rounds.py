@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from csrlhf_kit import experiment
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, load_policy, policy_answers
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import TEAMS, attack, robustness, targets
-from csrlhf_kit.evaluation.safety import answer_and_score, policy_row
-from csrlhf_kit.experiment import RunConfig, evaluation_prompts, versions
-from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.experiment import RunConfig, evaluation_prompts, open_roles, scorer_settings, versions
+from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.round_data import gather, joined, store, training_prompts
 from csrlhf_kit.runs import Run, write_atomic
@@ -30,7 +30,7 @@ from csrlhf_kit.stages import run_stages
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
-from csrlhf_kit.training.preference import ScorerConfig, train_scorer
+from csrlhf_kit.training.preference import train_scorer
 from csrlhf_kit.world.conversations import conversations
 
 MAIN = RunConfig()
@@ -96,9 +96,17 @@ class RoundsConfig:
         """The stages that run PPO, for the progress lines."""
         return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
 
+    def shared(self) -> RunConfig:
+        """The main job's configuration, of which each round is a variant."""
+        return replace(
+            MAIN, base=self.base, ppo=self.ppo, scorer_epochs=self.scorer_epochs,
+            scorer_layers=self.scorer_layers, policy_layers=self.policy_layers, evaluate=self.evaluate,
+            seed=self.seed,
+        )  # fmt: skip
+
     def base_path(self) -> Path:
         """Where the base model is."""
-        return replace(MAIN, base=self.base).base_path()
+        return self.shared().base_path()
 
     def stage_path(self, name: str) -> Path:
         """The file that a finished stage has written."""
@@ -163,31 +171,15 @@ def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
     """Train the reward or the cost model of round k on the shipped data and all finds so far."""
     kind = LabelledResponse if name == "semantic" else PreferencePair
     train = joined(kind, config.data(k))
-    settings = ScorerConfig(
-        base=str(config.base_path()),
-        out=str(config.model(name, k)),
-        objective=name,
-        layers=config.scorer_layers,
-        epochs=config.scorer_epochs,
-        seed=config.seed,
-        progress=False,
-    )
+    settings = scorer_settings(config.shared(), name, config.model(name, k))
     train_scorer(settings, train, read_records("shipped", kind, split="validation").records)
     return {"records": len(train)}
 
 
 def load_roles(config: RoundsConfig, k: int, policy: int) -> tuple[Roles, Any]:
     """The base under the scorers of round k, with the policy of round `policy`, and the tokenizer."""
-    base = config.base_path()
-    roles = Roles(
-        load_base(base),
-        reward=config.model("reward", k),
-        cost=config.model("semantic", k),
-        policy=config.adapter(policy),
-        layers=config.policy_layers,
-        seed=config.seed,
-    )
-    return roles, load_tokenizer(base)
+    scorers = {"reward": config.model("reward", k), "cost": config.model("semantic", k)}
+    return open_roles(config.shared(), **scorers, policy=config.adapter(policy))
 
 
 def train_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
@@ -254,18 +246,10 @@ def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 def evaluate_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
     """The oracle's row of round k on the test prompts, and by number of turns."""
     roles, tokenizer = load_roles(config, k, k)
-    prompts = evaluation_prompts(config.evaluate)
-    responses, scores = answer_and_score(
-        roles,
-        tokenizer,
-        prompts,
-        adapter="policy" if k else None,
-        max_new_tokens=config.ppo.max_new_tokens,
-        seed=config.seed,
-    )
+    row, _ = experiment.evaluate_policy(roles, tokenizer, config.shared(), adapter="policy" if k else None)
     talks = conversations("test", config.talks, seed=config.seed)
     turns = multi_turn(answers_of(config, k, 3), talks, history="own")
-    return {"policy": policy_row(prompts, responses, scores), "turns": turns}
+    return {"policy": row, "turns": turns}
 
 
 # --- the whole job -----------------------------------------------------------------------------------

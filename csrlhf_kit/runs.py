@@ -19,7 +19,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +55,17 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
+CURVE = {  # short name -> what PPO's metrics call it
+    "reward": "objective/reward",
+    "cost": "objective/cost",
+    "harmful": "objective/harmful",
+    "kl": "objective/kl",
+    "multiplier": "constraint/multiplier",
+    "window_cost": "constraint/window_cost",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "margin",
+}
 REQUEST = "request"
 WISHES = ("run", "pause", "stop")
 
@@ -231,6 +242,15 @@ class Run:
         end = max((end for row, end in self._rows() if row.get("step", 0) <= step), default=0)
         if self.metrics_path.exists():
             os.truncate(self.metrics_path, end)
+
+
+def curve_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Metrics rows as columns, by `CURVE`'s short names; what was not measured in every row is left out."""
+    return {
+        short: [row[name] for row in rows]
+        for short, name in CURVE.items()
+        if rows and all(row.get(name) is not None for row in rows)
+    }
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,7 +25,7 @@ from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.experiment import RunConfig, evaluation_prompts, train_cost_model, train_critic, versions
 from csrlhf_kit.methods import METHODS, Cell, check_cell, offline_stage, train_cell
-from csrlhf_kit.runs import Run, write_atomic
+from csrlhf_kit.runs import Run, curve_of, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.critic import CriticConfig
@@ -36,17 +36,6 @@ from csrlhf_kit.training.ppo import PPOConfig
 MAIN = RunConfig()
 RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal", "leaking", "degenerate")
 MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
-CURVE = {  # short name -> what PPO's metrics call it
-    "reward": "objective/reward",
-    "cost": "objective/cost",
-    "harmful": "objective/harmful",
-    "kl": "objective/kl",
-    "multiplier": "constraint/multiplier",
-    "window_cost": "constraint/window_cost",
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "margin": "margin",
-}
 
 # --- plans: (method, settings), each to be run with every seed ---
 
@@ -276,15 +265,6 @@ def compact(value: Any) -> Any:
     if isinstance(value, list):
         return [compact(v) for v in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def curve_of(history: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """A training curve column by column: what `CURVE` names, where it was measured."""
-    return {
-        short: [row[name] for row in history]
-        for short, name in CURVE.items()
-        if history and all(name in row for row in history)
-    }
 
 
 def command(config: SweepConfig) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from csrlhf_kit.bench.measure import device_name, versions
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.scorers import last_layers
+from csrlhf_kit.models.scorers import last_layers, linear_names
 from csrlhf_kit.runs import seed_everything, write_atomic
 from csrlhf_kit.training.constraints import Lagrangian
 from csrlhf_kit.training.ppo import PPOConfig, ppo_step
@@ -37,9 +37,6 @@ SHAPES = {
 }  # fmt: skip
 EOS, PAD = 1, 0
 PARTS = ("rollout", "score", "update")
-
-
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass
@@ -88,10 +85,10 @@ def random_roles(config: BenchPPOConfig) -> Roles:
     settings = Qwen2Config(
         **SHAPES[config.shape], eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, num_labels=1
     )
-    lora = {"r": config.rank, "lora_alpha": 2 * config.rank, "target_modules": LINEAR}
-    lora["layers_to_transform"] = last_layers(settings.num_hidden_layers, config.scorer_layers)
     torch.manual_seed(config.seed)
     base = Qwen2ForCausalLM(settings)
+    lora = {"r": config.rank, "lora_alpha": 2 * config.rank, "target_modules": linear_names(base, ())}
+    lora["layers_to_transform"] = last_layers(settings.num_hidden_layers, config.scorer_layers)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights need no advice about saving
         for name in ("reward", "cost"):

@@ -11,20 +11,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from peft import PeftConfig
-from torch import Tensor
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
-from csrlhf_kit.models.scorers import load_config, load_scorer, score_texts
-
-Function = Callable[[Sequence[str], Sequence[str]], Tensor]
+from csrlhf_kit.models.roles import Scorer, text_scorer
+from csrlhf_kit.models.scorers import load_config
 
 
 def open_scorer(
@@ -34,7 +30,7 @@ def open_scorer(
     base: str | Path | None = None,
     dtype: str = "float32",
     quantization: Quantization = "none",
-) -> Path | Function:
+) -> Path | Scorer:
     """What `Roles` takes for a reward or cost model: a folder with an adapter of the policy's base, or a function
     (prompts, responses) -> logits (batch,) of a model that is loaded here, in `dtype` or in 4 bit.
 
@@ -55,10 +51,7 @@ def open_scorer(
         )
     if not ours and is_beaver(load_config(name)):
         return beaver_scorer(name, **options)
-    scorer = load_scorer(folder if folder.exists() else name, merge=True, **options)
-    return lambda prompts, responses: torch.as_tensor(
-        score_texts(scorer, prompts, responses), dtype=torch.float32
-    )
+    return text_scorer(folder if folder.exists() else name, **options)
 
 
 def shares_base(folder: Path, base: str | Path | None) -> bool:

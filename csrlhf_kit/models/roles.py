@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -400,11 +400,14 @@ class Roles(nn.Module):
             self.activate("policy")
 
 
-def text_scorer(folder: str | Path, *, batch_size: int = 64) -> Scorer:
-    """A saved reward or cost model with a base and a tokenizer of its own, as a `Scorer`: it reads text."""
-    scorer = load_scorer(folder, merge=True)
+def text_scorer(source: str | Path, **options: Any) -> Scorer:
+    """A reward or cost model with a base and a tokenizer of its own, as a `Scorer`: it reads text.
+
+    options: as `load_scorer` takes them, whose errors it raises.
+    """
+    scorer = load_scorer(source, merge=True, **options)
     return lambda prompts, responses: torch.as_tensor(
-        score_texts(scorer, prompts, responses, batch_size=batch_size), dtype=torch.float32
+        score_texts(scorer, prompts, responses), dtype=torch.float32
     )
 
 

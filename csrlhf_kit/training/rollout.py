@@ -335,7 +335,7 @@ def score_episodes(
             )
         if critic:
             values[rows, :longest] = roles.values(ids, mask, actions, known)
-        if known is not None:
+        if critic and known is not None:  # an update will read it again
             below = empty.new_zeros(batch, length, known.shape[2]) if below is None else below
             below[rows, :longest] = known
         for name in roles.score_heads:

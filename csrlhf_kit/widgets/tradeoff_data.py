@@ -19,15 +19,11 @@ from plotly.subplots import make_subplots
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures import INK, MUTED, error_bars, interval, rounded, rounded_all, style, titled
+from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.widgets.view import escaped, filled
 
-CURVES = {  # a curve's short name -> what PPO's metrics call it
-    "cost": "objective/cost",
-    "window_cost": "constraint/window_cost",
-    "multiplier": "constraint/multiplier",
-    "reward": "objective/reward",
-}
+CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
 GRID = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # multipliers of the drawn frontier
 
 
@@ -42,7 +38,7 @@ class RunRow:
     policy: Mapping[str, Any]
     """Its row as in `results.json`: rates with intervals, helpfulness, reward, cost, kl ..."""
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Training curves by `CURVES`' short names; empty where nothing was trained."""
+    """Training curves by `curve_of`'s short names; empty where nothing was trained."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def _recorded(results: Mapping[str, Any], folder: Path | None) -> Recorded:
         return Recorded(tuple(runs), threshold=results.get("threshold"))
     curves = results.get("curves") or {}
     runs = [
-        RunRow(name, name, policy, columns(curves.get(name, ())))
+        RunRow(name, name, policy, curve_of(curves.get(name, ())))
         for name, policy in results["policies"].items()
     ]
     config = results.get("config") or {}
@@ -106,15 +102,6 @@ def _recorded(results: Mapping[str, Any], folder: Path | None) -> Recorded:
 def _cell_name(cell: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in cell["settings"].items())
     return " · ".join(part for part in (cell["method"], settings, f"seed {cell['seed']}") if part)
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Metrics rows as columns, by `CURVES`' short names; what was not measured is left out."""
-    return {
-        short: [row[key] for row in rows]
-        for short, key in CURVES.items()
-        if rows and all(row.get(key) is not None for row in rows)
-    }
 
 
 def _reweighted(

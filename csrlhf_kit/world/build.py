@@ -73,7 +73,7 @@ def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> lis
         while made < count:
             request = sample_request(rng, stratum, split)
             stack = draw_stack(tuple(TRAIN_FAMILIES), rng) if family == "nested" else [family]
-            text = wrap(request, family, rng) if len(stack) == 1 else compose(request, stack, rng)
+            text = compose(request, stack, rng) if family == "nested" else wrap(request, family, rng)
             if text in seen:
                 continue
             seen.add(text)

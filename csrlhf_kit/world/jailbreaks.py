@@ -264,7 +264,7 @@ def wrap(request: Request, family: str, rng: Random) -> str:
     """Ask for `request` through a jailbreak family; `family="none"` asks plainly."""
     if family == "none":
         return surface(request, rng)
-    return FAMILIES[family](surface(request, rng), request.core(rng), rng)
+    return compose(request, (family,), rng)
 
 
 def compose(request: Request, families: Sequence[str], rng: Random) -> str:
