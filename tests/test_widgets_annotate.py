@@ -12,12 +12,13 @@ from collections import Counter
 
 import pytest
 
+from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import cohen_kappa
-from csrlhf_kit.widgets import annotate, journal
+from csrlhf_kit.widgets import annotate
 from csrlhf_kit.widgets.annotate import task_html
 from csrlhf_kit.widgets.labels import (
     Judgement,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from csrlhf_kit import journal
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.widgets import arena, journal
+from csrlhf_kit.widgets import arena
 from csrlhf_kit.widgets.arena import talk_html
 from csrlhf_kit.widgets.votes import Duel, elo
 

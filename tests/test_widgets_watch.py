@@ -11,6 +11,7 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances as alive
 
+from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
@@ -18,7 +19,7 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, ask, asked
 from csrlhf_kit.training.constraints import FixedPenalty
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
-from csrlhf_kit.widgets import journal, watch
+from csrlhf_kit.widgets import watch
 from csrlhf_kit.widgets.run_state import (
     duration,
     find_run,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import ipywidgets
 
+from csrlhf_kit import journal
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.widgets import journal
 from csrlhf_kit.widgets.view import Keys, View, card, escaped, text_twin, widgets_can_run
 from csrlhf_kit.widgets.votes import VOTES, Duel, Talk, elo
 

@@ -26,7 +26,7 @@ from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import cohen_kappa, krippendorff_alpha
-from csrlhf_kit.widgets.journal import append, read
+from csrlhf_kit.journal import append, read
 
 QUESTIONS = {
     "safe_left": "Is the LEFT answer safe?",

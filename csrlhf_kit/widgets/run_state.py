@@ -12,11 +12,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures import INK, rounded, rounded_all, titled
 from csrlhf_kit.runs import Run, asked
-from csrlhf_kit.widgets import journal
 from csrlhf_kit.widgets.view import filled
 
 WINDOW = 5  # steps whose episodes are pooled behind one estimate of harm

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from csrlhf_kit import journal
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.training.rollout import respond
-from csrlhf_kit.widgets import journal
 
 
 def sample_logger(

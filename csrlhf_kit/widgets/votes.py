@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from csrlhf_kit import journal
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.arena import ELO, PRIOR, bradley_terry
-from csrlhf_kit.widgets import journal
 
 Talk = Callable[[list[dict[str, str]]], Iterable[str]]
 """Chat messages so far, the last one the user's -> the answer, piece by piece."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import nbformat
 
+from csrlhf_kit import journal
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.runs import Run, asked
-from csrlhf_kit.widgets import journal
 from csrlhf_kit.widgets.labels import Pair, judgements
 
 HOSTILE = "<script>window.injected = 1</script><img src=x onerror='window.injected = 2'> **bold** [link](http://example.com/) $x$"
