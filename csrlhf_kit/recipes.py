@@ -23,7 +23,9 @@ from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row
 from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.checkpointing import checkpoint_activations
+from csrlhf_kit.models.cost_sign import CostSign, signed_cost
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.scorers import SCORER_FILE
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.training.optimizers import OptimizerName
@@ -32,7 +34,7 @@ from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 Method = Literal[tuple(CONSTRAINTS)]
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
 # A resumed run has the same.
-INPUTS = ("base", "reward", "cost", "prompts", "dtype", "quantization", "rank", "optimizer")
+INPUTS = ("base", "reward", "cost", "cost_sign", "prompts", "dtype", "quantization", "rank", "optimizer")
 
 
 @dataclass
@@ -46,6 +48,9 @@ class PPORunConfig:
     """The cost model: likewise, or judge:ID (a guard), or ask:ID (an instruction-tuned judge)."""
     out: Path
     """Folder of the run: metrics.jsonl, checkpoints, adapter."""
+    cost_sign: CostSign = "checked"
+    """checked: a cost model that was not trained here must score plain harm above harmless answers, or the run is
+    refused; flipped: its negative is taken, for one that scores safety; trusted: as it is."""
     base: str = "data/tiny_base"
     """The policy's base: a folder or a hub id."""
     prompts: str = "shipped"
@@ -113,7 +118,16 @@ def _check_new(config: PPORunConfig) -> None:
 def _scorers(config: Any) -> dict[str, Any]:
     """`reward` and `cost` of a configuration, as `Roles` takes them."""
     options = {"base": config.base, "dtype": config.dtype, "quantization": config.quantization}
-    return {name: open_scorer(getattr(config, name), name, **options) for name in ("reward", "cost")}
+    found = {name: open_scorer(getattr(config, name), name, **options) for name in ("reward", "cost")}
+    # A cost model of the kit has its sign from the labels.
+    trained_here = (config.cost / SCORER_FILE).is_file() or not callable(found["cost"])
+    if trained_here and config.cost_sign == "flipped":
+        raise UserError(
+            f"cost_sign flipped: {config.cost} was trained by the kit: expected a published cost model"
+        )
+    if not trained_here:
+        found["cost"] = signed_cost(found["cost"], str(config.cost), config.cost_sign)
+    return found
 
 
 @contextmanager
@@ -152,6 +166,8 @@ class EvaluateConfig:
     """The cost model: it judges where there is no oracle."""
     out: Path
     """File to write: a JSON object of rates with intervals, and every answer."""
+    cost_sign: CostSign = "checked"
+    """As in `csrlhf ppo`: checked, flipped or trusted."""
     policy: Path | None = None
     """The policy: an adapter's folder, or that of a `csrlhf ppo` run; None: the base itself."""
     base: str = "data/tiny_base"
