@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.training.constraints import Constraint
+from csrlhf_kit.training.constraint import Constraint
 
 
 @dataclass
@@ -27,7 +27,7 @@ class PerGroup(Constraint):
     constraints: dict[str, Constraint] = field(default_factory=dict)
     """Group -> its constraint; the one of "" serves all other groups."""
     current: float = field(default=0.0, init=False, repr=False)
-    parts: list[tuple[Constraint, Tensor]] = field(default_factory=list, init=False, repr=False)
+    parts = ()  # (constraint, its rows), of the step that was observed last
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +96,7 @@ class PerGroup(Constraint):
 
     def state_dict(self) -> dict[str, Any]:
         inner = {group: constraint.state_dict() for group, constraint in self.constraints.items()}
-        return super().state_dict() | {"current": self.current, "inner": inner}
+        return super().state_dict() | {"inner": inner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("inner", {}).keys() != self.constraints.keys():

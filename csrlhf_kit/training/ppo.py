@@ -28,7 +28,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everything
 from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
-from csrlhf_kit.training.constraints import Constraint
+from csrlhf_kit.training.constraint import Constraint
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
 from csrlhf_kit.training.optimizers import OptimizerName, make_optimizer, moments
 from csrlhf_kit.training.rollout import (
