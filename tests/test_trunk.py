@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models import trunk
+from csrlhf_kit.models import trunk, trunk_ops
 from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.decoding import CachedForward, position_ids
 from csrlhf_kit.models.roles import Roles
@@ -164,12 +164,12 @@ def test_each_piece_passes_gradcheck():
     torch.manual_seed(0)
     x = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(8, dtype=torch.float64)
-    torch.autograd.gradcheck(lambda x: trunk._Norm.apply(x, weight, 1e-3), x)
-    torch.autograd.gradcheck(trunk._Gate.apply, x)
+    torch.autograd.gradcheck(lambda x: trunk_ops.Norm.apply(x, weight, 1e-3), x)
+    torch.autograd.gradcheck(trunk_ops.Gate.apply, x)
     cos, sin = torch.randn(2, 6, 1, 2, dtype=torch.float64)
     at = torch.tensor([4, 0, 7, 2, 1, 8])
-    torch.autograd.gradcheck(lambda x: trunk._RotateAndPad.apply(x, cos, sin, 3, at, 9), x)
-    torch.autograd.gradcheck(lambda x: trunk._Unpad.apply(x, torch.tensor([5, 0, 2])), x)
+    torch.autograd.gradcheck(lambda x: trunk_ops.RotateAndPad.apply(x, cos, sin, 3, at, 9), x)
+    torch.autograd.gradcheck(lambda x: trunk_ops.Unpad.apply(x, torch.tensor([5, 0, 2])), x)
     adapters = [
         torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 8), (3, 2), (1, 8), (2, 1))
     ]
@@ -180,7 +180,7 @@ def test_each_piece_passes_gradcheck():
         for (rows, scaling), down, up in zip(places, adapters[::2], adapters[1::2], strict=True):
             whole[rows] += scaling * up @ down
         # x and the adapters are what is differentiated; W' enters by its value, as it does in the trunk.
-        return trunk._Folded.apply(x, whole.detach(), frozen[:, 0], places, *adapters)
+        return trunk_ops.Folded.apply(x, whole.detach(), frozen[:, 0], places, *adapters)
 
     def plain(x, *adapters):
         whole = frozen.clone()

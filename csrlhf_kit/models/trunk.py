@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from csrlhf_kit.models.decoding import position_ids
+from csrlhf_kit.models.trunk_ops import Folded, Gate, Norm, RotateAndPad, Unpad, swap
 
 FAMILIES = ("llama", "mistral", "qwen2")
 LARGEST = 50_000_000  # parameters; beyond, the products dwarf what is saved here, and the copies cost memory
@@ -64,132 +65,6 @@ def _plain(module: nn.Module) -> bool:
     )
 
 
-# --- differentiable pieces: each saves little, and writes its gradient once ---
-
-
-class _Folded(torch.autograd.Function):
-    """x W'^T + b, where some rows of W' hold an adapter; gradients of x and of the adapters."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, places, *adapters):
-        ctx.places = places  # [(rows of W', scaling), ...], one for each pair (A, B) of `adapters`
-        ctx.save_for_backward(x, weight, *adapters)
-        return linear(x, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, weight, *adapters = ctx.saved_tensors
-        downs, ups = adapters[::2], adapters[1::2]
-        ranks = [a.shape[0] for a in downs]
-        narrow = x @ torch.cat(downs).t()  # (tokens, sum of ranks)
-        through = torch.empty_like(narrow)
-        grads_up = []
-        start = 0
-        for (rows, scaling), rank, up in zip(ctx.places, ranks, ups, strict=True):
-            dy, columns = grad[:, rows], slice(start, start + rank)
-            torch.mm(dy, up * scaling, out=through[:, columns])
-            grads_up.append((dy.t() @ narrow[:, columns]).mul_(scaling))
-            start += rank
-        grads_down = (through.t() @ x).split(ranks)
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        pairs = [g for pair in zip(grads_down, grads_up, strict=True) for g in pair]
-        return grad_x, None, None, None, *pairs
-
-
-class _Norm(torch.autograd.Function):
-    """RMSNorm with a frozen weight: y = w x r, r = (mean x^2 + eps)^(-1/2)."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        r = torch.linalg.vecdot(x, x).div_(x.shape[1]).add_(eps).rsqrt_().unsqueeze(1)  # (tokens, 1)
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, weight, r = ctx.saved_tensors
-        dy = grad * weight
-        along = torch.linalg.vecdot(dy, x).unsqueeze(1) * r.pow(3).div_(x.shape[1])
-        return dy.mul_(r).addcmul_(x, along, value=-1), None, None
-
-
-class _Gate(torch.autograd.Function):
-    """silu(gate) * up, of one matrix that holds both side by side."""
-
-    @staticmethod
-    def forward(ctx, both):
-        gate, up = both.chunk(2, 1)
-        opened = silu(gate)
-        ctx.save_for_backward(both, opened)
-        return opened * up
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        both, opened = ctx.saved_tensors
-        gate, up = both.chunk(2, 1)
-        result = torch.empty_like(both)
-        d_gate, d_up = result.chunk(2, 1)
-        torch.mul(grad, opened, out=d_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=d_gate)
-        return result
-
-
-def _swap(x: Tensor) -> Tensor:
-    """The two halves of the last dimension, exchanged."""
-    half = x.shape[-1] // 2
-    return torch.cat((x[..., half:], x[..., :half]), -1)
-
-
-class _RotateAndPad(torch.autograd.Function):
-    """Rotate the first `heads` heads of each token (RoPE), and put the tokens into rows: (batch * width, ...).
-
-    x: (tokens, columns), heads side by side; at: (tokens,), place of each token among batch * width.
-    cos, sin: (tokens, 1, head size), the first half of sin negated.
-    """
-
-    @staticmethod
-    def forward(ctx, x, cos, sin, heads, at, size):
-        ctx.save_for_backward(cos, sin, at)
-        ctx.heads = heads
-        turned = heads * cos.shape[-1]
-        head = x[:, :turned].reshape(x.shape[0], heads, -1)  # (tokens, heads, head size)
-        rotated = (head * cos).addcmul_(_swap(head), sin)
-        rows = x.new_zeros(size, x.shape[1])
-        rows[:, :turned].index_copy_(0, at, rotated.view(x.shape[0], turned))
-        if turned < x.shape[1]:
-            rows[:, turned:].index_copy_(0, at, x[:, turned:])
-        return rows
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        cos, sin, at = ctx.saved_tensors
-        grad = grad.index_select(0, at)
-        turned = ctx.heads * cos.shape[-1]
-        head = grad[:, :turned].view(grad.shape[0], ctx.heads, -1)
-        head.copy_((head * cos).add_(_swap(head * sin)))
-        return grad, None, None, None, None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """Tokens (tokens, columns) out of rows (batch * width, columns): each place at most once."""
-
-    @staticmethod
-    def forward(ctx, rows, at):
-        ctx.save_for_backward(at)
-        ctx.size = rows.shape[0]
-        return rows.index_select(0, at)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (at,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.size, grad.shape[1]).index_copy_(0, at, grad), None
-
-
 # --- weights ---
 
 
@@ -203,7 +78,7 @@ class Projection(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.adapters and torch.is_grad_enabled():
-            return _Folded.apply(x, self.weight, self.bias, self.places, *self.adapters)
+            return Folded.apply(x, self.weight, self.bias, self.places, *self.adapters)
         return linear(x, self.weight, self.bias)
 
 
@@ -322,7 +197,7 @@ class Trunk:
         return x.new_zeros(*ids.shape, x.shape[1]).masked_scatter(mask.bool().unsqueeze(-1), x)
 
     def final_norm(self, x: Tensor) -> Tensor:
-        return _Norm.apply(x, self.model.norm.weight, self.model.norm.variance_epsilon)
+        return Norm.apply(x, self.model.norm.weight, self.model.norm.variance_epsilon)
 
     def layout(self, ids: Tensor, mask: Tensor) -> Layout:
         mask = mask.bool()
@@ -368,30 +243,30 @@ class Trunk:
         kept = []
         both = 2 * self.kv_heads * self.head_size
         for layer in layers:
-            h = _Norm.apply(x, *layer.norms[0])
+            h = Norm.apply(x, *layer.norms[0])
             if layer.query is None:
-                rows = _RotateAndPad.apply(
+                rows = RotateAndPad.apply(
                     layer.attend(h), *layout.turn, self.heads + self.kv_heads, layout.at, batch * width
                 )
                 q, kv = rows.split((rows.shape[1] - both, both), 1)
                 q = q.view(batch, width, self.heads, self.head_size).transpose(1, 2)
                 seen, at, chosen = None, layout.at, x
             else:
-                kv = _RotateAndPad.apply(
+                kv = RotateAndPad.apply(
                     layer.attend(h), *layout.turn, self.kv_heads, layout.at, batch * width
                 )
                 turn = tuple(part[reading.tokens] for part in layout.turn)
                 q = layer.query(h[reading.tokens])
-                q = _RotateAndPad.apply(q, *turn, self.heads, reading.at, batch * reading.most)
+                q = RotateAndPad.apply(q, *turn, self.heads, reading.at, batch * reading.most)
                 q = q.view(batch, reading.most, self.heads, self.head_size).transpose(1, 2)
                 seen, at, chosen = reading.mask, reading.at, x[reading.tokens]
             if keep:
                 kept.append(kv)
             k, v = kv.view(batch, width, 2, self.kv_heads, self.head_size).permute(2, 0, 3, 1, 4)
             attended = self.attend(q, k, v, seen).transpose(1, 2).reshape(-1, self.heads * self.head_size)
-            x = chosen + layer.out(_Unpad.apply(attended, at))
-            h = _Norm.apply(x, *layer.norms[1])
-            x = x + layer.down(_Gate.apply(layer.gate_up(h)))
+            x = chosen + layer.out(Unpad.apply(attended, at))
+            h = Norm.apply(x, *layer.norms[1])
+            x = x + layer.down(Gate.apply(layer.gate_up(h)))
         return x, kept
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -437,16 +312,16 @@ class TrunkDecoder:
         seen = self.seen[:, None, None, : self.used]
         x = trunk.model.embed_tokens(tokens)
         for layer, memory in zip(self.layers, self.cache, strict=True):
-            qkv = layer.attend(_Norm.apply(x, *layer.norms[0])).view(batch, heads + 2 * kv_heads, size)
+            qkv = layer.attend(Norm.apply(x, *layer.norms[0])).view(batch, heads + 2 * kv_heads, size)
             turned = qkv[:, : heads + kv_heads]
-            turned = (turned * cos).addcmul_(_swap(turned), sin)
+            turned = (turned * cos).addcmul_(swap(turned), sin)
             new = torch.cat((turned[:, heads:], qkv[:, heads + kv_heads :]), 1).view(batch, -1)
             memory.view(-1, new.shape[1]).index_copy_(0, at, new)
             kv = memory[:, : self.used].view(batch, self.used, 2, kv_heads, size)
             k, v = kv.permute(2, 0, 3, 1, 4)
             attended = trunk.attend(turned[:, :heads].unsqueeze(2), k, v, seen)
             x = x + layer.out(attended.reshape(batch, -1))
-            x = x + layer.down(_Gate.apply(layer.gate_up(_Norm.apply(x, *layer.norms[1]))))
+            x = x + layer.down(Gate.apply(layer.gate_up(Norm.apply(x, *layer.norms[1]))))
         self.length = self.length + 1
         x = trunk.final_norm(x)
         return linear(x, self.head.weight, self.head.bias)
