@@ -35,7 +35,8 @@ from csrlhf_kit.training.constraints import (
 )
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward, sequence_log_probs
 from csrlhf_kit.training.per_group import PerGroup
-from csrlhf_kit.training.ppo import PPOConfig, config_dict, estimate, train_ppo
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.ppo_update import estimate
 from csrlhf_kit.training.rollout import Trajectory
 
 REWARD = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0], [2.0, -1.0]])

@@ -12,17 +12,14 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.training.constraints import P3O, FixedPenalty, Lagrangian, LinearPenalty, Unconstrained
-from csrlhf_kit.training.ppo import (
+from csrlhf_kit.training.ppo import config_dict, learning_rate_factor, prompt_rows, train_ppo
+from csrlhf_kit.training.ppo_update import (
     PPOConfig,
     approximate_kl,
-    config_dict,
     episode_costs,
     episode_rewards,
     estimate,
-    learning_rate_factor,
     policy_loss,
-    prompt_rows,
-    train_ppo,
     update,
     value_loss,
 )

@@ -9,7 +9,7 @@ import torch
 from csrlhf_kit.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.exercises.chart import chart
 from csrlhf_kit.training.advantages import token_rewards
-from csrlhf_kit.training.ppo import policy_loss
+from csrlhf_kit.training.ppo_update import policy_loss
 
 
 def picture_1(attempt: Attempt) -> go.Figure:

@@ -25,13 +25,8 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import seed_everything, write_atomic
 from csrlhf_kit.training.advantages import last_action
-from csrlhf_kit.training.ppo import (
-    PPOConfig,
-    cosine_to_a_tenth,
-    episode_costs,
-    episode_rewards,
-    value_loss,
-)
+from csrlhf_kit.training.ppo import cosine_to_a_tenth
+from csrlhf_kit.training.ppo_update import PPOConfig, episode_costs, episode_rewards, value_loss
 from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
 
 

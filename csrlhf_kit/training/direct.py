@@ -39,6 +39,7 @@ from csrlhf_kit.finite import FiniteProblem
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, seed_everything
 from csrlhf_kit.training.dialogues import Dialogues, encode_responses, sequence_log_probs
+from csrlhf_kit.training.optimizers import load_moments, moments
 from csrlhf_kit.training.rollout import by_length, response_texts, sample_episodes, score_episodes
 
 Method = Literal["dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan"]
@@ -348,18 +349,12 @@ def _step(
 def _snapshot(roles: Roles, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The policy and Adam's moments; the order of pairs is a function of seed and step."""
     tensors = {f"policy.{i}": p.detach() for i, p in enumerate(roles.trainable("policy"))}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"moments.{index}.{name}": value for name, value in moments.items()}
-    return tensors
+    return tensors | {f"moments.{name}": value for name, value in moments(optimizer).items()}
 
 
 def _restore(tensors: dict[str, Tensor], roles: Roles, optimizer: torch.optim.Optimizer) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        kind, index, *name = key.split(".")
-        if kind == "moments":
-            moments.setdefault(int(index), {})[name[0]] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    stored = {k.removeprefix("moments."): v for k, v in tensors.items() if k.startswith("moments.")}
+    load_moments(optimizer, stored)
     with torch.no_grad():
         for index, parameter in enumerate(roles.trainable("policy")):
             parameter.copy_(tensors[f"policy.{index}"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +45,25 @@ def make_optimizer(
     return (PagedAdamW8bit if paged else AdamW8bit)(parameters, **options)
 
 
-def moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """What an optimiser has accumulated, by parameter and name, for a checkpoint; `load_state_dict` takes it back.
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser has accumulated, for a checkpoint: "parameter.name" -> tensor.
 
     bitsandbytes counts steps in Python numbers, and wraps its 8-bit tensors in one more mapping.
     """
-    found: dict[int, dict[str, Tensor]] = {}
+    found: dict[str, Tensor] = {}
     for index, state in optimizer.state_dict()["state"].items():
         flat: dict[str, object] = {}
         for name, value in state.items():
             flat |= value if isinstance(value, dict) else {name: value}
-        found[index] = {name: torch.as_tensor(value) for name, value in flat.items()}
+        found |= {f"{index}.{name}": torch.as_tensor(value) for name, value in flat.items()}
     return found
+
+
+def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo of `moments`."""
+    states: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        count = value.dim() == 0 and not value.is_floating_point()  # bitsandbytes' step is a number
+        states.setdefault(int(index), {})[name] = value.item() if count else value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
