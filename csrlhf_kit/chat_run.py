@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, load_policy, policy_answers
 from csrlhf_kit.export import adapter_folder, run_settings
 from csrlhf_kit.models.base import load_tokenizer
-from csrlhf_kit.runs import write_atomic
 
 LEAVE = ("/quit", "/exit")
 
@@ -49,14 +49,18 @@ class ChatConfig(TalkConfig):
 
 @dataclass
 class DuelConfig(TalkConfig):
-    """Ask two policies the same, without knowing which is which, and vote: 1, 2, = or nothing."""
+    """Ask two policies the same, without knowing which is which, and vote: 1, 2, = or nothing; /quit leaves.
+
+    Each vote is on disk before the next question; votes that are there already are counted, so that asking again
+    goes on.
+    """
 
     run_a: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of the first run."""
     run_b: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of the second run."""
     out: Path | None = None
-    """File to write the votes to, one JSON object a line."""
+    """File that votes are appended to, one JSON object a line; None: votes.jsonl beside the first run's folder."""
 
 
 def visible(text: str) -> str:
@@ -90,11 +94,11 @@ def load_answer(run: Path | None, config: TalkConfig) -> Answer:
 
 
 def asked(ask: Callable[[], str]) -> Iterator[str]:
-    """What the person types, line by line, until they leave or the input ends; blank lines are left out."""
+    """What the person types, line by line, until they leave (Ctrl-C, too) or the input ends; no blank lines."""
     while True:
         try:
             line = ask().strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if line in LEAVE:
             return
@@ -123,35 +127,49 @@ def run_chat(config: ChatConfig) -> list[dict[str, str]]:
     return turns
 
 
+def tally(votes: Iterable[Mapping[str, Any]], run_a: str, run_b: str) -> dict[str, int]:
+    """How often `a`, `b` and `tie` won among the votes on these two runs, whichever of them was called A then."""
+    counts = {"a": 0, "b": 0, "tie": 0}
+    swapped = {"a": "b", "b": "a", "tie": "tie"}
+    for vote in votes:
+        pair, winner = (vote.get("run_a"), vote.get("run_b")), vote.get("vote")
+        if winner in counts and pair in ((run_a, run_b), (run_b, run_a)):
+            counts[winner if pair == (run_a, run_b) else swapped[winner]] += 1
+    return counts
+
+
 def run_duel(config: DuelConfig) -> dict[str, Any]:
     """Show both answers to each request in random order, take votes, then say who was who and who won.
 
     Returns the counts `a`, `b` and `tie`, and the share of decided votes that A won, with its Clopper-Pearson 95%
-    interval (None without any). Raises as `load_answer`.
+    interval (None without any), over all votes on these two in the file. Raises as `load_answer`.
     """
     if config.run_a is None or config.run_b is None:
         raise UserError("arena needs two runs: expected `csrlhf arena RUN_A RUN_B`")
+    out = config.out or config.run_a.parent / "votes.jsonl"
+    if out.is_dir():
+        raise UserError(f"--out {out}: found a folder, expected the name of a file")
+    runs = {"run_a": str(config.run_a), "run_b": str(config.run_b)}
     answers = [load_answer(run, config) for run in (config.run_a, config.run_b)]
-    order, votes = Random(config.seed), []
-    counts = {"a": 0, "b": 0, "tie": 0}
+    if earlier := sum(tally(journal.read(out), **runs).values()):
+        print(f"{out} holds {earlier} votes on these two already: they count.")
     for line in asked(prompt_of("you: ")):
         texts = [answer([line])[0] for answer in answers]
-        first = order.randrange(2)
+        votes = len(journal.read(out))  # the sides follow from the seed and the place of the vote
+        first = Random(config.seed * 1_000_003 + votes).randrange(2)
         print(f"1: {visible(texts[first])}\n2: {visible(texts[1 - first])}\n")
         vote = next(asked(prompt_of("better (1, 2, =): ")), "")
         winner = {"1": "ab"[first], "2": "ab"[1 - first], "=": "tie"}.get(vote)
         if winner is not None:
-            counts[winner] += 1
-            votes.append({"prompt": line, "a": texts[0], "b": texts[1], "vote": winner})
+            journal.append(out, {"prompt": line, "a": texts[0], "b": texts[1], "vote": winner, **runs})
+    counts = tally(journal.read(out), **runs)
     decided = counts["a"] + counts["b"]
     result: dict[str, Any] = {**counts, "share_of_a": None}
+    print(f"A ({config.run_a}): {counts['a']}, B ({config.run_b}): {counts['b']}, ties: {counts['tie']}")
     if decided:
         low, high = clopper_pearson(counts["a"], decided)
         result["share_of_a"] = {"rate": counts["a"] / decided, "low": low, "high": high, "n": decided}
-    if config.out is not None:
-        write_atomic(config.out, "".join(json.dumps(vote) + "\n" for vote in votes))
-    print(f"A ({config.run_a}): {counts['a']}, B ({config.run_b}): {counts['b']}, ties: {counts['tie']}")
-    if decided:
-        share = result["share_of_a"]
-        print(f"A won {100 * share['rate']:.0f}% [{100 * share['low']:.0f}, {100 * share['high']:.0f}]")
+        print(
+            f"A won {counts['a'] / decided:.0%} [{100 * low:.0f}, {100 * high:.0f}]; the votes are in {out}"
+        )
     return result

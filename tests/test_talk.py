@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,19 +96,75 @@ def test_the_policy_answers_and_not_its_base(runs, random_base):
 
 def test_the_arena_hides_who_is_who_and_counts_right(runs, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [f"by {run.name}"])
-    asked = [f"request {i}" for i in range(12)]
+    asked, out = [f"request {i}" for i in range(12)], tmp_path / "votes.jsonl"
     typing(monkeypatch, [line for request in asked for line in (request, "1")])
-    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=tmp_path / "votes.jsonl"))
+    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=out))
     shown = capsys.readouterr().out
     firsts = [line.removeprefix("1: by ") for line in shown.splitlines() if line.startswith("1: ")]
     assert set(firsts) == {"0", "1"}, "the order is drawn"
     assert (result["a"], result["b"], result["tie"]) == (firsts.count("0"), firsts.count("1"), 0)
     assert result["share_of_a"]["low"] < result["share_of_a"]["rate"] < result["share_of_a"]["high"]
-    votes = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
+    votes = [json.loads(line) for line in out.read_text().splitlines()]
     assert [vote["prompt"] for vote in votes] == asked
     typing(monkeypatch, ["one", "=", "two", "no idea"])
-    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1]))
-    assert (result["a"], result["b"], result["tie"], result["share_of_a"]) == (0, 0, 1, None)
+    again = run_duel(DuelConfig(run_a=runs[1], run_b=runs[0], out=out))
+    assert (again["a"], again["b"], again["tie"]) == (result["b"], result["a"], 1), "the other way round"
+    typing(monkeypatch, ["one", "="])
+    other = run_duel(DuelConfig(run_a=runs[0], run_b=runs[2], out=out))
+    assert (other["a"], other["b"], other["tie"], other["share_of_a"]) == (0, 0, 1, None), "another pair"
+    with pytest.raises(UserError, match="found a folder"):
+        run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=tmp_path))
+
+
+def test_each_vote_is_on_disk_before_the_next_question(runs, monkeypatch, tmp_path):
+    monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [f"by {run.name}"])
+    out, lines = tmp_path / "votes.jsonl", iter(["a", "1", "b", "", "2", "c", "=", "d"])
+    seen = []
+
+    def answer(label: str = "") -> str:
+        line = next(lines, None)
+        seen.append((line, len(out.read_text().splitlines()) if out.is_file() else 0))
+        if line is None:
+            raise KeyboardInterrupt  # Ctrl-C at a question leaves, and what was voted counts
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=out))
+    assert [count for line, count in seen if line in ("a", "b", "c", "d")] == [0, 1, 2, 3]
+    assert result["a"] + result["b"] == 2 and result["tie"] == 1
+
+
+VOTE = """
+import sys
+from pathlib import Path
+from csrlhf_kit import chat_run
+chat_run.load_answer = lambda run, config: lambda prompts: [run.name]
+chat_run.run_duel(chat_run.DuelConfig(run_a=Path("A"), run_b=Path("B"), out=Path(sys.argv[1])))
+"""
+
+
+def test_votes_outlive_a_killed_arena_and_the_next_one_goes_on(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "votes.jsonl"
+    arena = subprocess.Popen(
+        [sys.executable, "-c", VOTE, str(out)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        arena.stdin.write(b"one\n1\ntwo\n=\nthree\n")
+        arena.stdin.flush()
+        deadline = time.monotonic() + 300
+        while not out.is_file() or out.read_bytes().count(b"\n") < 2:
+            assert time.monotonic() < deadline and arena.poll() is None, "the votes never came"
+            time.sleep(0.05)
+    finally:
+        arena.kill()
+        arena.wait()
+    with open(out, "ab") as file:
+        file.write(b'{"prompt": "torn')  # as a machine that dies while writing leaves it
+    monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [run.name])
+    typing(monkeypatch, ["three", "="])
+    result = run_duel(DuelConfig(run_a=Path("A"), run_b=Path("B"), out=out))
+    assert result["a"] + result["b"] == 1 and result["tie"] == 2
+    assert "holds 2 votes on these two already" in capsys.readouterr().out
 
 
 def test_both_are_commands(runs, monkeypatch, capsys):
@@ -114,7 +173,7 @@ def test_both_are_commands(runs, monkeypatch, capsys):
     typing(monkeypatch, ["open the shed", "2"])
     assert cli.main(["arena", str(runs[0]), str(runs[1]), "--max-new-tokens", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "policy: " in shown and "ties: 0" in shown
+    assert "policy: " in shown and "ties: 0" in shown and str(runs[0].parent / "votes.jsonl") in shown
     assert cli.main(["arena", str(runs[0])]) == 2
     assert "arena needs two runs" in capsys.readouterr().err
 
