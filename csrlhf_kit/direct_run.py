@@ -13,7 +13,8 @@ from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.training.direct import DirectConfig, Method, offline_answers, train_direct
+from csrlhf_kit.training.direct import DirectConfig, Method, train_direct
+from csrlhf_kit.training.ranked_pairs import offline_answers
 
 
 @dataclass

@@ -24,9 +24,10 @@ from csrlhf_kit.runs import Run
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
 from csrlhf_kit.training.critic import load_critic
 from csrlhf_kit.training.direct import METHODS as DIRECT
-from csrlhf_kit.training.direct import DirectConfig, Offline, offline_answers, train_direct
+from csrlhf_kit.training.direct import DirectConfig, train_direct
 from csrlhf_kit.training.per_group import PerGroup
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.ranked_pairs import Offline, offline_answers
 
 # Where a mistake is worst, `per_category` allows less: an example of thresholds by context, not a norm.
 STRICT = (

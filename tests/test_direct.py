@@ -19,18 +19,20 @@ from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.training.direct import (
     METHODS,
     DirectConfig,
-    Offline,
-    Ranked,
-    by_label,
     encode_pairs,
     fit_pairs,
     margins_of,
+    preference_loss,
+    train_direct,
+)
+from csrlhf_kit.training.ranked_pairs import (
+    Offline,
+    Ranked,
+    by_label,
     offline_answers,
     one_shot_multiplier,
-    preference_loss,
     pseudo_pairs,
     safedpo_order,
-    train_direct,
 )
 
 REFERENCE = np.array([0.4, 0.3, 0.2, 0.1])
