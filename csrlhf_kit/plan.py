@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.logprob import CHUNK_ELEMENTS
 from csrlhf_kit.models.base import DTYPES
-from csrlhf_kit.models.scorers import load_config
+from csrlhf_kit.models.classifiers import load_config
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import BYTES_PER_PARAMETER, OptimizerName
 

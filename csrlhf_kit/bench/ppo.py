@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from csrlhf_kit.bench.measure import device_name, versions
+from csrlhf_kit.models.classifiers import last_layers, linear_names
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.scorers import last_layers, linear_names
 from csrlhf_kit.runs import seed_everything, write_atomic
 from csrlhf_kit.training.constraints import Lagrangian
 from csrlhf_kit.training.ppo import PPOConfig, ppo_step

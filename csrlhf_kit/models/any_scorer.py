@@ -18,9 +18,9 @@ from peft import PeftConfig
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
+from csrlhf_kit.models.classifiers import load_config
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
 from csrlhf_kit.models.roles import Scorer, text_scorer
-from csrlhf_kit.models.scorers import load_config
 
 
 def open_scorer(

@@ -19,7 +19,8 @@ import torch
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, load_options
-from csrlhf_kit.models.scorers import Scorer, load_classifier, load_config, load_tokenizer, quiet, score_rows
+from csrlhf_kit.models.classifiers import load_classifier, load_config, load_tokenizer, quiet
+from csrlhf_kit.models.scorers import Scorer, score_rows
 
 TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
 ARCHITECTURES = ("LlamaForScore", "LlamaModelForScore")

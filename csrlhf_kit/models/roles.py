@@ -24,8 +24,9 @@ from transformers import PreTrainedModel
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
 from csrlhf_kit.models.base import freeze
+from csrlhf_kit.models.classifiers import last_layers, linear_names
 from csrlhf_kit.models.decoding import Decoder, position_ids
-from csrlhf_kit.models.scorers import last_layers, linear_names, load_scorer, score_texts
+from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Tensor]

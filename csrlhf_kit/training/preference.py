@@ -28,10 +28,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.classifiers import count_parameters
 from csrlhf_kit.models.scorers import (
     MAX_LENGTH,
     Scorer,
-    count_parameters,
     encode,
     fold_temperature,
     new_scorer,

@@ -25,7 +25,7 @@ from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.scorers import count_parameters, quiet
+from csrlhf_kit.models.classifiers import count_parameters, quiet
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.supervised import (
     EpochSampler,
