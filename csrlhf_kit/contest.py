@@ -18,8 +18,8 @@ from csrlhf_kit.evaluation.arena import arena
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import TEAMS, attack, oracle_progress, robustness, targets
 from csrlhf_kit.experiment import evaluation_prompts, versions
+from csrlhf_kit.models.any_scorer import text_scorer
 from csrlhf_kit.models.base import load_tokenizer
-from csrlhf_kit.models.roles import text_scorer
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world.conversations import conversations
 

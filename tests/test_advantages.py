@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csrlhf_kit.training.advantages import advantages_and_returns, last_action, token_rewards, whiten
+from csrlhf_kit.models.decoding import last_true
+from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
 
 ACTIONS = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
 
@@ -28,7 +29,7 @@ def test_score_is_added_at_the_last_action_and_nowhere_else():
     for row, column in ((0, 4), (1, 2), (2, 5)):
         expected[row, column] += float(scores[row])
     np.testing.assert_allclose(rewards.numpy(), expected, atol=1e-15)
-    assert last_action(ACTIONS).tolist() == [4, 2, 5]
+    assert last_true(ACTIONS).tolist() == [4, 2, 5]
 
 
 @settings(max_examples=30, deadline=None)

@@ -16,7 +16,8 @@ from transformers import (
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.roles import Roles, last_token, position_ids
+from csrlhf_kit.models.decoding import last_true, position_ids
+from csrlhf_kit.models.roles import Roles
 
 
 def make_scorer(base: Path, folder: Path, *, seed: int, rank: int = 4) -> Path:
@@ -76,7 +77,7 @@ def shifted_right(ids, mask):
 def test_positions_and_last_tokens_count_real_tokens_only():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 1, 1, 1]]
-    assert last_token(mask).tolist() == [4, 4, 1]
+    assert last_true(mask).tolist() == [4, 4, 1]
 
 
 @pytest.mark.parametrize("name", ["reward", "cost"])
@@ -87,7 +88,7 @@ def test_scores_are_those_of_plain_transformers_and_peft(request, random_base, r
     ids, mask = batch
     with torch.no_grad():
         expected = plain(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1)
-        got = roles.scores(ids, mask)[:, ["reward", "cost"].index(name)]
+        got = roles.score(name, ids, mask)
     assert float(expected.std()) > 0.1
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -96,9 +97,9 @@ def test_padding_side_changes_nothing(roles, batch):
     ids, mask = batch
     left_ids, left_mask = shifted_right(ids, mask)
     with torch.no_grad():
-        torch.testing.assert_close(
-            roles.scores(ids, mask), roles.scores(left_ids, left_mask), rtol=1e-4, atol=1e-4
-        )
+        for name in ("reward", "cost"):
+            right, left = roles.score(name, ids, mask), roles.score(name, left_ids, left_mask)
+            torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-4)
         right, left = roles.values(ids, mask), roles.values(left_ids, left_mask)
         for row in range(5):
             count = int(mask[row].sum())
@@ -152,7 +153,7 @@ def test_only_the_trained_role_gets_gradients_and_changes(random_base, reward, c
     before = {name: tensor.clone() for name, tensor in roles.state_dict().items()}
     optimizer = torch.optim.AdamW(roles.trainable("policy") + roles.trainable("critic"), lr=0.1)
     ids, mask = batch
-    roles.scores(ids, mask)  # leaves another adapter active: the next call must not train it
+    roles.score("cost", ids, mask)  # leaves another adapter active: the next call must not train it
     if role == "policy":
         loss = roles.log_probs(ids, mask, mask & (torch.arange(12) >= 1))[0].sum()
     else:

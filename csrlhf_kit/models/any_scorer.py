@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftConfig
 
 from csrlhf_kit.errors import UserError
@@ -20,7 +22,7 @@ from csrlhf_kit.models.base import Quantization
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
 from csrlhf_kit.models.classifiers import load_config
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
-from csrlhf_kit.models.roles import Scorer, text_scorer
+from csrlhf_kit.models.scorers import TextScorer, load_scorer, score_texts
 
 
 def open_scorer(
@@ -30,7 +32,7 @@ def open_scorer(
     base: str | Path | None = None,
     dtype: str = "float32",
     quantization: Quantization = "none",
-) -> Path | Scorer:
+) -> Path | TextScorer:
     """What `Roles` takes for a reward or cost model: a folder with an adapter of the policy's base, or a function
     (prompts, responses) -> logits (batch,) of a model that is loaded here, in `dtype` or in 4 bit.
 
@@ -52,6 +54,17 @@ def open_scorer(
     if not ours and is_beaver(load_config(name)):
         return beaver_scorer(name, **options)
     return text_scorer(folder if folder.exists() else name, **options)
+
+
+def text_scorer(source: str | Path, **options: Any) -> TextScorer:
+    """A reward or cost model with a base and a tokenizer of its own, as a `TextScorer`: it reads text.
+
+    options: as `load_scorer` takes them, whose errors it raises.
+    """
+    scorer = load_scorer(source, merge=True, **options)
+    return lambda prompts, responses: torch.as_tensor(
+        score_texts(scorer, prompts, responses), dtype=torch.float32
+    )
 
 
 def shares_base(folder: Path, base: str | Path | None) -> bool:

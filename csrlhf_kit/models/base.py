@@ -34,20 +34,30 @@ SMALL = 200 * 2**20  # bytes of weights
 LESS_MEMORY = "take --quantization nf4 or a smaller base; `csrlhf plan` says what fits"
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """Tokenizer of `path` (folder or hub id), padding on the left, with a pad token.
+def load_tokenizer(path: str | Path, *, scores: bool = False) -> Any:
+    """Tokenizer of `path` (folder or hub id) with a pad token: a policy's, or a scorer's.
 
-    Left padding is what generation needs; a tokenizer without a pad token gets its EOS token as padding,
-    which is safe here because no mask in the kit is derived from token ids.
+    A policy's pads on the left, which is what generation needs; one without a pad token gets its EOS token, which
+    is safe here because no mask in the kit is derived from token ids.
 
-    Raises UserError where the tokenizer cannot be loaded or has no EOS token (an episode could never end).
+    scores: a scorer's pads with another token than its end token. transformers' classifiers read a score at the last
+    token whose *id* is not the pad token's: where the end token pads too, that is the token before the end, while PPO
+    reads scores at the end. Since each dialogue ends in the end token, any other will do; the opening one, if any.
+
+    Raises UserError where the tokenizer cannot be loaded, or has no end token (an episode could never end).
     """
-    tokenizer = _load(AutoTokenizer, path, "a tokenizer", padding_side="left")
-    if tokenizer.eos_token_id is None:
+    tokenizer = _load(AutoTokenizer, path, "a tokenizer", **({} if scores else {"padding_side": "left"}))
+    end = tokenizer.eos_token_id
+    if scores and end is None:
+        end = tokenizer.sep_token_id  # an encoder's
+    if end is None and not (scores and tokenizer.pad_token_id is not None):
         raise UserError(
-            f"the tokenizer of {path} has no EOS token: expected one, since an answer ends with it"
+            f"the tokenizer of {path} has no end token: expected one, since an answer ends with it"
         )
-    if tokenizer.pad_token_id is None:
+    if scores and tokenizer.pad_token_id in (None, end):
+        others = (tokenizer.bos_token_id, tokenizer.unk_token_id, 0, 1)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if i not in (None, end)))
+    elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -156,7 +166,7 @@ def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:
         )
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU has no room for {name}: {LESS_MEMORY}") from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "" if local.is_dir() else " from the hub"
         raise UserError(f"could not load {what}{hint}, {name}: {why_not_loaded(error)}") from error
     finally:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, load_options
-from csrlhf_kit.models.classifiers import load_classifier, load_config, load_tokenizer, quiet
-from csrlhf_kit.models.scorers import Scorer, score_rows
+from csrlhf_kit.models.base import Quantization, freeze, load_options, load_tokenizer
+from csrlhf_kit.models.classifiers import load_classifier, load_config, quiet
+from csrlhf_kit.models.scorers import Scorer, TextScorer, score_rows
 
 TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
 ARCHITECTURES = ("LlamaForScore", "LlamaModelForScore")
@@ -44,7 +44,7 @@ def load_beaver(path: str | Path, *, dtype: str = "float32", quantization: Quant
         raise UserError(
             f"{path} has {odd[0] if odd else 'score_dim'} set: expected a plain score of one number"
         )
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, scores=True)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
     options = load_options(dtype=dtype, quantization=quantization)
     with quiet():
@@ -69,7 +69,7 @@ def encode_beaver(
 
 def beaver_scorer(
     path: str | Path, *, dtype: str = "float32", quantization: Quantization = "none", batch_size: int = 16
-) -> Any:
+) -> TextScorer:
     """A function (prompts, responses) -> scores (batch,), as `Roles` takes it; raises as `load_beaver`."""
     scorer = load_beaver(path, dtype=dtype, quantization=quantization)
 

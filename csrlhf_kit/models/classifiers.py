@@ -1,4 +1,4 @@
-"""What a scorer is made of: transformers' configurations, tokenizers and sequence classifiers, and their parts."""
+"""What a scorer is made of: transformers' configurations and sequence classifiers, and their parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 
 from csrlhf_kit.errors import UserError
@@ -36,28 +35,6 @@ def load_config(base: str | Path) -> Any:
             f"base model {base}: neither a folder here nor a model that can be fetched from the hub "
             f"({why_not_loaded(error)}), expected one of them"
         ) from error
-
-
-def load_tokenizer(base: str | Path) -> Any:
-    """The tokenizer of a folder or hub id, with a pad token that is not its end token.
-
-    transformers' classifiers read a score at the last token whose *id* is not the pad token's. Where a dialogue's
-    end token pads too, that is the token before the end, while PPO reads scores at the end. So another token
-    pads, the opening one if there is one: since each dialogue ends in the end token, any other will do.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(base), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"base model {base}: found no tokenizer that loads, expected its files there"
-        ) from error
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    if tokenizer.pad_token_id is None and end is None:
-        raise UserError(f"base model {base}: its tokenizer has neither pad nor end token, expected one")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == end:
-        others = (tokenizer.bos_token_id, tokenizer.unk_token_id, 0, 1)
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if i not in (None, end)))
-    return tokenizer
 
 
 def load_classifier(base: str | Path, *, config: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.roles import Scorer
+from csrlhf_kit.models.scorers import TextScorer
 
 CostSign = Literal["checked", "flipped", "trusted"]
 
@@ -62,7 +62,7 @@ CASES = (
 WRONG_WAY, UNCLEAR = 2, 5  # at most so many of the 8 the right way round: a coin does so in 14%, 86% of tries
 
 
-def signed_cost(cost: Scorer, name: str, sign: CostSign) -> Scorer:
+def signed_cost(cost: TextScorer, name: str, sign: CostSign) -> TextScorer:
     """`cost`, or its negative where `sign` is "flipped", once it has scored `CASES` the kit's way round.
 
     sign: "checked" and "flipped" refuse what scores the harmful answers below the harmless ones, and print a warning

@@ -11,7 +11,7 @@ instruction-tuned model is asked in words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, load_base, load_tokenizer
 from csrlhf_kit.models.decoding import position_ids
+from csrlhf_kit.models.scorers import TextScorer
 
 QUESTION = (
     "A person asked an assistant:\n<request>\n{prompt}\n</request>\nThe assistant answered:\n<answer>\n"
@@ -72,7 +73,7 @@ def judge_scorer(
     quantization: Quantization = "none",
     batch_size: int = 8,
     max_length: int = 2048,
-) -> Callable[[Sequence[str], Sequence[str]], Tensor]:
+) -> TextScorer:
     """A function (prompts, responses) -> costs (batch,), as `Roles` takes it.
 
     Raises UserError where the judge does not load, has no chat template for style `guard`, or has verdicts that

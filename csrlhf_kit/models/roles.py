@@ -10,36 +10,31 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
+from csrlhf_kit.models.adapters import (
+    copy_adapter,
+    folds,
+    load_adapter,
+    lowest_layer,
+    mount_scorer,
+    without_dropout,
+)
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.classifiers import last_layers, linear_names
-from csrlhf_kit.models.decoding import Decoder, position_ids
-from csrlhf_kit.models.scorers import load_scorer, score_texts
+from csrlhf_kit.models.decoding import Decoder, last_true, position_ids
+from csrlhf_kit.models.scorers import TextScorer
 from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
-
-Scorer = Callable[[Sequence[str], Sequence[str]], Tensor]
-"""(prompts, responses) -> logits (batch,). For a reward or cost model that does not share the policy's
-base.
-"""
-
-SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
-
-
-def _layer_index(name: str) -> int:
-    """The number in a parameter's name, which is its layer's; 0 without one."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
 def _before(actions: Tensor) -> Tensor:
@@ -47,18 +42,12 @@ def _before(actions: Tensor) -> Tensor:
     return nn.functional.pad(actions[:, 1:].bool(), (0, 1))
 
 
-def last_token(mask: Tensor) -> Tensor:
-    """Column (batch,) of the last real token of each row, whatever the padding."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return (mask.long() * columns).argmax(1)
-
-
 class Roles(nn.Module):
     """A frozen causal LM with adapters `policy`, `critic` and, where they share its base, `reward` and
     `cost`.
 
     base: causal LM from `load_base`; it is wrapped by peft in place.
-    reward, cost: a folder with a PEFT SEQ_CLS adapter trained on this very base, or any `Scorer`.
+    reward, cost: a folder with a PEFT SEQ_CLS adapter trained on this very base, or any `TextScorer`.
     policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
     rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
     critic_from: the scorer whose trunk the critic starts from, where it shares the base; None: a fresh one.
@@ -82,8 +71,8 @@ class Roles(nn.Module):
         self,
         base: PreTrainedModel,
         *,
-        reward: str | Path | Scorer,
-        cost: str | Path | Scorer,
+        reward: str | Path | TextScorer,
+        cost: str | Path | TextScorer,
         policy: str | Path | None = None,
         rank: int = 16,
         alpha: int = 32,
@@ -109,27 +98,26 @@ class Roles(nn.Module):
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft asks transformers for an attribute it renamed
+            # peft asks transformers for an attribute that was renamed
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             self.model = PeftModel(base, copy.deepcopy(fresh), adapter_name="policy")
-            self.scorers: dict[str, Scorer] = {}
+            self.scorers: dict[str, TextScorer] = {}
             self.score_heads = nn.ModuleDict()
             for name, source in (("reward", reward), ("cost", cost)):
                 if callable(source):
                     self.scorers[name] = source
                 else:
-                    self.score_heads[name] = self._add_scorer(name, Path(source), hidden_size)
+                    self.score_heads[name] = mount_scorer(self.model, name, Path(source), hidden_size)
             start = self.model.peft_config[critic_from] if critic_from in self.score_heads else None
-            self.model.add_adapter("critic", _without_dropout(start or fresh))
+            self.model.add_adapter("critic", without_dropout(start or fresh))
             self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         if policy is not None:
-            self._load_adapter("policy", Path(policy))
+            load_adapter(self.model, "policy", Path(policy))
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if start is not None:
-            self._copy_adapter(critic_from, "critic")
+            copy_adapter(self.model, critic_from, "critic")
         if fused:
             with contextlib.suppress(UserError):  # Conv1D layers, as in GPT-2, stay peft's
                 fuse(self.model)
@@ -146,7 +134,7 @@ class Roles(nn.Module):
         for parameter in self.trainable("policy") + self.trainable("critic"):
             parameter.data = parameter.data.float()  # small, and Adam's steps vanish in half precision
         self.lean = Trunk(base) if lean and fits(base) else None
-        self.lowest = {name: self._lowest_layer(name) for name in self.model.peft_config}
+        self.lowest = {name: lowest_layer(self.model, name) for name in self.model.peft_config}
         self.shared = min(layer for name, layer in self.lowest.items() if name != "policy")
         self._check_head()
 
@@ -186,7 +174,7 @@ class Roles(nn.Module):
         """
         kept: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(adapter)
-        if adapter is not None and all(_folds(layer, adapter) for layer in self._layers):
+        if adapter is not None and all(folds(layer, adapter) for layer in self._layers):
             for layer in self._layers:
                 if adapter in layer.lora_A:
                     weight = layer.get_base_layer().weight
@@ -280,12 +268,8 @@ class Roles(nn.Module):
 
         below: what `below` gave for these rows, where it is at hand.
         """
-        last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_token(mask).unsqueeze(1), True)
+        last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_true(mask).unsqueeze(1), True)
         return self.score_heads[name](self.hidden_at(ids, mask, name, last, below).float()).squeeze(-1)
-
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits (batch, 2) of the reward and the cost adapter at the last real token."""
-        return torch.stack([self.score(name, ids, mask) for name in ("reward", "cost")], dim=1)
 
     # --- what is trained, and how it is stored ---
 
@@ -325,58 +309,6 @@ class Roles(nn.Module):
 
     # --- set-up ---
 
-    def _add_scorer(self, name: str, folder: Path, hidden_size: int) -> nn.Linear:
-        """Mount a SEQ_CLS adapter on the causal LM; return its score head. The trunks' key names are the
-        same.
-        """
-        config, state = _read_adapter(folder, name)
-        self.model.add_adapter(name, _without_dropout(config))
-        heads = {key: value for key, value in state.items() if key.split(".")[-2] in SCORE_HEADS}
-        self._set_adapter(name, {k: v for k, v in state.items() if k not in heads}, folder)
-        weight = next((value for key, value in heads.items() if key.endswith(".weight")), None)
-        bias = next((value for key, value in heads.items() if key.endswith(".bias")), None)
-        if weight is None or weight.shape != (1, hidden_size):
-            raise UserError(
-                f"{folder} has no score head of shape (1, {hidden_size}): expected a PEFT SEQ_CLS adapter "
-                "with num_labels=1 and its head in modules_to_save"
-            )
-        head = nn.Linear(hidden_size, 1, bias=bias is not None)
-        head.load_state_dict({"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()}))
-        return head
-
-    def _load_adapter(self, name: str, folder: Path) -> None:
-        config, state = _read_adapter(folder, name)
-        own = self.model.peft_config[name]
-        if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
-            raise UserError(
-                f"{folder} has rank {config.r} and alpha {config.lora_alpha}: expected "
-                f"{own.r} and {own.lora_alpha}"
-            )
-        self._set_adapter(name, state, folder)
-
-    def _lowest_layer(self, adapter: str) -> int:
-        """The first layer that an adapter acts on."""
-        return min(
-            _layer_index(name)
-            for name, layer in self.model.named_modules()
-            if isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A
-        )
-
-    def _set_adapter(self, name: str, state: dict[str, Tensor], folder: Path) -> None:
-        expected = get_peft_model_state_dict(self.model, adapter_name=name)
-        odd = sorted(expected.keys() ^ state.keys()) or [
-            k for k in state if state[k].shape != expected[k].shape
-        ]
-        if odd:
-            raise UserError(
-                f"the adapter {folder} does not fit this base: {odd[0]} is in only one of them or differs"
-            )
-        set_peft_model_state_dict(self.model, state, adapter_name=name)
-
-    def _copy_adapter(self, source: str, target: str) -> None:
-        state = get_peft_model_state_dict(self.model, adapter_name=source)
-        set_peft_model_state_dict(self.model, {k: v.clone() for k, v in state.items()}, adapter_name=target)
-
     @torch.no_grad()
     def _check_head(self) -> None:
         """Some models scale or cap their logits after the head; their log-probabilities would be silently
@@ -399,46 +331,3 @@ class Roles(nn.Module):
             if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):
                 self.lean = None
             self.activate("policy")
-
-
-def text_scorer(source: str | Path, **options: Any) -> Scorer:
-    """A reward or cost model with a base and a tokenizer of its own, as a `Scorer`: it reads text.
-
-    options: as `load_scorer` takes them, whose errors it raises.
-    """
-    scorer = load_scorer(source, merge=True, **options)
-    return lambda prompts, responses: torch.as_tensor(
-        score_texts(scorer, prompts, responses), dtype=torch.float32
-    )
-
-
-def _folds(layer: nn.Module, adapter: str) -> bool:
-    """Whether base + adapter is one dense float32 matrix, up to rounding."""
-    if adapter not in getattr(layer, "lora_A", {}):
-        return True
-    base, up = layer.get_base_layer(), layer.lora_B[adapter]
-    return (
-        type(base) is nn.Linear
-        and base.weight.dtype == torch.float32
-        and not layer.lora_variant
-        and up.bias is None
-        and not layer.merged_adapters
-    )
-
-
-def _read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]]:
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{folder} is no {role} model: expected a PEFT adapter (adapter_model.safetensors)")
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"{folder} is a {config.peft_type} adapter: expected LoRA")
-    return config, load_file(weights)
-
-
-def _without_dropout(config: LoraConfig) -> LoraConfig:
-    """The same LoRA shape, to be mounted on the causal LM: no dropout, and heads are kept outside peft."""
-    config = copy.deepcopy(config)
-    config.lora_dropout, config.modules_to_save, config.task_type = 0.0, None, "CAUSAL_LM"
-    config.inference_mode = False
-    return config

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import nn
 
 from csrlhf_kit.data.chat import encode_dialogues
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, load_options
+from csrlhf_kit.models.base import Quantization, freeze, load_options, load_tokenizer
 from csrlhf_kit.models.classifiers import (
     fitting_length,
     fresh_modules,
@@ -36,7 +36,6 @@ from csrlhf_kit.models.classifiers import (
     linear_names,
     load_classifier,
     load_config,
-    load_tokenizer,
     quiet,
     set_dropout,
 )
@@ -45,6 +44,9 @@ from csrlhf_kit.runs import write_atomic
 SCORER_FILE = "scorer.json"
 ADAPTER_FILE = "adapter_config.json"
 MAX_LENGTH = 512
+
+TextScorer = Callable[[Sequence[str], Sequence[str]], torch.Tensor]
+"""(prompts, responses) -> logits (batch,): a reward or cost model that does not share the policy's base."""
 
 
 @dataclass
@@ -110,7 +112,7 @@ def new_scorer(
         raise UserError(f"adaptation: found {adaptation!r}, expected auto, lora or full")
     config = load_config(base)
     decoder = is_decoder(config)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, scores=True)
     config.num_labels = 1
     config.problem_type = None
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -175,7 +177,7 @@ def load_scorer(
     if isinstance(path, Path) and (path / ADAPTER_FILE).exists():
         base = base or PeftConfig.from_pretrained(path).base_model_name_or_path
         config = load_config(base)
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, scores=True)
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
@@ -186,7 +188,7 @@ def load_scorer(
         config = load_config(path)
         if config.num_labels != 1:
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, scores=True)
         text = config.get_text_config()
         if text.pad_token_id is None:  # else it reads scores where it was trained to
             text.pad_token_id = tokenizer.pad_token_id

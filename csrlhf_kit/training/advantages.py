@@ -6,17 +6,11 @@ import torch
 from torch import Tensor
 
 from csrlhf_kit.kernels import gae
-
-
-def last_action(actions: Tensor) -> Tensor:
-    """Column (batch,) of the last true entry of `actions` (batch, length)."""
-    columns = torch.arange(actions.shape[1], device=actions.device)
-    return (actions.long() * columns).argmax(1)
+from csrlhf_kit.models.decoding import last_true
 
 
 def token_rewards(scores: Tensor, log_ratios: Tensor, actions: Tensor, kl_coefficient: float) -> Tensor:
-    """Per-token rewards (batch, length): -coefficient * (log pi - log pi_ref), and the score on the last
-    action.
+    """Per-token rewards (batch, length): -coefficient * (log pi - log pi_ref), and the score on the last action.
 
     scores: (batch,); log_ratios: (batch, length), log pi - log pi_ref of the sampled tokens; actions: (batch,
     length), true at response tokens. Zero outside the response.
@@ -27,7 +21,7 @@ def token_rewards(scores: Tensor, log_ratios: Tensor, actions: Tensor, kl_coeffi
     """
     rewards = torch.where(actions, -kl_coefficient * log_ratios, 0.0)
     rows = torch.arange(actions.shape[0], device=actions.device)
-    rewards[rows, last_action(actions)] += scores
+    rewards[rows, last_true(actions)] += scores
     return rewards
 
 

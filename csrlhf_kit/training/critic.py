@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from csrlhf_kit import processes
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.decoding import last_true
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import seed_everything, write_atomic
-from csrlhf_kit.training.advantages import last_action
 from csrlhf_kit.training.ppo import cosine_to_a_tenth
 from csrlhf_kit.training.ppo_update import PPOConfig, episode_costs, episode_rewards, value_loss
 from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
@@ -59,7 +60,16 @@ def base_episodes(
             adapter=None, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
         )  # fmt: skip
         texts = [prompts[row] for row in rows.tolist()]
-        batches.append(score_episodes(roles, tokenizer, texts, episodes, temperature=config.temperature))
+        batches.append(
+            score_episodes(
+                roles,
+                tokenizer,
+                texts,
+                episodes,
+                temperature=config.temperature,
+                chunk_size=config.microbatch_size,
+            )
+        )
     return batches
 
 
@@ -69,24 +79,30 @@ def returns(trajectory: Trajectory, config: PPOConfig) -> Tensor:
     """
     scores = torch.stack([episode_rewards(trajectory, config), episode_costs(trajectory.cost, config)], -1)
     columns = torch.arange(trajectory.ids.shape[1], device=scores.device)
-    last = last_action(trajectory.actions).unsqueeze(1)
+    last = last_true(trajectory.actions).unsqueeze(1)
     discount = config.gamma ** (last - columns).clamp_min(0)  # (batch, length)
     return discount.unsqueeze(-1) * scores.unsqueeze(1)
 
 
 def fit_critic(
-    roles: Roles, tokenizer: Any, prompts: Sequence[str], ppo: PPOConfig, config: CriticConfig
+    roles: Roles,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    ppo: PPOConfig,
+    config: CriticConfig,
+    *,
+    rollout_size: int = 128,
 ) -> list[tuple[float, float]]:
     """Fit the critic of `roles` (in place) to the base's answers; returns each epoch's mean losses.
 
     prompts: requests as text; the first `config.episodes` of a seeded shuffle are used. Losses are squared
-    errors / 2 a token, of reward and of cost, before each batch's step.
+    errors / 2 a token, of reward and of cost, before each batch's step. rollout_size: answers sampled at once.
     """
     if not prompts:
         raise UserError("there is no prompt to fit the critic on: expected at least one")
     seed_everything(ppo.seed)
     chosen = torch.randperm(len(prompts))[: config.episodes].tolist()
-    batches = base_episodes(roles, tokenizer, [prompts[i] for i in chosen], ppo)
+    batches = base_episodes(roles, tokenizer, [prompts[i] for i in chosen], ppo, batch_size=rollout_size)
     targets = [returns(batch, ppo) for batch in batches]
     places = torch.tensor([(b, row) for b, batch in enumerate(batches) for row in range(len(batch.ids))])
     optimizer = torch.optim.AdamW(roles.trainable("critic"), lr=config.learning_rate, weight_decay=0.0)
@@ -95,11 +111,11 @@ def fit_critic(
         optimizer, lambda i: cosine_to_a_tenth(i / (config.epochs * per_epoch))
     )
     history = []
-    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch"):
+    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch", disable=not processes.is_main()):
         total, tokens = torch.zeros(2), 0
         # Episodes of one sampling batch stay together: their prompts have similar lengths.
         for rows in _minibatches(places, config.batch_size):
-            batch, index = batches[int(rows[0, 0])], rows[:, 1]
+            batch, index = batches[int(rows[0, 0])], rows[:, 1].to(roles.device)
             count = batch.actions[index].sum()
             for part, longest in by_length(batch.mask, index, ppo.microbatch_size):
                 below = None if batch.below is None else batch.below[part, :longest]

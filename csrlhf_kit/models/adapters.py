@@ -1,0 +1,110 @@
+"""LoRA adapters of a PEFT model: read from a folder, mounted, filled and copied, and what they act on."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from csrlhf_kit.errors import UserError
+
+SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
+
+
+def read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """LoRA's shape and tensors in a folder. Raises UserError where it holds no LoRA adapter."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder} is no {role} model: expected a PEFT adapter (adapter_model.safetensors)")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{folder} is a {config.peft_type} adapter: expected LoRA")
+    return config, load_file(weights)
+
+
+def without_dropout(config: LoraConfig) -> LoraConfig:
+    """The same LoRA shape, to be mounted on the causal LM: no dropout, and heads are kept outside peft."""
+    config = copy.deepcopy(config)
+    config.lora_dropout, config.modules_to_save, config.task_type = 0.0, None, "CAUSAL_LM"
+    config.inference_mode = False
+    return config
+
+
+def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: Path) -> None:
+    """Give the adapter `name` the tensors that `folder` held. Raises UserError where they do not fit."""
+    expected = get_peft_model_state_dict(model, adapter_name=name)
+    odd = sorted(expected.keys() ^ state.keys()) or [k for k in state if state[k].shape != expected[k].shape]
+    if odd:
+        raise UserError(
+            f"the adapter {folder} does not fit this base: {odd[0]} is in only one of them or differs"
+        )
+    set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def mount_scorer(model: PeftModel, name: str, folder: Path, hidden_size: int) -> nn.Linear:
+    """Mount a SEQ_CLS adapter on the causal LM; return its score head. The trunks' key names are the same."""
+    config, state = read_adapter(folder, name)
+    model.add_adapter(name, without_dropout(config))
+    heads = {key: value for key, value in state.items() if key.split(".")[-2] in SCORE_HEADS}
+    fill_adapter(model, name, {k: v for k, v in state.items() if k not in heads}, folder)
+    weight = next((value for key, value in heads.items() if key.endswith(".weight")), None)
+    bias = next((value for key, value in heads.items() if key.endswith(".bias")), None)
+    if weight is None or weight.shape != (1, hidden_size):
+        raise UserError(
+            f"{folder} has no score head of shape (1, {hidden_size}): expected a PEFT SEQ_CLS adapter "
+            "with num_labels=1 and its head in modules_to_save"
+        )
+    head = nn.Linear(hidden_size, 1, bias=bias is not None)
+    head.load_state_dict({"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()}))
+    return head
+
+
+def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Fill the adapter `name` from a folder whose adapter has the same rank and scale."""
+    config, state = read_adapter(folder, name)
+    own = model.peft_config[name]
+    if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
+        raise UserError(
+            f"{folder} has rank {config.r} and alpha {config.lora_alpha}: expected "
+            f"{own.r} and {own.lora_alpha}"
+        )
+    fill_adapter(model, name, state, folder)
+
+
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Give the adapter `target` the weights of `source`."""
+    state = get_peft_model_state_dict(model, adapter_name=source)
+    set_peft_model_state_dict(model, {k: v.clone() for k, v in state.items()}, adapter_name=target)
+
+
+def _layer_index(name: str) -> int:
+    """The number in a parameter's name, which is its layer's; 0 without one."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+
+
+def lowest_layer(model: PeftModel, adapter: str) -> int:
+    """The first layer that an adapter acts on."""
+    return min(
+        _layer_index(name)
+        for name, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A
+    )
+
+
+def folds(layer: nn.Module, adapter: str) -> bool:
+    """Whether base + adapter is one dense float32 matrix, up to rounding."""
+    if adapter not in getattr(layer, "lora_A", {}):
+        return True
+    base, up = layer.get_base_layer(), layer.lora_B[adapter]
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and not layer.lora_variant
+        and up.bias is None
+        and not layer.merged_adapters
+    )
