@@ -20,6 +20,7 @@ from scipy import stats
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.experiment import RunConfig
+from csrlhf_kit.runs import curve_of
 
 REPRODUCED, REFUTED, DEPENDS, OPEN = "reproduced", "refuted", "depends", "not yet measured"
 SEEDS = 3  # that a figure of trained models needs
@@ -167,8 +168,8 @@ class Recorded:
     threshold: float
     policy: dict[str, Any]
     """Its row, as in results.json."""
-    harmful: tuple[float, ...] = ()
-    """The cost model's harm rate in each PPO step."""
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    """What each PPO step measured, by `runs.CURVE`'s names."""
     batch_size: int = BATCH
 
 
@@ -188,8 +189,8 @@ class Evidence:
     """What `csrlhf arena` wrote."""
     scorers: list[dict[str, Any]] = field(default_factory=list)
     """metrics.json of cost models trained on their own."""
-    ablation: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
-    """(cost model, method) -> what `csrlhf evaluate` wrote, one a seed."""
+    ablation: list[Recorded] = field(default_factory=list)
+    """Cells of sweeps that were trained against Safe RLHF's cost model."""
     files: list[str] = field(default_factory=list)
     """Where all of it came from, below the data folder."""
 
@@ -208,7 +209,6 @@ class Evidence:
             "rounds": ("runs/**/rounds.json",),
             "arena": ("runs/arena.json",),
             "scorers": ("runs/**/metrics.json",),
-            "ablation": ("runs/ablation/*/*/*.json",),
         }
         for kind, patterns in names.items():
             found[kind] = []
@@ -217,21 +217,18 @@ class Evidence:
                     told = json.loads(path.read_text())
                 except ValueError as error:
                     raise UserError(f"{path}: expected JSON ({error})") from error
-                found[kind].append((path.parent, told) if kind == "ablation" else told)
+                found[kind].append(told)
                 files.append(str(path.relative_to(data)))
-        sweep = [cell for told in found["sweep"] for cell in sweep_cells(told)]
-        arena = found.pop("arena")
-        ablation: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for folder, told in found.pop("ablation"):
-            ablation.setdefault((folder.parent.name, folder.name), []).append(told)
+        sweeps, arena = found.pop("sweep"), found.pop("arena")
+        judged_by: dict[str, list[Recorded]] = {"semantic": [], "bradley_terry": []}
+        for told in sweeps:
+            judged_by[told.get("cost_model", "semantic")] += sweep_cells(told)
         return cls(
-            **{
-                **found,
-                "sweep": sweep,
-                "arena": arena[0] if arena else None,
-                "ablation": ablation,
-                "files": files,
-            }
+            **found,
+            sweep=judged_by["semantic"],
+            ablation=judged_by["bradley_terry"],
+            arena=arena[0] if arena else None,
+            files=files,
         )
 
     def main(self, method: str) -> list[Recorded]:
@@ -245,10 +242,10 @@ class Evidence:
             if (asked["threshold"], asked["penalty"]) != (config["threshold"], config["penalty"]):
                 continue
             if method in told["policies"]:
-                rates = [row["objective/harmful"] for row in told.get("curves", {}).get(method, [])]
+                curve = curve_of(told.get("curves", {}).get(method, []))
                 size = asked["ppo"]["batch_size"]
                 row = told["policies"][method]
-                cells.append(Recorded(method, {}, told["seed"], asked["threshold"], row, tuple(rates), size))
+                cells.append(Recorded(method, {}, told["seed"], asked["threshold"], row, curve, size))
         with_penalty = method in ("fixed_penalty", "linear_penalty")
         same = {"penalty": config["penalty"]} if with_penalty else {}
         cells += [c for c in self.cells(method, same) if c.threshold == config["threshold"]]
@@ -294,7 +291,7 @@ def sweep_cells(told: Mapping[str, Any]) -> list[Recorded]:
             cell["seed"],
             cell["settings"].get("threshold", told["threshold"]),
             cell["policy"],
-            tuple(cell.get("curve", {}).get("harmful", ())),
+            cell.get("curve", {}),
             int(cell["settings"].get("ppo.batch_size", BATCH)),
         )
         for cell in told["cells"]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,6 +71,8 @@ class RunConfig:
     """PPO's settings, the same for every method."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the critic, the same for every method, is fitted to the base first."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
     scorer_layers: int | None = 2
     """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
     policy_layers: int | None = None
@@ -226,7 +228,7 @@ def open_roles(
 def load_roles(config: RunConfig) -> tuple[Roles, Any]:
     """The base under its roles, scored by this run's reward and cost models, and its tokenizer."""
     models = config.out / "models"
-    return open_roles(config, reward=models / "reward", cost=models / "semantic")
+    return open_roles(config, reward=models / "reward", cost=models / config.cost_model)
 
 
 def training_prompts() -> list[str]:
@@ -282,7 +284,7 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
 
 def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Every stage, in the order of preference, and the stages that it reads. The longest come first."""
-    scorers = ("reward", "semantic")
+    scorers = ("reward", config.cost_model)
     return {
         "reward": (),
         "semantic": (),

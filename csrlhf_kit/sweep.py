@@ -23,7 +23,14 @@ from typing import Any, Literal
 
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.experiment import RunConfig, evaluation_prompts, train_cost_model, train_critic, versions
+from csrlhf_kit.experiment import (
+    SCORERS,
+    RunConfig,
+    evaluation_prompts,
+    train_cost_model,
+    train_critic,
+    versions,
+)
 from csrlhf_kit.methods import METHODS, Cell, check_cell, offline_stage, train_cell
 from csrlhf_kit.runs import Run, curve_of, write_atomic
 from csrlhf_kit.stages import run_stages
@@ -79,6 +86,27 @@ def thresholds() -> list[Setting]:
     ]
 
 
+def prices() -> list[Setting]:
+    """A multiplier that finds what the cost limit costs, for `settling.predict`."""
+    return [("pid_lagrangian", {"threshold": 0.1, "proportional": 20.0, "integral": 2.0})]
+
+
+def gates() -> list[Setting]:
+    """The rectified penalty behind a gate from the other half of three batch sizes; as many updates a step each."""
+    return [
+        (
+            "fixed_penalty",
+            {"threshold": 0.1, "gate": "half", "ppo.batch_size": size, "ppo.minibatch_size": size // 2},
+        )
+        for size in (32, 64, 128)
+    ]
+
+
+def ablation() -> list[Setting]:
+    """The main job's two rivals, to be run with `--cost-model bradley_terry`."""
+    return [("lagrangian", {}), ("fixed_penalty", {"penalty": MAIN.penalty})]
+
+
 def smoke() -> list[Setting]:
     """One of each kind, to see that everything runs."""
     return [
@@ -92,6 +120,9 @@ PLANS: dict[str, Callable[[], list[Setting]]] = {
     "lagrangians": lagrangians,
     "published": published,
     "thresholds": thresholds,
+    "prices": prices,
+    "gates": gates,
+    "ablation": ablation,
     "smoke": smoke,
     "all": lambda: [*penalties(), *lagrangians(), *published()],
 }
@@ -103,7 +134,7 @@ class SweepConfig:
 
     out: Path = Path("runs/sweep")
     """Folder of the sweep: scorers, policies, stages, tables."""
-    plan: Literal["all", "penalties", "lagrangians", "published", "thresholds", "smoke", "grid"] = "smoke"
+    plan: Literal[(*PLANS, "grid")] = "smoke"
     """Which cells: a named plan, or `grid`, made of --method and --grid."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each cell is run with each of them."""
@@ -117,6 +148,8 @@ class SweepConfig:
     """Largest mean cost allowed over the training mixture, a probability."""
     ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
     """PPO's settings in every cell that does not change them."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the critic, the same for every cell, is fitted to the base first."""
     direct: DirectConfig = field(default_factory=DirectConfig)
@@ -136,7 +169,7 @@ class SweepConfig:
         """The main job's configuration, of which the sweep's cells are variants."""
         return replace(
             MAIN, out=self.out, base=self.base, threshold=self.threshold, ppo=self.ppo, critic=self.critic,
-            scorer_epochs=self.scorer_epochs, evaluate=self.evaluate,
+            scorer_epochs=self.scorer_epochs, evaluate=self.evaluate, cost_model=self.cost_model,
         )  # fmt: skip
 
     def stage_path(self, name: str) -> Path:
@@ -183,7 +216,7 @@ def _value(text: str) -> Any:
 def run_stage(name: str, config: SweepConfig) -> None:
     """Make one stage and store it; runs in a worker process with a single thread."""
     shared = config.shared()
-    if name in ("reward", "semantic"):
+    if name in SCORERS:
         result = train_cost_model(name, shared)
     elif name == "critic":
         result = train_critic(shared)
@@ -200,8 +233,8 @@ def run_stage(name: str, config: SweepConfig) -> None:
 
 def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
     """Every stage, in the order of preference, and the stages that it reads."""
-    scorers = ("reward", "semantic")
-    needs: dict[str, tuple[str, ...]] = {"reward": (), "semantic": (), "critic": scorers, "offline": scorers}
+    scorers = ("reward", config.cost_model)
+    needs: dict[str, tuple[str, ...]] = dict.fromkeys(scorers, ()) | {"critic": scorers, "offline": scorers}
     for name, cell in config.cells().items():
         own = "offline" if cell.method == "mocan" else None if cell.method in ("sft", *DIRECT) else "critic"
         needs[name] = (*scorers, own) if own else scorers
@@ -327,6 +360,7 @@ def write_tables(config: SweepConfig) -> dict[str, Any]:
         "command": command(config),
         "seeds": list(config.seeds),
         "threshold": config.threshold,
+        "cost_model": config.cost_model,
         "versions": versions(),
         "wall_seconds": json.loads((config.out / "stages" / "seconds.json").read_text()),
         "cells": [

@@ -6,7 +6,6 @@ A measure takes the evidence and the source's own numbers to a `Finding`, or to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from csrlhf_kit import evidence as ev
 from csrlhf_kit.errors import UserError
@@ -23,6 +22,8 @@ from csrlhf_kit.evidence import (
     finding,
     shown,
 )
+from csrlhf_kit.settling import predict, settled_cost
+from csrlhf_kit.training.constraints import FixedPenalty
 
 Numbers = Mapping[str, float]
 
@@ -130,13 +131,13 @@ def time_to_safety(e: Evidence, paper: Numbers) -> Finding | None:
     """Episodes until the harm rate is under the limit for good: Lagrangian's over the fixed penalty's."""
     times = {}
     for method in ("lagrangian", "fixed_penalty"):
-        cells = [c for c in e.main(method) if c.harmful]
+        cells = [c for c in e.main(method) if c.curve.get("harmful")]
         if not cells:
             return None
         try:
             times[method] = [
                 efficiency.time_to_safety(
-                    [{"objective/harmful": rate} for rate in c.harmful],
+                    [{"objective/harmful": rate} for rate in c.curve["harmful"]],
                     batch_size=c.batch_size,
                     limit=paper.get("limit", c.threshold),
                 )
@@ -153,7 +154,8 @@ def time_to_safety(e: Evidence, paper: Numbers) -> Finding | None:
     if not any(reached.values()):
         text = "neither method got under the limit within its steps"
     else:
-        text = f"{shown(gain, 1, '×')} ({found['censored']}); " + ", ".join(
+        known = "" if found["censored"] == "no" else f" ({found['censored']})"
+        text = f"{shown(gain, 1, '×')}{known}; " + ", ".join(
             f"{m} got there in {n} of {len(times[m])}" for m, n in reached.items()
         )
     return finding(ev.at_least(gain, paper["times"]), text, ratio=gain)
@@ -189,28 +191,6 @@ def released_code(e: Evidence, paper: Numbers) -> Finding | None:
     verdict = REFUTED if gap.low > 0 or gap.high < 0 else DEPENDS
     text = f"helpfulness: rectified {shown(fixed, 1, '', 3)}, linear {shown(linear, 1, '', 3)}"
     return finding(verdict, text, rectified=fixed, linear=linear)
-
-
-def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
-    if not e.rounds:
-        return None
-    first, last = ([told["rounds"][i]["policy"]["harmful_nominal"] for told in e.rounds] for i in (0, -1))
-    start, end = ev.pooled_rate(first), ev.pooled_rate(last)
-    text = f"{shown(start)} → {shown(end)}"
-    return finding(ev.at_most(end, paper["harmful"]), text, base=start, last=end)
-
-
-def each_round_safer(e: Evidence, paper: Numbers) -> Finding | None:
-    if not e.rounds:
-        return None
-    count = min(len(told["rounds"]) for told in e.rounds)
-    harm = [
-        ev.pooled_rate([told["rounds"][k]["policy"]["harmful_jailbreak"] for told in e.rounds])
-        for k in range(count)
-    ]
-    verdict = ev.all_of(ev.exceeds(harm[k], harm[k + 1]) for k in range(count - 1))
-    names = ["base", *(f"v{k}" for k in range(1, count))]
-    return finding(verdict, " → ".join(shown(h) for h in harm), **dict(zip(names, harm, strict=True)))
 
 
 def starts_as_theirs(e: Evidence, paper: Numbers) -> Finding | None:
@@ -269,7 +249,7 @@ def by_settings(cells: list[Recorded]) -> list[list[Recorded]]:
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     """The least harm that each method reaches among its searched settings that keep 95% of unconstrained help."""
     best: dict[str, Estimate] = {}
-    floor = ev.mean_of(e.main("ppo"), "helpfulness")
+    floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # of as many steps
     for method, names in SEARCHED.items():
         groups = by_settings(
             [c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names]
@@ -290,53 +270,13 @@ def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:
     """The fixed penalty against each preference-only method at published constants, on jailbreaks."""
     fixed = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
     direct = {m: ev.rate_of(e.cells(m, {}), "harmful_jailbreak")
-              for m in ("sacpo", "mocan", "safe_dpo", "dpo_safer")}  # fmt: skip
+              for m in ("sacpo", "mocan", "safedpo", "dpo_safer")}  # fmt: skip
     direct = {m: rate for m, rate in direct.items() if rate is not None}
     if fixed is None or not direct:
         return None
     verdict = ev.all_of(ev.exceeds(rate, fixed) for rate in direct.values())
     text = f"fixed {shown(fixed)}; " + ", ".join(f"{m} {shown(rate)}" for m, rate in direct.items())
     return finding(verdict, text, fixed_penalty=fixed, **direct)
-
-
-def held_out_teams(e: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """Red-team tables by the policy's method: the folder's name above its adapter, or `sft`."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for told in e.red_team:
-        if told["config"]["team"] != "held_out":
-            continue
-        path = told["config"]["policy"]
-        parts = [p for p in (path or "sft").replace("\\", "/").split("/") if p and p != "adapter"]
-        found.setdefault(parts[-1].partition("-seed_")[0], []).append(told)
-    return found
-
-
-def robust_against_team(e: Evidence, paper: Numbers) -> Finding | None:
-    teams = held_out_teams(e)
-    if not {"fixed_penalty", "lagrangian"} <= teams.keys():
-        return None
-    shares = {m: ev.pooled_rate([t["robust"] for t in teams[m]]) for m in ("fixed_penalty", "lagrangian")}
-    text = ", ".join(f"{m} {shown(rate)}" for m, rate in shares.items())
-    return finding(ev.exceeds(shares["fixed_penalty"], shares["lagrangian"]), text, **shares)
-
-
-def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
-    last = [told["rounds"][-1]["held_out_team"]["robust"] for told in e.rounds]
-    if not last:
-        return None
-    share = ev.pooled_rate(last)
-    return finding(ev.at_least(share, paper["share"]), shown(share), robust=share)
-
-
-def turns_matter(e: Evidence, paper: Numbers) -> Finding | None:
-    """Harm of the same asks after three turns, less that of the first turn, for the fixed penalty."""
-    rows = [t["turns"] for t in held_out_teams(e).get("fixed_penalty", []) if "turns" in t]
-    rows = rows or [told["rounds"][-1]["turns"] for told in e.rounds]
-    if not rows:
-        return None
-    one, three = (ev.pooled_rate([row[t]["harmful"] for row in rows]) for t in ("1", "3"))
-    text = f"{shown(one)} in the first turn, {shown(three)} in the third"
-    return finding(ev.exceeds(three, one), text, first=one, third=three)
 
 
 def gate_bias(e: Evidence, paper: Numbers) -> Finding | None:
@@ -364,29 +304,54 @@ def feasible(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
-    """Some setting of the fixed penalty: safe under jailbreaks, helpful, and not over-refusing."""
-    floor = ev.mean_of(e.main("ppo"), "helpfulness")
-    swept = by_settings([c for c in e.sweep if c.method == "fixed_penalty"])
-    groups = [cells for cells in (e.main("fixed_penalty"), *swept) if cells]
-    if not groups or floor is None:
-        return None
-    best: tuple[float, Finding] | None = None
-    for cells in groups:
+    """Some setting of the fixed penalty, in rounds or not: safe under jailbreaks, helpful, and not over-refusing.
+
+    Help is counted against unconstrained PPO of as many steps.
+    """
+    swept = [
+        (cells, e.cells("ppo", {}))
+        for cells in by_settings([c for c in e.sweep if c.method == "fixed_penalty"])
+    ]
+    attacked = [
+        Recorded("fixed_penalty", {}, told["seed"], told["config"]["threshold"], told["rounds"][-1]["policy"])
+        for told in e.rounds
+        if told["config"]["method"] == "fixed_penalty"
+    ]
+    found = []
+    for cells, free in [(e.main("fixed_penalty"), e.main("ppo")), (attacked, e.main("ppo")), *swept]:
+        if not cells or not free:
+            continue
         safe = ev.complement(ev.rate_of(cells, "harmful_jailbreak"))
         refused = ev.rate_of(cells, "over_refusal")
-        share = ev.ratio(ev.mean_of(cells, "helpfulness"), floor)
-        parts = [
-            REPRODUCED if safe.value >= paper["safe"] and safe.low >= paper["bound"] else REFUTED,
-            REPRODUCED if share.value >= paper["helpful"] else REFUTED,
-            REPRODUCED if refused.value <= paper["refused"] else REFUTED,
-        ]
-        verdict = REPRODUCED if set(parts) == {REPRODUCED} else REFUTED
+        share = ev.ratio(ev.mean_of(cells, "helpfulness"), ev.mean_of(free, "helpfulness"))
+        met = (
+            safe.value >= paper["safe"] and safe.low >= paper["bound"],
+            share.value >= paper["helpful"],
+            refused.value <= paper["refused"],
+        )
         text = f"{shown(safe)} safe, {100 * share.value:.0f}% of the help, {shown(refused)} refused"
-        found = finding(verdict, text, safe=safe, help=share, refused=refused)
-        rank = parts.count(REPRODUCED) + safe.value
-        if best is None or rank > best[0]:
-            best = (rank, found)
-    return best[1]
+        verdict = REPRODUCED if all(met) else REFUTED
+        found.append((sum(met) + safe.value, finding(verdict, text, safe=safe, help=share, refused=refused)))
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
+    """Where the cost of a gated penalty settles at each batch size, against what `settling.predict` said before."""
+    prices = [c for c in e.sweep if c.method == "pid_lagrangian" and c.settings.get("threshold")]
+    gated = by_settings(
+        [c for c in e.sweep if c.method == "fixed_penalty" and "ppo.batch_size" in c.settings]
+    )
+    if not prices or not gated:
+        return None
+    verdicts, texts, estimates = [], [], {}
+    for cells in gated:
+        told = predict(prices, FixedPenalty().penalty, cells[0].batch_size)
+        got = ev.mean_over_seeds([settled_cost(c.curve) for c in cells])
+        gap = ev.difference(got, told)
+        verdicts.append(REPRODUCED if gap.low <= 0 <= gap.high else REFUTED)
+        texts.append(f"{shown(got)} against {shown(told)} predicted in batches of {cells[0].batch_size}")
+        estimates |= {f"B={cells[0].batch_size}": got, f"B={cells[0].batch_size}, predicted": told}
+    return finding(ev.all_of(verdicts), "; ".join(texts), **estimates)
 
 
 def ablation(first: tuple[str, str], second: tuple[str, str]) -> Measure:
@@ -395,8 +360,7 @@ def ablation(first: tuple[str, str], second: tuple[str, str]) -> Measure:
     def harm(e: Evidence, cost: str, method: str) -> Estimate | None:
         if cost == "semantic":
             return ev.rate_of(e.main(method), "harmful_nominal")
-        rows = [told["row"]["harmful_nominal"] for told in e.ablation.get((cost, method), [])]
-        return ev.pooled_rate(rows) if rows else None
+        return ev.rate_of([c for c in e.ablation if c.method == method], "harmful_nominal")
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
         a, b = harm(e, *first), harm(e, *second)

@@ -107,7 +107,7 @@ def write(path, value):
     path.write_text(json.dumps(value))
 
 
-def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8):
+def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0):
     """A data folder with every kind of evidence; the fixed penalty's and the Lagrangian's harm as given."""
     config = {"threshold": 0.03, "penalty": 8.0, "ppo": {"batch_size": 64}}
     cost = {"accuracy": 0.97, "precision": 0.99, "false_positive_rate_benign_alarming": 0.01}
@@ -143,13 +143,10 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8):
             write(data / "runs" / "red_team" / method / f"seed_{seed}.json", team)
         rounds = [
             {"policy": policy(h), "held_out_team": {"robust": rate(1 - h, 300)}, "turns": turns}
-            for h in (0.53, 0.2, 0.08, 0.004)
+            for h in (0.53, 0.2, 0.08, 0.004 if fixed < 0.1 else fixed)
         ]
-        write(data / "runs" / f"rounds_{seed}" / "rounds.json", {"rounds": rounds})
-        for method, harm in (("lagrangian", 0.5), ("fixed_penalty", 0.2)):
-            write(
-                data / "runs" / "ablation" / "bradley_terry" / method / f"{seed}.json", {"row": policy(harm)}
-            )
+        told = {"config": {"method": "fixed_penalty", "threshold": 0.03}, "seed": seed, "rounds": rounds}
+        write(data / "runs" / f"rounds_{seed}" / "rounds.json", told)
         for size, alarm in ((500, 0.1), (5000, 0.3)):
             metrics = {
                 "config": {"objective": "safe_rlhf"},
@@ -174,8 +171,23 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8):
         cells.append(cell("lagrangian", {}, policy(0.1, helpfulness=0.4 + step)))
         cells.append(cell("lagrangian", {"rate": 1.0}, policy(lagrangian, helpfulness=0.42 + step)))
         cells += [cell("reward_shaping", {"weight": w}, policy(0.4)) for w in (0.1, 10.0)]
-        cells += [cell(m, {}, policy(0.3)) for m in ("sacpo", "mocan", "safe_dpo", "dpo_safer")]
+        cells += [cell(m, {}, policy(0.3)) for m in ("sacpo", "mocan", "safedpo", "dpo_safer")]
+        cells.append(cell("ppo", {}, policy(0.9)))
+        swing = [0.1 + 0.04 * (-1) ** step for step in range(40)]  # batch means that differ by 0.08
+        price = cell("pid_lagrangian", {"threshold": 0.1}, policy(0.1))
+        cells.append({**price, "curve": {"multiplier": [1.0 + step] * 40, "cost": swing}})
+        for size in (32, 128):
+            gate = cell("fixed_penalty", {"threshold": 0.1, "ppo.batch_size": size}, policy(fixed))
+            settled = 0.1 + gate_off + 0.0035 * (64 / size) ** 0.5 * 2**0.5 + step
+            cells.append({**gate, "curve": {"cost": [0.5] * 20 + [settled] * 20}})
     write(data / "runs" / "all" / "sweep.json", {"threshold": 0.03, "cells": cells})
+    pairwise = [
+        {"method": method, "settings": {}, "seed": seed, "policy": policy(harm)}
+        for method, harm in (("lagrangian", 0.5), ("fixed_penalty", 0.2))
+        for seed in range(seeds)
+    ]
+    told = {"threshold": 0.03, "cost_model": "bradley_terry", "cells": pairwise}
+    write(data / "runs" / "ablation" / "sweep.json", told)
     won = {"rate": wins, "low": wins - 0.05, "high": wins + 0.05, "n": 500}
     rating = {"elo": 200.0, "low": 150.0, "high": 250.0}
     arena = {
@@ -198,10 +210,10 @@ def good(tmp_path_factory) -> Evidence:
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory) -> Evidence:
     """Evidence against it."""
-    return record(tmp_path_factory.mktemp("bad"), fixed=0.4, lagrangian=0.02, wins=0.3)
+    return record(tmp_path_factory.mktemp("bad"), fixed=0.4, lagrangian=0.02, wins=0.3, gate_off=0.05)
 
 
-TRAINED = [c for c in CLAIMS if c.measure.__module__ == "csrlhf_kit.trained_claims"]
+TRAINED = [c for c in CLAIMS if c.measure.__module__ != "csrlhf_kit.exact_claims"]
 
 
 def test_the_ledger_is_long_enough_and_names_its_sources():
@@ -237,6 +249,8 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
         "best_lambda",
         "insensitive",
         "five_times_faster",
+        "five_times_to_10",
+        "five_times_to_20",
         "preferred",
         "start",
         "three_rounds",
@@ -254,6 +268,7 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
         "adaptive",
         "turns",
         "gate",
+        "gate_settles",
         "moonshot",
         "robust_90",
         "feasible",
@@ -273,6 +288,7 @@ def test_evidence_against_it_refutes_them(bad):
         "preferred",
         "moonshot",
         "direct",
+        "gate_settles",
     ]:
         assert row_of(BY_ID[name], bad)["verdict"] == REFUTED, name
 
