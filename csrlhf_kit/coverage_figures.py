@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import GRID, INK, TEMPLATE, rounded, rounded_all, titled
+from csrlhf_kit.looks import GRID, INK, TEMPLATE, rounded, rounded_all, titled
 
 COLUMNS = ("method", "coverage", "error", "mean_width")
 LABELS = {

@@ -1,162 +1,17 @@
 """Every figure of the head-to-head: plain functions from results to a `plotly.graph_objects.Figure`.
 
-One look for all of them. A method keeps its colour *and* its marker and its dash in every figure of the
-course (the colours are Okabe and Ito's, which colour-blind readers tell apart), axes carry units, intervals
-are error bars, and the title says what to look at. Nothing here is random: no uid, no clock, and numbers
-rounded to `DIGITS` significant digits, so that a figure's JSON is equal, digit by digit, on every run.
-`csrlhf_kit.static` draws the same figure without JavaScript.
+How they look is in `looks.py`; `csrlhf_kit.static` draws the same figure without JavaScript.
 """
 
 from __future__ import annotations
 
-import textwrap
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-DIGITS = 5  # significant digits kept in a figure: finer than a pixel, coarser than rounding noise
-WIDTH = 860  # pixels; what a notebook column and a laptop's half screen can show
-
-INK, MUTED, GRID = "#24292f", "#57606a", "#d8dee4"
-
-
-class Style(NamedTuple):
-    """How one method looks, everywhere."""
-
-    label: str
-    colour: str
-    symbol: str
-    dash: str
-
-
-STYLES: dict[str, Style] = {
-    "sft": Style("SFT", "#6e7781", "x", "dot"),
-    "ppo": Style("PPO, unconstrained", "#E69F00", "triangle-up", "dash"),
-    "lagrangian": Style("Lagrangian", "#D55E00", "square", "dashdot"),
-    "linear_penalty": Style("linear penalty", "#CC79A7", "diamond", "longdash"),
-    "fixed_penalty": Style("fixed penalty", "#0072B2", "circle", "solid"),
-    "adaptive_penalty": Style("adaptive penalty", "#0072B2", "bowtie", "dot"),
-    "rectified_sample": Style("per-sample hinge", "#56B4E9", "triangle-down", "dash"),
-    "rectified_prompt": Style("per-prompt hinge", "#56B4E9", "triangle-left", "longdash"),
-    "reward_shaping": Style("reward shaping", "#CC79A7", "hourglass", "dash"),
-    "pid_lagrangian": Style("PID Lagrangian", "#009E73", "cross", "dashdot"),
-    "augmented_lagrangian": Style("augmented Lagrangian", "#8a6d00", "star", "dot"),
-    "p3o": Style("P3O", "#009E73", "hexagon", "longdash"),
-    "crpo": Style("CRPO", "#56B4E9", "pentagon", "dot"),
-    "dpo_safer": Style("DPO on safer", "#6e7781", "square", "dash"),
-    "dpo_better": Style("DPO on better", "#E69F00", "square", "dot"),
-    "safedpo": Style("SafeDPO", "#6e7781", "diamond", "dashdot"),
-    "sacpo": Style("SACPO", "#D55E00", "diamond", "longdash"),
-    "mocan": Style("MoCAN", "#009E73", "diamond", "dash"),
-    "best_of_n": Style("best of N", "#8a6d00", "triangle-left", "dash"),
-    "semantic": Style("semantic", "#0072B2", "circle", "solid"),
-    "bradley_terry": Style("ranking + sign", "#D55E00", "square", "dashdot"),
-    "keyword": Style("keyword", "#E69F00", "triangle-up", "dash"),
-}
-_SPARE = [
-    (colour, symbol, dash)
-    for symbol, dash in (("bowtie", "dot"), ("hourglass", "dash"), ("triangle-right", "longdash"))
-    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-]
-
-_AXIS = {
-    "gridcolor": GRID,
-    "linecolor": MUTED,
-    "showline": True,
-    "ticks": "outside",
-    "tickcolor": MUTED,
-    "ticklen": 4,
-    "zeroline": False,
-    "title": {"font": {"size": 13}, "standoff": 8},
-    "tickfont": {"size": 12},
-}
-TEMPLATE = go.layout.Template(
-    layout={
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        "title": {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"},
-        "colorway": ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6e7781"],
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
-        "legend": {
-            "orientation": "h",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "x": 0,
-            "font": {"size": 12},
-        },
-        "hovermode": "closest",
-    }
-)
-
-
-def style(name: str) -> Style:
-    """The look of `name`; a name that the kit does not know gets one that depends on the name alone."""
-    known = STYLES.get(name)
-    if known is None:
-        known = Style(name.replace("_", " "), *_SPARE[zlib.crc32(name.encode()) % len(_SPARE)])
-    return known
-
-
-def rounded(value: float | None, scale: float = 1.0) -> float | None:
-    """`value * scale` with `DIGITS` significant digits; None and NaN become a gap (None)."""
-    if value is None or value != value:
-        return None
-    return float(f"{float(value) * scale:.{DIGITS}g}")
-
-
-def rounded_all(values: Iterable[float | None], scale: float = 1.0) -> list[float | None]:
-    """`rounded` for each of `values`, as a plain list (numpy arrays would be stored as base64)."""
-    return [rounded(value, scale) for value in values]
-
-
-def titled(
-    figure: go.Figure, title: str, *, caption: str = "", height: int = 440, **layout: Any
-) -> go.Figure:
-    """Give `figure` the kit's template, a title that says what to see, and a caption under it.
-
-    Both are wrapped to the figure's width, since neither plotly nor matplotlib does that; the top margin
-    grows with them. Further `layout` keys go to `update_layout` as they are.
-    """
-    title_lines = textwrap.wrap(title, 92)
-    caption_lines = textwrap.wrap(caption, 122)
-    block: dict[str, Any] = {
-        "text": "<br>".join(title_lines),
-        "font": {"size": 16, "weight": 700},
-        "pad": {"t": 12, "l": 12},
-    }
-    if caption_lines:
-        block["subtitle"] = {"text": "<br>".join(caption_lines), "font": {"size": 12, "color": MUTED}}
-    margin = {"l": 72, "r": 24, "t": 46 + 20 * len(title_lines) + 16 * len(caption_lines), "b": 96}
-    margin.update(layout.pop("margin", {}))
-    figure.update_layout(template=TEMPLATE, title=block, height=height, margin=margin, **layout)
-    return figure
-
-
-def interval(value: float | Mapping[str, float] | None) -> tuple[float, float, float] | None:
-    """(rate, low, high) of a results entry; a bare number is its own interval; None stays None."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return float(value["rate"]), float(value["low"]), float(value["high"])
-    return float(value), float(value), float(value)
-
-
-def error_bars(points: Sequence[tuple[float, float, float]], scale: float = 1.0) -> dict[str, Any]:
-    """plotly's asymmetric error bars for (rate, low, high) triples, in units of rate * scale."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": rounded_all((high - rate for rate, _, high in points), scale),
-        "arrayminus": rounded_all((rate - low for rate, low, _ in points), scale),
-        "thickness": 1.5,
-        "width": 3,
-    }
+from csrlhf_kit.looks import GRID, INK, error_bars, interval, rounded, rounded_all, style, titled
 
 
 def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:

@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from csrlhf_kit import figures
+from csrlhf_kit import figures, looks
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.static import CONFIG, static_svg
@@ -129,7 +129,7 @@ def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
         return f"{policy['helpfulness'] / ppo['helpfulness']:.0%} of unconstrained PPO's helpfulness"
 
     best = policies[name]
-    label = figures.style(name).label
+    label = looks.style(name).label
     subject = label if name in ("sft", "ppo", "best_of_n") else f"PPO with the {label}"
     text = (
         f"{subject} answers {share(best['harmful_nominal'])} of harmful requests harmfully, and "
@@ -237,16 +237,14 @@ def frontier_caption(frontier: Mapping[str, Any]) -> str:
 def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
     """The page as text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=number, label=lambda name: _capital(figures.style(name).label))
+    environment.filters.update(number=number, label=lambda name: _capital(looks.style(name).label))
     source = resources.files("csrlhf_kit").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         headline=headline(results["policies"]),
         results=portable(results),
         configuration=json.dumps(portable(results["config"]), indent=2, ensure_ascii=False),
         samples=results.get("samples") or [],
-        colours={
-            name: figures.style(name).colour for name in [*results["policies"], *results["cost_models"]]
-        },
+        colours={name: looks.style(name).colour for name in [*results["policies"], *results["cost_models"]]},
         command=results.get("command") or f"csrlhf run --seed {results['seed']}",
         plates=[
             {
@@ -260,7 +258,7 @@ def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
             for plate, svg in plates
         ],
         plot_config=CONFIG,
-        ink=[figures.INK, figures.MUTED, figures.GRID],
+        ink=[looks.INK, looks.MUTED, looks.GRID],
         plotly=Markup(get_plotlyjs()),
     )
 

@@ -28,7 +28,7 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from csrlhf_kit.figures import MUTED, WIDTH
+from csrlhf_kit.looks import MUTED, WIDTH
 from csrlhf_kit.static_canvas import Canvas
 from csrlhf_kit.static_words import merge, plain
 
@@ -102,7 +102,7 @@ def _add_caption(figure: go.Figure, caption: str) -> None:
 
 
 def static_svg(figure: go.Figure, *, width: int | None = None) -> str:
-    """Draw `figure` as SVG text, `width` pixels wide (the figure's own width, else `figures.WIDTH`).
+    """Draw `figure` as SVG text, `width` pixels wide (the figure's own width, else `looks.WIDTH`).
 
     Equal figures give equal text: fixed identifiers, no date, coordinates to a tenth of a pixel, text as
     text in whatever sans-serif font the reader has. The background is white, since pages may be dark.

@@ -17,7 +17,7 @@ from matplotlib.patches import FancyArrowPatch, Polygon
 from matplotlib.transforms import IdentityTransform
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import GRID, INK, MUTED
+from csrlhf_kit.looks import GRID, INK, MUTED
 from csrlhf_kit.static_traces import DRAW
 from csrlhf_kit.static_words import (
     cell_edges,

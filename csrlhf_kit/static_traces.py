@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 
-from csrlhf_kit.figures import INK, MUTED
+from csrlhf_kit.looks import INK, MUTED
 from csrlhf_kit.static_words import (
     cell_edges,
     faint,

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import INK
+from csrlhf_kit.looks import INK
 
 _DASHES: dict[str, Any] = {
     "solid": "-",

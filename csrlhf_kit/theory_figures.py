@@ -1,6 +1,6 @@
 """The figures of the exact theory: what the penalties do, drawn from problems that are solved, not trained.
 
-They take the objects of `csrlhf_kit.theory` and follow the rules of `csrlhf_kit.figures`: one function, one
+They take the objects of `csrlhf_kit.theory` and follow the rules of `csrlhf_kit.looks`: one function, one
 figure, nothing random but what a seed fixes. The rectified penalty has the look of the fixed-penalty method,
 the linear one that of the linear penalty, the per-sample hinge its own.
 """
@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import INK, MUTED, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import (
     FiniteProblem,
     FrontierPoint,

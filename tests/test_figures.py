@@ -17,7 +17,7 @@ import pytest
 from example_results import example_results
 from plotly.subplots import make_subplots
 
-from csrlhf_kit import figures
+from csrlhf_kit import figures, looks
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.static import PLOTLY, mime_bundle, static_svg, summary
 
@@ -38,10 +38,10 @@ def texts(svg: str) -> list[str]:
 
 
 def test_every_method_has_its_own_look():
-    methods = [name for name in figures.STYLES if name not in BINS]
-    looks = [(figures.STYLES[name].colour, figures.STYLES[name].symbol) for name in methods]
-    assert len(set(looks)) == len(looks)
-    the_five = [figures.STYLES[n] for n in ("sft", "ppo", "lagrangian", "linear_penalty", "fixed_penalty")]
+    methods = [name for name in looks.STYLES if name not in BINS]
+    drawn = [(looks.STYLES[name].colour, looks.STYLES[name].symbol) for name in methods]
+    assert len(set(drawn)) == len(drawn)
+    the_five = [looks.STYLES[n] for n in ("sft", "ppo", "lagrangian", "linear_penalty", "fixed_penalty")]
     for first, second in itertools.combinations(the_five, 2):
         assert first.colour != second.colour
         assert first.symbol != second.symbol
@@ -49,8 +49,8 @@ def test_every_method_has_its_own_look():
 
 
 def test_an_unknown_method_gets_a_stable_look():
-    assert figures.style("my_new_method") == figures.style("my_new_method")
-    assert figures.style("my_new_method").label == "my new method"
+    assert looks.style("my_new_method") == looks.style("my_new_method")
+    assert looks.style("my_new_method").label == "my new method"
 
 
 def luminance(colour: str) -> float:
@@ -60,18 +60,18 @@ def luminance(colour: str) -> float:
 
 
 def test_text_has_the_contrast_that_wcag_asks_for():
-    for colour in (figures.INK, figures.MUTED):
+    for colour in (looks.INK, looks.MUTED):
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5
-    for look in figures.STYLES.values():  # marks on white: visible, and never by colour alone
+    for look in looks.STYLES.values():  # marks on white: visible, and never by colour alone
         assert 1.05 / (luminance(look.colour) + 0.05) >= 2.0
 
 
 def test_rounding_keeps_significant_digits_and_turns_nan_into_a_gap():
-    assert figures.rounded(123456.789) == 123460.0
-    assert figures.rounded(0.000123456789) == 0.00012346
-    assert figures.rounded(0.5, 100) == 50.0
-    assert figures.rounded(math.nan) is None
-    assert figures.rounded(None) is None
+    assert looks.rounded(123456.789) == 123460.0
+    assert looks.rounded(0.000123456789) == 0.00012346
+    assert looks.rounded(0.5, 100) == 50.0
+    assert looks.rounded(math.nan) is None
+    assert looks.rounded(None) is None
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -91,7 +91,7 @@ def test_json_is_plain_and_free_of_identifiers(name):
     assert '"uid"' not in text
     assert "bdata" not in text  # numpy arrays would be stored as base64
     numbers = [v for trace in FIGURES[name].data for axis in "xy" for v in trace[axis] if v is not None]
-    assert numbers and all(value == figures.rounded(value) for value in numbers)
+    assert numbers and all(value == looks.rounded(value) for value in numbers)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -202,7 +202,7 @@ def test_overall_auroc_carries_its_interval():
 
 
 def test_long_titles_and_captions_wrap():
-    figure = figures.titled(go.Figure(go.Scatter(x=[0, 1], y=[0, 1])), "word " * 40, caption="more " * 60)
+    figure = looks.titled(go.Figure(go.Scatter(x=[0, 1], y=[0, 1])), "word " * 40, caption="more " * 60)
     assert figure.layout.title.text.count("<br>") >= 2
     assert figure.layout.title.subtitle.text.count("<br>") >= 2
     rows = texts(static_svg(figure))
@@ -220,7 +220,7 @@ def marks(svg: str) -> list[tuple[float, float]]:
 def test_points_lie_where_the_axes_put_them():
     figure = go.Figure(go.Scatter(x=[0, 5, 10], y=[1, 10, 100], mode="markers", marker={"color": "#0072B2"}))
     figure.update_layout(
-        template=figures.TEMPLATE, width=600, height=400, margin={"l": 100, "r": 50, "t": 60, "b": 40}
+        template=looks.TEMPLATE, width=600, height=400, margin={"l": 100, "r": 50, "t": 60, "b": 40}
     )
     figure.update_xaxes(range=[0, 10], tickvals=[])
     figure.update_yaxes(type="log", range=[0, 2], tickvals=[])
@@ -232,7 +232,7 @@ def test_subplots_keep_their_places():
     for row in (1, 2):
         figure.add_trace(go.Scatter(x=[1], y=[1], mode="markers"), row=row, col=1)
     figure.update_layout(
-        template=figures.TEMPLATE, width=400, height=300, margin={"l": 50, "r": 50, "t": 50, "b": 50}
+        template=looks.TEMPLATE, width=400, height=300, margin={"l": 50, "r": 50, "t": 50, "b": 50}
     )
     figure.update_xaxes(range=[0, 2], tickvals=[])
     figure.update_yaxes(range=[0, 2], tickvals=[])
@@ -257,7 +257,7 @@ def test_bars_heatmaps_fills_shapes_and_notes_are_drawn():
     figure.add_trace(band, row=1, col=3)
     figure.add_vrect(x0=0.2, x1=0.4, fillcolor="#009E73", opacity=0.3, line_width=0, row=1, col=3)
     figure.add_annotation(x=0.5, y=1, text="see <b>here</b> &amp; there", row=1, col=3)
-    figures.titled(figure, "All kinds of marks")
+    looks.titled(figure, "All kinds of marks")
     svg = static_svg(figure)
     written = texts(svg)
     assert {"one", "two", "l", "r", "u", "d", "0.0", "3.0", "see here & there"} <= set(written)
@@ -277,9 +277,7 @@ def test_what_the_twin_cannot_draw_is_an_error_not_a_gap():
 
 
 def test_text_in_a_figure_cannot_become_markup():
-    figure = figures.titled(
-        go.Figure(go.Scatter(x=[0], y=[0], name="<script>alert(1)</script>")), "a < b & c"
-    )
+    figure = looks.titled(go.Figure(go.Scatter(x=[0], y=[0], name="<script>alert(1)</script>")), "a < b & c")
     figure.update_layout(showlegend=True)
     svg = static_svg(figure)
     ET.fromstring(svg)

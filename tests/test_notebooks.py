@@ -24,7 +24,7 @@ NBVAL = "-m pytest --nbval --nbval-current-env -p no:cacheprovider"
 
 FIGURE = """\
 import plotly.graph_objects as go
-from csrlhf_kit.figures import titled
+from csrlhf_kit.looks import titled
 from csrlhf_kit.static import show
 show(titled(go.Figure(go.Scatter(x=[1, 2], y=[3.25, 4.5], name="a")), "Two points"), "One line.")"""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 
-from csrlhf_kit.figures import INK, MUTED, rounded, rounded_all, titled
+from csrlhf_kit.looks import INK, MUTED, rounded, rounded_all, titled
 
 _GIVEN = (("#57606a", "dash"), ("#D55E00", "dashdot"), ("#009E73", "longdash"), ("#CC79A7", "dot"))
 _YOURS = ("#0072B2", "solid")
@@ -78,6 +79,15 @@ def plain_chart(title: str, x_title: str, y_title: str, curves: Mapping[str, Cur
     figure = chart(title, x_title, y_title, dict(given), yours=last[1], **options)
     figure.data[-1].name = last[0]
     return figure
+
+
+def numbers(found: object, shape: tuple[int, ...]) -> np.ndarray | None:
+    """`found` as finite numbers of that shape, for a picture; None for anything else."""
+    try:
+        values = np.asarray(found, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    return values if values.shape == shape and np.isfinite(values).all() else None
 
 
 def _tidied(values: Sequence[float]) -> list[float | None]:

@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import INK, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import INK, rounded, rounded_all, style, titled
 from csrlhf_kit.widgets.view import escaped, filled
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import INK, MUTED, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import (
     FiniteProblem,
     Solution,

@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import INK, rounded, rounded_all, titled
+from csrlhf_kit.looks import INK, rounded, rounded_all, titled
 from csrlhf_kit.runs import Run, asked
 from csrlhf_kit.widgets.view import filled
 

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import INK, MUTED, error_bars, interval, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import INK, MUTED, error_bars, interval, rounded, rounded_all, style, titled
 from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.widgets.view import escaped, filled
