@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps attacks clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -57,10 +57,26 @@ seeds: .venv/.run ## rebuild data/runs/seed_*: the main job again with two other
 claims: .venv/.run ## hold both papers' claims against what is recorded: data/claims.json and data/claims.md
 	$(BIN)/csrlhf claims
 
-sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (156 policies of 32 steps, about 2 hours on 2 cores)
+sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 2 hours on 2 quiet cores)
 	for plan in published penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
+	for plan in prices gates; do \
+	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
+	done
+	$(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --out runs/sweep_ablation --record data/runs/ablation --resume
+
+attacks: recorded seeds ## rebuild data/runs/red_team, rounds_0 and arena.json: the main job's policies attacked, and three rounds
+	for seed in 0 1 2; do \
+	  run=runs/seed_$$seed; if [ $$seed = 0 ]; then run=runs/recorded; fi; \
+	  for method in ppo lagrangian linear_penalty fixed_penalty; do \
+	    $(BIN)/csrlhf red-team --policy $$run/policies/$$method/adapter --seed $$seed --out data/runs/red_team/$$method/seed_$$seed.json || exit 1; \
+	  done; \
+	  $(BIN)/csrlhf red-team --seed $$seed --out data/runs/red_team/sft/seed_$$seed.json || exit 1; \
+	done
+	$(BIN)/csrlhf arena --runs runs/recorded runs/seed_1 runs/seed_2 --out data/runs/arena.json
+	$(BIN)/csrlhf rounds --out runs/rounds_0 --resume
+	mkdir -p data/runs/rounds_0 && cp runs/rounds_0/rounds.json data/runs/rounds_0/
 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte
 	$(BIN)/csrlhf make-data
