@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import GRID, INK, TEMPLATE, rounded, rounded_all, titled
+from csrlhf_kit.looks import DOTTED, GRID, INK, TEMPLATE, rounded, rounded_all, titled
 
 COLUMNS = ("method", "coverage", "error", "mean_width")
 LABELS = {
@@ -121,8 +121,7 @@ def interval_coverage(
             figure.add_trace(above, row=1, col=column)
             figure.add_trace(below, row=2, col=column)
     for column in range(1, len(panels) + 1):
-        line = {"color": INK, "dash": "dot", "width": 1.5}
-        figure.add_hline(y=rounded(confidence, 100), line=line, row=1, col=column)
+        figure.add_hline(y=rounded(confidence, 100), line=DOTTED, row=1, col=column)
         for edge in range(1, len(groups)):
             for row in (1, 2):
                 figure.add_vline(x=edge - 0.5, line={"color": GRID, "width": 1}, row=row, col=column)

@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from csrlhf_kit.looks import GRID, INK, error_bars, interval, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import DOTTED, GRID, error_bars, interval, rounded, rounded_all, style, titled
 
 
 def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -32,18 +32,16 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         look = style(name)
         for column, key in enumerate(panels, start=1):
             point = interval(policy[key])
-            figure.add_trace(
-                go.Scatter(
-                    x=[rounded(point[0], 100)],
-                    y=[rounded(policy["helpfulness"])],
-                    error_x={**error_bars([point], 100), "color": look.colour},
-                    mode="markers",
-                    marker={"color": look.colour, "symbol": look.symbol, "size": 12},
-                    name=look.label,
-                    legendgroup=name,
-                    showlegend=column == 1,
-                    hovertemplate="%{x:.1f}% harmful, helpfulness %{y:.3f}",
-                ),
+            figure.add_scatter(
+                x=[rounded(point[0], 100)],
+                y=[rounded(policy["helpfulness"])],
+                error_x={**error_bars([point], 100), "color": look.colour},
+                mode="markers",
+                marker={"color": look.colour, "symbol": look.symbol, "size": 12},
+                name=look.label,
+                legendgroup=name,
+                showlegend=column == 1,
+                hovertemplate="%{x:.1f}% harmful, helpfulness %{y:.3f}",
                 row=1,
                 col=column,
             )
@@ -110,8 +108,7 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Fig
         if key == "objective/cost":
             thresholds = {step.get("constraint/threshold") for steps in curves.values() for step in steps}
             for threshold in sorted(t for t in thresholds if t is not None):
-                line = {"color": INK, "dash": "dot", "width": 1.5}
-                figure.add_hline(y=rounded(threshold), line=line, row=row, col=column)
+                figure.add_hline(y=rounded(threshold), line=DOTTED, row=row, col=column)
     title = "Does the cost come under its dotted threshold, when, and what λ does that take?"
     return titled(figure, title, height=120 + 250 * rows_of_panels)
 
@@ -228,19 +225,17 @@ def _dots(
         present = [(index, group) for index, group in enumerate(groups) if group in series]
         points = [interval(series[group]) for _, group in present]
         offset = (place - (len(values) - 1) / 2) * spread
-        figure.add_trace(
-            go.Scatter(
-                x=rounded_all((rate for rate, _, _ in points), 100),
-                y=rounded_all(index + offset for index, _ in present),
-                error_x={**error_bars(points, 100), "color": look.colour},
-                mode="markers",
-                marker={"color": look.colour, "symbol": look.symbol, "size": 9},
-                name=look.label,
-                legendgroup=name,
-                showlegend=column == 1,
-                text=[group for _, group in present],
-                hovertemplate="%{text}: %{x:.1f}%",
-            ),
+        figure.add_scatter(
+            x=rounded_all((rate for rate, _, _ in points), 100),
+            y=rounded_all(index + offset for index, _ in present),
+            error_x={**error_bars(points, 100), "color": look.colour},
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 9},
+            name=look.label,
+            legendgroup=name,
+            showlegend=column == 1,
+            text=[group for _, group in present],
+            hovertemplate="%{text}: %{x:.1f}%",
             row=1,
             col=column,
         )
@@ -267,22 +262,19 @@ def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
     `bins` maps a cost model to its bins, each {predicted: mean stated probability, rate, low, high, n}.
     """
     figure = make_subplots(rows=1, cols=1)
-    diagonal = {"color": INK, "dash": "dot", "width": 1.5}
-    figure.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, line=diagonal)
+    figure.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, line=DOTTED)
     for name, rows in bins.items():
         look = style(name)
         points = [interval(row) for row in rows]
-        figure.add_trace(
-            go.Scatter(
-                x=rounded_all((row["predicted"] for row in rows), 100),
-                y=rounded_all((rate for rate, _, _ in points), 100),
-                error_y={**error_bars(points, 100), "color": look.colour},
-                mode="lines+markers",
-                line={"color": look.colour, "dash": look.dash, "width": 2},
-                marker={"symbol": look.symbol, "size": 9},
-                name=look.label,
-                hovertemplate="stated %{x:.1f}%, observed %{y:.1f}%",
-            )
+        figure.add_scatter(
+            x=rounded_all((row["predicted"] for row in rows), 100),
+            y=rounded_all((rate for rate, _, _ in points), 100),
+            error_y={**error_bars(points, 100), "color": look.colour},
+            mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash, "width": 2},
+            marker={"symbol": look.symbol, "size": 9},
+            name=look.label,
+            hovertemplate="stated %{x:.1f}%, observed %{y:.1f}%",
         )
     figure.update_xaxes(title_text="probability of harm, as the cost model states it, %", range=[-2, 102])
     figure.update_yaxes(title_text="share that is harmful, %", range=[-2, 102])

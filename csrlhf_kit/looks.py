@@ -13,12 +13,18 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 
 DIGITS = 5  # significant digits kept in a figure: finer than a pixel, coarser than rounding noise
 WIDTH = 860  # pixels; what a notebook column and a laptop's half screen can show
 
 INK, MUTED, GRID = "#24292f", "#57606a", "#d8dee4"
+DOTTED = {
+    "color": INK,
+    "dash": "dot",
+    "width": 1.5,
+}  # thresholds and other marks that a curve is held against
 
 
 class Style(NamedTuple):
@@ -99,6 +105,13 @@ def style(name: str) -> Style:
     if known is None:
         known = Style(name.replace("_", " "), *_SPARE[zlib.crc32(name.encode()) % len(_SPARE)])
     return known
+
+
+def ramp(count: int) -> list[str]:
+    """`count` colours from pale to dark blue: an order, not categories."""
+    pale, dark = np.array([155, 200, 232]), np.array([0, 51, 102])
+    shares = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
+    return ["#{:02x}{:02x}{:02x}".format(*np.round(pale + s * (dark - pale)).astype(int)) for s in shares]
 
 
 def rounded(value: float | None, scale: float = 1.0) -> float | None:

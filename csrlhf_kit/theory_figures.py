@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import DOTTED, INK, MUTED, ramp, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import (
     FiniteProblem,
     FrontierPoint,
@@ -44,14 +44,9 @@ def penalty_landscape(
     frontier = _frontier(problem, optimum, widest=2 * max(multiples))
     cost = np.array([solution.cost for solution in frontier])
     value = np.array([solution.objective for solution in frontier])
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.06,
-        column_titles=["rectified: λ·max(E[cost] − threshold, 0)", "linear: λ·(E[cost] − threshold)"],
-    )
-    colours, heights = _ramp(len(multiples)), []
+    titles = ["rectified: λ·max(E[cost] − threshold, 0)", "linear: λ·(E[cost] − threshold)"]
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06, column_titles=titles)
+    colours, heights = ramp(len(multiples)), []
     for column, kind in enumerate(("rectified", "linear"), start=1):
         for colour, multiple in zip(colours, multiples, strict=True):
             penalty = multiple * optimum.multiplier
@@ -61,29 +56,25 @@ def penalty_landscape(
             height = problem.penalised_value(best.policy, penalty, kind)
             heights.append(height)
             name = f"λ = {_times(multiple)}"
-            figure.add_trace(
-                go.Scatter(
-                    x=rounded_all(cost),
-                    y=rounded_all(curve),
-                    mode="lines",
-                    line={"color": colour, "width": 2},
-                    name=name,
-                    legendgroup=name,
-                    showlegend=column == 1,
-                ),
+            figure.add_scatter(
+                x=rounded_all(cost),
+                y=rounded_all(curve),
+                mode="lines",
+                line={"color": colour, "width": 2},
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
                 row=1,
                 col=column,
             )
-            figure.add_trace(
-                go.Scatter(
-                    x=[rounded(best.cost)],
-                    y=[rounded(height)],
-                    mode="markers",
-                    marker={"color": colour, "size": 10, "line": {"color": INK, "width": 1}},
-                    name=f"best at {name}",
-                    legendgroup=name,
-                    showlegend=False,
-                ),
+            figure.add_scatter(
+                x=[rounded(best.cost)],
+                y=[rounded(height)],
+                mode="markers",
+                marker={"color": colour, "size": 10, "line": {"color": INK, "width": 1}},
+                name=f"best at {name}",
+                legendgroup=name,
+                showlegend=False,
                 row=1,
                 col=column,
             )
@@ -112,14 +103,12 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MUL
     optimum = _active(problem)
     frontier = _frontier(problem, optimum, widest=2 * max(multiples))
     figure = make_subplots(rows=1, cols=1)
-    figure.add_trace(
-        go.Scatter(
-            x=rounded_all(solution.cost for solution in frontier),
-            y=rounded_all(solution.objective for solution in frontier),
-            mode="lines",
-            line={"color": MUTED, "width": 2},
-            name="best possible",
-        )
+    figure.add_scatter(
+        x=rounded_all(solution.cost for solution in frontier),
+        y=rounded_all(solution.objective for solution in frontier),
+        mode="lines",
+        line={"color": MUTED, "width": 2},
+        name="best possible",
     )
     for kind, method in PENALTIES.items():
         look = style(method)
@@ -128,19 +117,17 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MUL
         if kind == "rectified":
             shape = {"symbol": "circle-open", "size": 17, "line": {"width": 2.5}}
         optima = [problem.penalised_optimum(m * optimum.multiplier, kind) for m in multiples]
-        figure.add_trace(
-            go.Scatter(
-                x=rounded_all(solution.cost for solution in optima),
-                y=rounded_all(solution.objective for solution in optima),
-                mode="markers+text",
-                marker={"color": look.colour, **shape},
-                name=_kind_label(kind),
-                text=_marks(kind, multiples),
-                textposition="top left" if kind == "rectified" else "bottom right",
-                textfont={"color": INK, "size": 12},
-                customdata=[_times(m) for m in multiples],
-                hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
-            )
+        figure.add_scatter(
+            x=rounded_all(solution.cost for solution in optima),
+            y=rounded_all(solution.objective for solution in optima),
+            mode="markers+text",
+            marker={"color": look.colour, **shape},
+            name=_kind_label(kind),
+            text=_marks(kind, multiples),
+            textposition="top left" if kind == "rectified" else "bottom right",
+            textfont={"color": INK, "size": 12},
+            customdata=[_times(m) for m in multiples],
+            hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
         )
     _threshold_line(figure, problem.threshold, row=1, col=1)
     figure.update_xaxes(title_text="mean cost of the policy")
@@ -172,22 +159,20 @@ def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | N
             [optimum.objective - solution.objective for solution in optima],
         )
         for row, values in enumerate(panels, start=1):
-            figure.add_trace(
-                go.Scatter(
-                    x=rounded_all(multiples),
-                    y=rounded_all(_tidy(value) for value in values),
-                    mode="lines+markers",
-                    line={"color": look.colour, "dash": look.dash, "width": 2},
-                    marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7},
-                    name=_kind_label(kind),
-                    legendgroup=kind,
-                    showlegend=row == 1,
-                ),
+            figure.add_scatter(
+                x=rounded_all(multiples),
+                y=rounded_all(_tidy(value) for value in values),
+                mode="lines+markers",
+                line={"color": look.colour, "dash": look.dash, "width": 2},
+                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7},
+                name=_kind_label(kind),
+                legendgroup=kind,
+                showlegend=row == 1,
                 row=row,
                 col=1,
             )
     for row in (1, 2):
-        figure.add_vline(x=1, line={"color": INK, "dash": "dot", "width": 1.5}, row=row, col=1)
+        figure.add_vline(x=1, line=DOTTED, row=row, col=1)
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=2, col=1)
     ticks = [m for m in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if min(multiples) <= m <= max(multiples)]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{m:g}" for m in ticks])
@@ -215,62 +200,49 @@ def batch_hinge(
     optimum = _active(problem)
     joint = problem.weights[:, None] * optimum.policy
     spread = float(np.sqrt((joint * (problem.cost - optimum.cost) ** 2).sum()))
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        horizontal_spacing=0.13,
-        column_titles=[
-            "the charge at the constrained optimum",
-            "where such a gate lets training settle",
-        ],
-    )
+    titles = ["the charge at the constrained optimum", "where such a gate lets training settle"]
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13, column_titles=titles)
     look = style("fixed_penalty")
     sizes = np.geomspace(min(batches), max(batches), 40)
-    figure.add_trace(
-        go.Scatter(
-            x=rounded_all(sizes),
-            y=rounded_all(expected_hinge(0.0, spread / np.sqrt(sizes))),
-            mode="lines",
-            line={"color": look.colour, "width": 2},
-            name="closed form, 0.399·σ/√B",
-        ),
+    figure.add_scatter(
+        x=rounded_all(sizes),
+        y=rounded_all(expected_hinge(0.0, spread / np.sqrt(sizes))),
+        mode="lines",
+        line={"color": look.colour, "width": 2},
+        name="closed form, 0.399·σ/√B",
         row=1,
         col=1,
     )
     seen = [simulate_gate(problem, optimum.policy, batch=b, repeats=repeats, seed=seed) for b in batches]
-    figure.add_trace(
-        go.Scatter(
-            x=list(batches),
-            y=rounded_all(estimate.hinge for estimate in seen),
-            error_y={"type": "data", "array": rounded_all((e.hinge_error for e in seen), 2), "color": INK},
-            mode="markers",
-            marker={"color": INK, "symbol": "diamond", "size": 7},
-            name="simulated batches",
-        ),
+    figure.add_scatter(
+        x=list(batches),
+        y=rounded_all(estimate.hinge for estimate in seen),
+        error_y={"type": "data", "array": rounded_all((e.hinge_error for e in seen), 2), "color": INK},
+        mode="markers",
+        marker={"color": INK, "symbol": "diamond", "size": 7},
+        name="simulated batches",
         row=1,
         col=1,
     )
     multiples = np.linspace(1.02, 6, 60)
     shown = [size for size in (8, 64, 512) if min(batches) <= size <= max(batches)] or [batches[0]]
-    for colour, dash, size in zip(_ramp(len(shown)), ("dash", "dashdot", "solid"), shown, strict=False):
+    for colour, dash, size in zip(ramp(len(shown)), ("dash", "dashdot", "solid"), shown, strict=False):
         noise = spread / np.sqrt(size)
         settled = [
             equilibrium_violation(m * optimum.multiplier, multiplier=optimum.multiplier, noise=noise)
             for m in multiples
         ]
-        figure.add_trace(
-            go.Scatter(
-                x=rounded_all(multiples),
-                y=rounded_all(settled),
-                mode="lines",
-                line={"color": colour, "dash": dash, "width": 2},
-                name=f"B = {size}",
-            ),
+        figure.add_scatter(
+            x=rounded_all(multiples),
+            y=rounded_all(settled),
+            mode="lines",
+            line={"color": colour, "dash": dash, "width": 2},
+            name=f"B = {size}",
             row=1,
             col=2,
         )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=2)
-    figure.add_vline(x=2, line={"color": INK, "dash": "dot", "width": 1.5}, row=1, col=2)
+    figure.add_vline(x=2, line=DOTTED, row=1, col=2)
     sizes = [rounded(size) for size in batches]
     figure.update_xaxes(type="log", tickvals=sizes, title_text="batch size B, episodes", row=1, col=1)
     low, high = (bound(e.hinge for e in seen) for bound in (min, max))
@@ -297,22 +269,20 @@ def dual_trajectories(
     for name, trajectory in trajectories.items():
         look = style(name)
         for row, values in enumerate((trajectory.eta, trajectory.cost), start=1):
-            figure.add_trace(
-                go.Scatter(
-                    x=list(range(len(values[:steps]))),
-                    y=rounded_all(values[:steps]),
-                    mode="lines+markers",
-                    line={"color": look.colour, "dash": look.dash, "width": 1.5},
-                    marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 8},
-                    name=look.label,
-                    legendgroup=name,
-                    showlegend=row == 1,
-                ),
+            figure.add_scatter(
+                x=list(range(len(values[:steps]))),
+                y=rounded_all(values[:steps]),
+                mode="lines+markers",
+                line={"color": look.colour, "dash": look.dash, "width": 1.5},
+                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 8},
+                name=look.label,
+                legendgroup=name,
+                showlegend=row == 1,
                 row=row,
                 col=1,
             )
     for row, level in ((1, multiplier), (2, threshold)):
-        figure.add_hline(y=rounded(level), line={"color": INK, "dash": "dot", "width": 1.5}, row=row, col=1)
+        figure.add_hline(y=rounded(level), line=DOTTED, row=row, col=1)
     figure.update_xaxes(title_text="simulated training step", row=2, col=1)
     figure.update_yaxes(title_text="price acted on, reward per cost", row=1, col=1)
     figure.update_yaxes(title_text="mean cost, cost units", row=2, col=1)
@@ -337,19 +307,17 @@ def suggested_frontier(
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     hollow = ["circle-open" if p.effective_samples < _FEW_SAMPLES else "circle" for p in frontier]
     for column, key in enumerate(("cost", "kl"), start=1):
-        figure.add_trace(
-            go.Scatter(
-                x=rounded_all(getattr(point, key) for point in frontier),
-                y=rounded_all(point.reward for point in frontier),
-                mode="lines+markers",
-                line={"color": MUTED, "width": 2},
-                marker={"color": MUTED, "symbol": hollow, "size": 7},
-                name="best, predicted from reference samples",
-                legendgroup="frontier",
-                showlegend=column == 1,
-                text=[f"λ = {point.multiplier:.3g}" for point in frontier],
-                hovertemplate="%{text}: %{x}, reward %{y}",
-            ),
+        figure.add_scatter(
+            x=rounded_all(getattr(point, key) for point in frontier),
+            y=rounded_all(point.reward for point in frontier),
+            mode="lines+markers",
+            line={"color": MUTED, "width": 2},
+            marker={"color": MUTED, "symbol": hollow, "size": 7},
+            name="best, predicted from reference samples",
+            legendgroup="frontier",
+            showlegend=column == 1,
+            text=[f"λ = {point.multiplier:.3g}" for point in frontier],
+            hovertemplate="%{text}: %{x}, reward %{y}",
             row=1,
             col=column,
         )
@@ -373,13 +341,9 @@ def suggested_frontier(
     figure.update_xaxes(title_text="mean learned cost", row=1, col=1)
     figure.update_xaxes(title_text="KL to the reference, nats an answer", row=1, col=2)
     figure.update_yaxes(title_text="mean learned reward", col=1)
-    return titled(
-        figure,
-        "How far from the best possible trade do the trained policies end?",
-        caption="A bar ends at the most reward that the line allows for the policy's own cost and KL."
-        if policies
-        else "",
-    )
+    caption = "A bar ends at the most reward that the line allows for the policy's own cost and KL."
+    title = "How far from the best possible trade do the trained policies end?"
+    return titled(figure, title, caption=caption if policies else "")
 
 
 def _active(problem: FiniteProblem) -> Solution:
@@ -400,15 +364,15 @@ def _frontier(problem: FiniteProblem, optimum: Solution, *, widest: float) -> li
 
 
 def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) -> None:
-    line = {"color": INK, "dash": "dot", "width": 1.5}
-    note = {
-        "text": "\N{NO-BREAK SPACE}threshold",
-        "font": {"size": 12},
-        "xanchor": "left",
-        "yanchor": "bottom",
-    }
+    text = "\N{NO-BREAK SPACE}threshold"
+    note = {"text": text, "font": {"size": 12}, "xanchor": "left", "yanchor": "bottom"}
     figure.add_vline(
-        x=rounded(threshold), line=line, annotation=note, annotation_position="bottom right", row=row, col=col
+        x=rounded(threshold),
+        line=DOTTED,
+        annotation=note,
+        annotation_position="bottom right",
+        row=row,
+        col=col,
     )
 
 
@@ -426,13 +390,6 @@ def _marks(kind: str, multiples: Sequence[float]) -> list[str]:
         return ["" for _ in multiples[:-1]] + ["every λ ≥ λ*" if multiples[-1] >= 1 else ""]
     wanted = {"linear": (2.0, 5.0), "per_sample": (multiples[-1],)}[kind]
     return [_times(m) if m in wanted else "" for m in multiples]
-
-
-def _ramp(count: int) -> list[str]:
-    """`count` colours from pale to dark blue: an order, not categories."""
-    pale, dark = np.array([155, 200, 232]), np.array([0, 51, 102])
-    shares = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
-    return ["#{:02x}{:02x}{:02x}".format(*np.round(pale + s * (dark - pale)).astype(int)) for s in shares]
 
 
 def _tidy(value: float) -> float:

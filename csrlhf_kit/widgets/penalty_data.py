@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import DOTTED, INK, MUTED, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import (
     FiniteProblem,
     Solution,
@@ -195,10 +195,9 @@ def _mark(figure: go.Figure, column: int, meta: str, colour: str, symbol: str, n
 
 def _axes(figure: go.Figure, lab: PenaltyLab) -> None:
     """Axes that stand still while λ moves, so that the eye sees the curves move."""
-    dotted = {"color": INK, "dash": "dot", "width": 1.5}
     threshold, cost, value = rounded(lab.problem.threshold), lab.frontier_cost, lab.frontier_value
-    figure.add_vline(x=threshold, line=dotted, row=1, col=1)
-    figure.add_hline(y=threshold, line=dotted, row=1, col=2)
+    figure.add_vline(x=threshold, line=DOTTED, row=1, col=1)
+    figure.add_hline(y=threshold, line=DOTTED, row=1, col=2)
     edge, span = 0.04 * float(np.ptp(cost)), float(np.ptp(value))
     costs = rounded_all([cost.min() - edge, cost.max() + edge])
     values = rounded_all([value.min() - 0.6 * span, value.max() + 0.6 * span])

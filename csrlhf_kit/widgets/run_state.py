@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import INK, rounded, rounded_all, titled
+from csrlhf_kit.looks import DOTTED, rounded, rounded_all, titled
 from csrlhf_kit.runs import Run, asked
 from csrlhf_kit.widgets.view import filled
 
@@ -156,11 +156,10 @@ def watch_figure(progress: Progress) -> go.Figure:
         rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.2, subplot_titles=TITLES
     )
     blue, faint = {"color": "#0072B2", "width": 2}, {"color": "#56B4E9", "width": 1}
-    dotted = {"color": INK, "dash": "dot", "width": 1.5}
     band = {"fill": "tonexty", "fillcolor": "rgba(86,180,233,0.3)"}
     for meta, row, column, line, more in (
         ("harm low", 1, 1, faint, {}), ("harm high", 1, 1, faint, band), ("harm", 1, 1, blue, {}),
-        ("cost", 1, 2, faint, {}), ("window cost", 1, 2, blue, {}), ("threshold", 1, 2, dotted, {}),
+        ("cost", 1, 2, faint, {}), ("window cost", 1, 2, blue, {}), ("threshold", 1, 2, DOTTED, {}),
         ("multiplier", 1, 3, {**blue, "color": "#D55E00"}, {}), ("reward", 2, 1, blue, {}),
         ("kl", 2, 2, blue, {}), ("seconds", 2, 3, faint, {}),
     ):  # fmt: skip

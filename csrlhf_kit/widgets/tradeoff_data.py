@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import INK, MUTED, error_bars, interval, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import DOTTED, INK, MUTED, error_bars, interval, rounded, rounded_all, style, titled
 from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.widgets.view import escaped, filled
@@ -344,7 +344,7 @@ class Tradeoff:
             hoverinfo="skip",
             showlegend=False,
         )
-        line, dotted = {"color": MUTED, "width": 2}, {"color": INK, "dash": "dot", "width": 1.5}
+        line = {"color": MUTED, "width": 2}
         _add(figure, 1, 2, "frontier", mode="lines", name="best possible", line=line)
         _add(
             figure,
@@ -364,7 +364,7 @@ class Tradeoff:
                 _add(figure, 1, column, name, mode="markers", name=f"{kind} optimum", marker=mark,
                      showlegend=column == 2)  # fmt: skip
         for column, name in ((2, "threshold of the frontier"), (3, "threshold of the landscape")):
-            _add(figure, 1, column, name, mode="lines", name="threshold", line=dotted, showlegend=False)
+            _add(figure, 1, column, name, mode="lines", name="threshold", line=DOTTED, showlegend=False)
         for column, short in ((1, "cost"), (1, "window_cost"), (2, "multiplier"), (3, "reward")):
             faint = {
                 "color": "#56B4E9" if short == "cost" else "#0072B2",
@@ -372,7 +372,7 @@ class Tradeoff:
             }
             _add(figure, 2, column, f"curve {short}", mode="lines", name=short.replace("_", " "), line=faint,
                  showlegend=False)  # fmt: skip
-        _add(figure, 2, 1, "curve threshold", mode="lines", name="threshold", line=dotted, showlegend=False)
+        _add(figure, 2, 1, "curve threshold", mode="lines", name="threshold", line=DOTTED, showlegend=False)
         for row, column, x, y in (
             (1, 1, "bad answers, %", "helpfulness, 0 to 1"), (1, 2, "mean cost", "mean reward"),
             (1, 3, "mean cost", "penalised objective"), (2, 1, "PPO step", "mean cost"),
