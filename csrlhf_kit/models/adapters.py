@@ -37,7 +37,8 @@ def without_dropout(config: LoraConfig) -> LoraConfig:
 
 def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: Path) -> None:
     """Give the adapter `name` the tensors that `folder` held. Raises UserError where they do not fit."""
-    expected = get_peft_model_state_dict(model, adapter_name=name)
+    # "auto" would look for the base's config on the hub where the folder named in the adapter is not at hand.
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     odd = sorted(expected.keys() ^ state.keys()) or [k for k in state if state[k].shape != expected[k].shape]
     if odd:
         raise UserError(
@@ -78,7 +79,7 @@ def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:
     """Give the adapter `target` the weights of `source`."""
-    state = get_peft_model_state_dict(model, adapter_name=source)
+    state = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
     set_peft_model_state_dict(model, {k: v.clone() for k, v in state.items()}, adapter_name=target)
 
 
