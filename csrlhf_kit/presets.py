@@ -36,8 +36,9 @@ def _hub(base: str, *, quantization: str, batch: int, micro: int, checkpointing:
     ppo = {
         "steps": 500, "batch_size": 64, "minibatch_size": 32, "microbatch_size": micro, "max_new_tokens": 256,
         "max_prompt_length": 256, "learning_rate": 2e-5, "critic_learning_rate": 5e-5, "warmup_steps": 10,
-        "schedule": "cosine", "critic_warmup": 10, "checkpoint_every": 10,
+        "schedule": "cosine", "checkpoint_every": 10,
     }  # fmt: skip
+    critic = {"epochs": 2, "learning_rate": 1e-4}
     common = {"base": base, "dtype": "bfloat16", "quantization": quantization, "rank": 16}
     if quantization == "nf4":
         common["optimizer"] = "paged_adamw_8bit"
@@ -46,7 +47,7 @@ def _hub(base: str, *, quantization: str, batch: int, micro: int, checkpointing:
         "sft": {**supervised, "safe_only": False},
         "reward-model": supervised,
         "cost-model": {**supervised, "objective": "semantic"},
-        "ppo": {"prompts": PKU, "gradient_checkpointing": checkpointing, "ppo": ppo},
+        "ppo": {"prompts": PKU, "gradient_checkpointing": checkpointing, "critic": critic, "ppo": ppo},
     }
 
 
@@ -54,8 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {
         "all": {"base": "data/tiny_base", "dtype": "float32", "quantization": "none", "rank": 16},
         "sft": {"data": "shipped", "epochs": 1.0},
-        "reward-model": {"data": "shipped"},
-        "cost-model": {"data": "shipped", "objective": "semantic"},
+        "reward-model": {"data": "shipped", "layers": 2},
+        "cost-model": {"data": "shipped", "objective": "semantic", "layers": 2},
         "ppo": {"prompts": "shipped", "ppo": {"steps": 60, "max_new_tokens": 32}},
     },
     "qwen2.5-0.5b": _hub(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -28,13 +28,25 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import SCORER_FILE
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
+from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.optimizers import OptimizerName
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 
 Method = Literal[tuple(CONSTRAINTS)]
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
 # A resumed run has the same.
-INPUTS = ("base", "reward", "cost", "cost_sign", "prompts", "dtype", "quantization", "rank", "optimizer")
+INPUTS = (
+    "base",
+    "reward",
+    "cost",
+    "cost_sign",
+    "prompts",
+    "dtype",
+    "quantization",
+    "rank",
+    "layers",
+    "optimizer",
+)
 
 
 @dataclass
@@ -67,6 +79,9 @@ class PPORunConfig:
     """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
     rank: int = 16
     """Rank of the policy's adapter; its scale alpha is twice that."""
+    layers: int | None = None
+    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep theirs, and the critic
+    has the cost model's."""
     optimizer: OptimizerName = "adamw"
     """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
     gradient_checkpointing: bool = False
@@ -75,6 +90,8 @@ class PPORunConfig:
     """Sample with a cache of fixed size, which transformers compiles on a GPU: one CUDA graph a token."""
     track: str = "none"
     """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic is fitted to the base's own answers first; --critic.episodes 0: not at all."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO's own settings."""
     resume: bool = False
@@ -93,18 +110,21 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.base)
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
     roles = Roles(
-        base, **scorers, rank=config.rank, alpha=2 * config.rank, seed=config.ppo.seed,
+        base, **scorers, rank=config.rank, alpha=2 * config.rank, layers=config.layers, seed=config.ppo.seed,
         static_cache=config.static_cache,
     )  # fmt: skip
     if config.gradient_checkpointing:
         checkpoint_activations(roles)
     asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
+    asked["critic"] = asdict(config.critic)
     run = processes.on_main(lambda: Run.open(config.out, asked, resume=config.resume)) or Run(config.out)
+    prompts = [p.prompt for p in records]
+    if config.critic.episodes > 0:
+        _start_critic(roles, tokenizer, prompts, config)
     with tracker(config.track, config.out, asked) as track:
         history = train_ppo(
-            roles, tokenizer, [p.prompt for p in records], constraint, config.ppo, run, track,
-            optimizer=config.optimizer,
-        )  # fmt: skip
+            roles, tokenizer, prompts, constraint, config.ppo, run, track, optimizer=config.optimizer
+        )
     processes.on_main(lambda: roles.save_policy(config.out / "adapter"))
     print(f"The policy's adapter is in {config.out / 'adapter'}")
     return history[-1] if history else {}
@@ -113,6 +133,18 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
 def _check_new(config: PPORunConfig) -> None:
     if (config.out / "config.json").is_file() and not config.resume:
         raise UserError(f"{config.out} already holds a run: expected a new folder, or --resume to go on")
+
+
+def _start_critic(roles: Roles, tokenizer: Any, prompts: list[str], config: PPORunConfig) -> None:
+    """Fit the critic to the base, or read the one that a stopped run has fitted, in every process the same."""
+    file = config.out / "critic.safetensors"
+    fitted = file.is_file()
+    processes.wait()  # until all have looked: the main process is about to write it
+    if not fitted:
+        size = min(128, config.ppo.batch_size)  # what the rollouts to come have memory for
+        fit_critic(roles, tokenizer, prompts, config.ppo, config.critic, rollout_size=size)
+        processes.on_main(lambda: save_critic(roles, file))
+    load_critic(roles, file)
 
 
 def _scorers(config: Any) -> dict[str, Any]:
@@ -180,6 +212,8 @@ class EvaluateConfig:
     """Longest answer in tokens."""
     temperature: float = 1.0
     """Sampling temperature; 0 decodes greedily."""
+    batch_size: int = 128
+    """Prompts answered at once; fewer where memory is short."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
     quantization: Literal["none", "nf4"] = "none"
@@ -200,6 +234,8 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit is {config.limit}: expected at least one prompt")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size is {config.batch_size}: expected at least one prompt")
     if config.out.is_dir():
         raise UserError(f"--out {config.out}: found a folder, expected the name of a file to write")
     shape = _policy(config.policy) if config.policy is not None else {}
@@ -215,6 +251,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         responses, scores = answer_and_score(
             roles, tokenizer, records, adapter="policy" if config.policy else None, progress=bar.update,
             max_new_tokens=config.max_new_tokens, seed=config.seed, temperature=config.temperature,
+            batch_size=config.batch_size,
         )  # fmt: skip
     answers = [
         {"prompt": p.prompt, "response": r, "reward": float(a), "cost": float(b)}
@@ -252,9 +289,11 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def _policy(folder: Path) -> dict[str, Any]:
-    """`Roles`' arguments for a stored policy: its adapter's folder (or a run's), rank and scale."""
+    """`Roles`' arguments for a stored policy: its adapter's folder (or a run's), rank, scale and layers."""
     places = [place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()]
     if not places:
         raise UserError(f"{folder} is no policy: expected a PEFT adapter (adapter_config.json)")
     stored = PeftConfig.from_pretrained(str(places[0]))
-    return {"policy": places[0], "rank": stored.r, "alpha": stored.lora_alpha}
+    layers = stored.layers_to_transform
+    shape = {"rank": stored.r, "alpha": stored.lora_alpha, "layers": None if layers is None else len(layers)}
+    return {"policy": places[0], **shape}

@@ -354,6 +354,18 @@ def test_an_adapter_of_another_base_reads_the_text_with_its_own_tokenizer(
     assert 0 < row["objective/cost"] < 1
 
 
+def test_a_policy_pads_with_its_end_token_and_a_scorer_with_another(llama, tmp_path):
+    policy, scorer = load_tokenizer(llama), load_tokenizer(llama, scores=True)
+    assert policy.padding_side == "left" and policy.pad_token_id == policy.eos_token_id == scorer.eos_token_id
+    assert scorer.pad_token_id not in (None, scorer.eos_token_id)
+    endless = AutoTokenizer.from_pretrained(llama)
+    endless.eos_token = None
+    endless.save_pretrained(tmp_path)
+    for scores in (False, True):
+        with pytest.raises(UserError, match="has no end token"):
+            load_tokenizer(tmp_path, scores=scores)
+
+
 # --- what goes wrong on the way ---
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
-from csrlhf_kit import cli
+from csrlhf_kit import cli, recipes
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import STYLES
+from csrlhf_kit.looks import STYLES
 from csrlhf_kit.models.scorers import new_scorer, save_scorer
 from csrlhf_kit.recipes import EvaluateConfig, run_evaluate, summary
 from csrlhf_kit.training import ppo
@@ -32,10 +33,11 @@ def folders(random_base, sentences, tmp_path_factory) -> dict[str, str]:
     top = tmp_path_factory.mktemp("recipes")
     for seed, name in enumerate(("reward", "cost")):
         save_scorer(new_scorer(random_base, adaptation="lora", rank=4, seed=seed), top / name)
+        save_scorer(new_scorer(random_base, adaptation="lora", rank=4, layers=1), top / f"{name}_upper")
     save_scorer(new_scorer(random_base, adaptation="full", seed=2), top / "own")
     rows = [json.dumps({"prompt": text}) for text in sentences]
     (top / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    names = {name: str(top / name) for name in ("reward", "cost", "own", "prompts.jsonl")}
+    names = {file.name: str(file) for file in top.iterdir()}
     return names | {"base": str(random_base)}
 
 
@@ -81,7 +83,7 @@ def test_one_table_names_every_method():
 
 
 def test_ppo_leaves_metrics_and_an_adapter_that_peft_loads(policy, random_base):
-    rows = [json.loads(line) for line in (policy / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(policy)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["policy/max_log_ratio_first"] < 1e-4
     stored = json.loads((policy / "config.json").read_text())
@@ -102,8 +104,14 @@ def test_a_stopped_run_goes_on_to_the_same_policy(asked, policy, tmp_path, monke
             raise KeyboardInterrupt
         return step(*arguments, **options)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "fit_critic", stop_at_the_second)
+        calls.append(1)
+        assert cli.main(asked(tmp_path / "run")) == 130, "while the critic is fitted"
+        calls.clear()
+    assert not (tmp_path / "run" / "critic.safetensors").exists()
     monkeypatch.setattr(ppo, "ppo_step", stop_at_the_second)
-    assert cli.main(asked(tmp_path / "run")) == 130
+    assert cli.main(asked(tmp_path / "run", "--resume")) == 130
     monkeypatch.setattr(ppo, "ppo_step", step)
     assert not (tmp_path / "run" / "adapter").exists()
     assert cli.main(asked(tmp_path / "run")) == 2
@@ -112,6 +120,8 @@ def test_a_stopped_run_goes_on_to_the_same_policy(asked, policy, tmp_path, monke
     assert "penalty was 20.0 and is now 3.0" in capsys.readouterr().err
     assert cli.main(asked(tmp_path / "run", "--resume", cost=asked(tmp_path)[2])) == 2
     assert "cost was" in capsys.readouterr().err
+    assert cli.main(asked(tmp_path / "run", "--resume --critic.epochs 1")) == 2
+    assert "critic.epochs was 4 and is now 1" in capsys.readouterr().err
     assert cli.main(asked(tmp_path / "run", "--resume")) == 0
     names = "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / names).read_bytes() == (policy / names).read_bytes()
@@ -119,9 +129,57 @@ def test_a_stopped_run_goes_on_to_the_same_policy(asked, policy, tmp_path, monke
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_critic_that_knows_the_base_starts_with_smaller_errors(asked, tmp_path):
+    fit = "--critic.epochs 12 --critic.learning-rate 0.02 --critic.batch-size 2"
+    assert cli.main(asked(tmp_path / "fitted", fit)) == 0
+    assert cli.main(asked(tmp_path / "fresh", "--critic.episodes 0")) == 0
+    fitted, fresh = (rows_of(tmp_path / name)[0] for name in ("fitted", "fresh"))
+    assert fitted["val/reward_loss"] < 0.5 * fresh["val/reward_loss"]
+    assert not (tmp_path / "fresh" / "critic.safetensors").exists()
+
+
+def test_adapters_on_the_last_layers_are_trained_and_read_back(asked, folders, tmp_path, monkeypatch):
+    """Two layers: the scorers', the critic's and the policy's adapters are on the upper one, and share the lower."""
+    built = []
+    monkeypatch.setattr(recipes, "train_ppo", lambda roles, *args, **options: built.append(roles) or ppo.train_ppo(roles, *args, **options))  # fmt: skip
+    upper = {name: folders[f"{name}_upper"] for name in ("reward", "cost")}
+    assert cli.main(asked(tmp_path / "run", "--layers 1", **upper)) == 0
+    assert built[0].shared == 1 and built[0].lowest["policy"] == 1
+    stored = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert stored and all(".layers.1." in name for name in stored)
+    row, _ = evaluate(folders, tmp_path / "e.json", policy=tmp_path / "run", prompts=folders["prompts.jsonl"])
+    assert row["kl"] != 0.0, "the adapter is in use"
+    assert cli.main(asked(tmp_path / "more", "--layers 3")) == 2
+
+
+@pytest.mark.parametrize("cost", ["cost", "own"])
+def test_a_base_in_bfloat16_is_trained_and_evaluated(cost, asked, folders, tmp_path):
+    run = tmp_path / "run"
+    assert cli.main(asked(run, "--dtype bfloat16", cost=folders[cost])) == 0
+    rows = rows_of(run)
+    assert all(isinstance(value, int) or value == value for row in rows for value in row.values())
+    assert rows[0]["policy/max_log_ratio_first"] < 0.05, "half precision rounds, and no more than that"
+    assert {t.dtype for t in load_file(run / "adapter" / "adapter_model.safetensors").values()} == {
+        torch.float32
+    }
+    options = {
+        "policy": run,
+        "prompts": folders["prompts.jsonl"],
+        "cost": Path(folders[cost]),
+        "temperature": 0.0,
+    }
+    half, _ = evaluate(folders, tmp_path / "half.json", **options, dtype="bfloat16", batch_size=4)
+    whole, _ = evaluate(folders, tmp_path / "whole.json", **options)
+    assert 0.0 < half["cost"] < 1.0 and half["cost"] == pytest.approx(whole["cost"], abs=0.2)
+
+
 def test_a_cost_model_with_a_base_of_its_own_serves_as_well(asked, folders, tmp_path):
     assert cli.main(asked(tmp_path / "run", "--method lagrangian", cost=folders["own"])) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "run")
     assert len(rows) == 2 and 0 < rows[0]["objective/cost"] < 1
 
 
@@ -226,6 +284,7 @@ def test_rates_over_no_prompt_are_left_out_of_the_summary():
     ("changes", "words"),
     [
         ({"limit": 0}, "limit is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"out": Path(".")}, "found a folder"),
         ({"policy": Path("nowhere")}, "nowhere is no policy"),
         ({"cost": Path("nowhere")}, "nowhere is no cost model"),

@@ -87,8 +87,9 @@ def answer_and_score(
 ) -> tuple[list[str], dict[str, torch.Tensor]]:
     """Answer each prompt once, and read the learned scores and the KL of those very answers.
 
-    Returns the answers and {"reward", "cost" (logits), "kl" (nats a sequence)}, each (prompts,). The global
-    generator is seeded and given back as it was. progress: called with the number of prompts just done.
+    Returns the answers and {"reward", "cost" (logits), "kl" (nats a sequence)}, each (prompts,). The KL of greedy
+    answers (temperature 0) is that of the policies at temperature 1. The global generator is seeded and given
+    back as it was. progress: called with the number of prompts just done.
     """
     texts = [""] * len(prompts)
     scores = {name: torch.zeros(len(prompts)) for name in ("reward", "cost", "kl")}
@@ -102,8 +103,8 @@ def answer_and_score(
                 adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature,
             )  # fmt: skip
             trajectory = score_episodes(
-                roles, tokenizer, [prompts[row].prompt for row in rows], episodes, temperature=temperature,
-                chunk_size=64, policy=adapter is not None, critic=False,
+                roles, tokenizer, [prompts[row].prompt for row in rows], episodes, temperature=temperature or 1.0,
+                chunk_size=min(64, batch_size), policy=adapter is not None, critic=False,
             )  # fmt: skip
             scores["reward"][rows] = trajectory.reward.cpu()
             scores["cost"][rows] = trajectory.cost.cpu()

@@ -121,6 +121,8 @@ def ppo_step(
 
 def _clocks() -> tuple[float, float]:
     """Seconds on the wall's clock, and those that this process computed: they differ on a shared machine."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what was asked of the GPU belongs to the part that asked
     return time.perf_counter(), time.process_time()
 
 
