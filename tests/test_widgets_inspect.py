@@ -11,8 +11,13 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.widgets import inspect_cost
 from csrlhf_kit.widgets.inspect_models import keyword, load_scorers
 from csrlhf_kit.widgets.inspection import (
+    EXAMPLES,
+    GRADIENTS,
+    Attribution,
     Neighbours,
+    StateNeighbours,
     Word,
+    attributions,
     flips,
     frequent_words,
     inspection_figure,
@@ -96,6 +101,64 @@ def test_the_nearest_example_is_the_text_itself():
         Neighbours([])
 
 
+class Opened:
+    """A network by hand: `linear`, whose gradients are its weights and whose states are its words."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, prompts, responses):
+        return linear(prompts, responses)
+
+    def integrated_gradients(self, prompt, response):
+        parts = [WEIGHTS.get(word.text, 0.0) for word in words(prompt, response)]
+        return Attribution(np.array(parts), 0.25, baseline=-0.75, score=sum(parts) - 0.5)
+
+    def states(self, prompts, responses):
+        self.seen.append(len(prompts))
+        return np.array([[float(w in p) for w in WEIGHTS] for p in prompts])
+
+
+def test_integrated_gradients_are_asked_of_those_that_have_them():
+    scorers = {"keyword": linear, "semantic": Opened()}
+    plain = attributions(scorers, "feed the tyrant", "yes")
+    assert all(isinstance(part, np.ndarray) for part in plain.values())
+    found = attributions(scorers, "feed the tyrant", "yes", GRADIENTS)
+    assert found["keyword"] == pytest.approx(plain["keyword"]) and found["semantic"].parts[2] == 2.5
+    assert "words +3.50, marks +0.25, together +3.75" in found["semantic"].story("semantic")
+    figure = inspection_figure(scorers, "feed the tyrant", "yes", found)
+    assert any("integrated gradients: semantic" in note.text for note in figure.layout.annotations)
+
+
+def test_the_nearest_by_states_are_those_that_the_network_takes_for_the_same():
+    model = Opened()
+    near = StateNeighbours(model.states, RECORDS)
+    assert model.seen == [], "nothing is computed before it is asked for"
+    found = near.of("a tyrant we feed", "no")
+    assert all("tyrant" in record.prompt for _, record in found) and found[0][0] == pytest.approx(1.0)
+    near.of("a puppy", "no")
+    assert model.seen == [len(RECORDS), 1, 1], "the examples' states are computed once"
+    many = [RECORDS[i % len(RECORDS)] for i in range(3 * EXAMPLES + 1)]
+    assert EXAMPLES / 2 < len(StateNeighbours(model.states, many).records) <= EXAMPLES
+
+
+def test_the_two_menus_change_what_is_shown(tmp_path):
+    write_records(tmp_path / "labels.jsonl", RECORDS)
+    view = inspect_cost(
+        {"semantic": Opened()}, prompt="feed the tyrant", response="yes", data=str(tmp_path / "labels.jsonl"),
+        static=False,
+    )  # fmt: skip
+    _, _, _, how, picture, sums, _, _, _, by, near = view.root.children
+    title = lambda: picture.children[0].drawing["layout"]["annotations"][1]["text"]  # noqa: E731
+    assert "left out" in title() and sums.value == ""
+    how.value = GRADIENTS
+    assert "integrated gradients: semantic" in title() and "together +3.75" in sums.value
+    before = near.value
+    by.value = "what semantic reads"
+    assert near.value != before and "puppy" not in near.value
+    view.close()
+
+
 def test_nothing_to_score_is_said():
     for prompt, response in (("", "x"), ("x", "  ")):
         with pytest.raises(UserError, match="not empty"):
@@ -126,7 +189,7 @@ def test_typing_editing_and_flipping(tmp_path):
         data=str(tmp_path / "labels.jsonl"),
         static=False,
     )
-    pick, asked, said, picture, edits, edit, found, near = view.root.children
+    pick, asked, said, _, picture, _, edits, edit, found, _, near = view.root.children
     live = picture.children[0]
     drawn = lambda name: next(t for t in live.drawing["data"] if t["meta"] == name)  # noqa: E731
     assert drawn("words semantic")["y"] == [1.0, 0.0, 2.5, 0.0]

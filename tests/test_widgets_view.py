@@ -13,7 +13,8 @@ import pytest
 from ipywidgets.widgets.widget import _instances as alive
 
 from csrlhf_kit.notebook_tools import normalised
-from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, view
+from csrlhf_kit.widgets import annotate, arena, explore_penalty, explore_tradeoff, inspect_cost, view, watch
+from csrlhf_kit.widgets.labels import Pair
 from csrlhf_kit.widgets.view import Keys, LiveFigure, View, card, escaped, log_slider, text_twin
 
 HOSTILE = "<script>alert('x')</script> **bold** [a](http://example.com) <b>&amp;</b>"
@@ -52,13 +53,28 @@ def test_a_static_place_gets_a_twin_that_says_so(make, monkeypatch):
     assert make()._repr_mimebundle_() == bundle, "nbval compares it: the same every time"
 
 
-@pytest.mark.parametrize("make", [explore_penalty, explore_tradeoff])
-def test_the_live_output_carries_its_twin_and_closing_leaves_nothing(make):
+def talk(messages):
+    yield "hello"
+
+
+MAKERS = {
+    "explore_penalty": explore_penalty,
+    "explore_tradeoff": explore_tradeoff,
+    "inspect_cost": lambda static: inspect_cost({"one": lambda p, r: [0.5] * len(p)}, static=static),
+    "annotate": lambda static: annotate([Pair("p", "a", "b")], folder="labels", static=static),
+    "arena": lambda static: arena({"a": talk, "b": talk}, folder="arena", static=static),
+    "watch": lambda static: watch(".", static=static),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_live_output_carries_its_twin_and_closing_leaves_nothing(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     before, threads = set(alive), threading.active_count()
     shown = make(static=False)
     bundle = shown._repr_mimebundle_()
     assert bundle[view.WIDGET_VIEW]["model_id"] == shown.root.model_id
-    assert "image/svg+xml" in bundle and len(set(alive) - before) > 5
+    assert {"image/svg+xml", "text/html"} & set(bundle) and len(set(alive) - before) > 5
     shown.close()
     shown.close()
     assert set(alive) == before and threading.active_count() == threads

@@ -113,9 +113,8 @@ def agreement_html(labels: Labels, costs: dict[str, tuple[float, float]]) -> str
 
 
 def _desk(labels: Labels, cost: Costs | None) -> ipywidgets.Widget:
-    question, prompt, left, right, agreement = (ipywidgets.HTML() for _ in range(5))
-    half = ipywidgets.Layout(width="50%")
-    left.layout = right.layout = half
+    question, prompt, agreement = (ipywidgets.HTML() for _ in range(3))
+    left, right = (ipywidgets.HTML(layout=ipywidgets.Layout(width="50%")) for _ in range(2))
     first, second = ipywidgets.Button(), ipywidgets.Button()
     back = ipywidgets.Button(description="take back (u)")
     bar = ipywidgets.IntProgress(min=0, max=len(labels.order), layout=ipywidgets.Layout(width="220px"))

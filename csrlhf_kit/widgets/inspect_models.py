@@ -14,8 +14,13 @@ from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.widgets.inspection import (
+    GRADIENTS,
+    OCCLUSION,
+    Attribution,
     Neighbours,
     Score,
+    StateNeighbours,
+    attributions,
     flips,
     frequent_words,
     inspection_figure,
@@ -48,6 +53,9 @@ def inspect_cost(
     run, whose `models/semantic` and `models/bradley_terry` are taken; None: the recorded ones. The keyword baseline,
     fitted to `data`, is always there. prompt, response: what is shown first. data: labelled examples, a source of
     `read_records`. static: see `widgets.view`.
+
+    A word's part is what leaving it out takes away, or, of a network, its integrated gradients. The nearest examples
+    are so by their words, or by what a network's score head reads of them. Both second ones take a few seconds.
 
     Keyboard: Tab through the fields; Enter in the field `replace by` tries the word.
 
@@ -82,31 +90,38 @@ def load_scorers(models: Mapping[str, Score | str | Path] | str | Path | None) -
 
 
 def _loaded(folder: str | Path) -> Score:
-    from csrlhf_kit.models.scorers import (  # torch takes seconds: only where a model is asked
-        load_scorer,
-        score_texts,
-    )
+    from csrlhf_kit.models.scorers import load_scorer  # torch takes seconds: only where a model is asked
+    from csrlhf_kit.widgets.network import Network
 
     path = Path(folder)
     base = data_folder() / "tiny_base" if path.is_relative_to(data_folder()) else None
-    return partial(score_texts, load_scorer(folder, base=base, merge=True))
+    return Network(load_scorer(folder, base=base, merge=True))
 
 
 def _twin(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str, Any]:
     return figure_twin(inspection_figure(scorers, prompt, response))
 
 
-def verdict_html(scorers: Mapping[str, Score], neighbours: Neighbours, prompt: str, response: str) -> str:
+def ways_to_neighbours(
+    scorers: Mapping[str, Score], records: Sequence[LabelledResponse]
+) -> dict[str, Neighbours | StateNeighbours]:
+    """What examples may be near by -> who finds them: their words, and the states of each network."""
+    ways: dict[str, Neighbours | StateNeighbours] = {"their words": Neighbours(records)}
+    for name, score in scorers.items():
+        if hasattr(score, "states"):
+            ways[f"what {name} reads"] = StateNeighbours(score.states, records)
+    return ways
+
+
+def neighbours_html(by: Neighbours | StateNeighbours, prompt: str, response: str) -> str:
     """The nearest labelled examples as cards, letter by letter."""
     cards = []
-    for cosine, record in neighbours.of(prompt, response):
+    for cosine, record in by.of(prompt, response):
         said, colour = ("safe", "#0072B2") if record.is_safe else ("unsafe", "#D55E00")
         mark = f"labelled {said}, likeness {cosine:.2f}"
         cards.append(card(f"asked: {record.prompt}\nanswer: {record.response}", accent=colour, mark=mark))
     grid = "display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 8px;"
-    return (
-        f'<p><b>Nearest labelled examples, by their words</b></p><div style="{grid}">{"".join(cards)}</div>'
-    )
+    return f'<div style="{grid}">{"".join(cards)}</div>'
 
 
 def flips_text(score: Score, name: str, prompt: str, response: str, candidates: Sequence[str]) -> str:
@@ -124,7 +139,7 @@ def flips_text(score: Score, name: str, prompt: str, response: str, candidates: 
 def _bench(
     scorers: Mapping[str, Score], records: Sequence[LabelledResponse], prompt: str, response: str
 ) -> ipywidgets.Widget:
-    neighbours, candidates = Neighbours(records), frequent_words(records)
+    neighbours, candidates = ways_to_neighbours(scorers, records), frequent_words(records)
     wide = ipywidgets.Layout(width="98%")
     asked = ipywidgets.Text(value=prompt, description="prompt", layout=wide, continuous_update=False)
     said = ipywidgets.Text(value=response, description="response", layout=wide, continuous_update=False)
@@ -135,20 +150,31 @@ def _bench(
     by = ipywidgets.Text(description="replace by", continuous_update=False, placeholder="empty: leave it out")
     model = ipywidgets.Dropdown(options=list(scorers), value=list(scorers)[-1], description="flips of")
     search = ipywidgets.Button(description="find flips")
-    edit, found, near = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+    look = {"style": {"description_width": "initial"}}
+    how = ipywidgets.Dropdown(options=[OCCLUSION, GRADIENTS], description="a word's part by", **look)
+    by_what = ipywidgets.Dropdown(
+        options=list(neighbours), description="nearest labelled examples by", **look
+    )
+    sums, edit, found, near = (ipywidgets.HTML() for _ in range(4))
     picture = ipywidgets.VBox([LiveFigure(inspection_figure(scorers, prompt, response))])
 
     def show(_: object = None) -> None:
         found.value = edit.value = ""
         try:
-            fresh = inspection_figure(scorers, asked.value, said.value)
+            parted = attributions(scorers, asked.value, said.value, how.value)
+            fresh = inspection_figure(scorers, asked.value, said.value, parted)
         except UserError as error:
             edit.value = card(str(error))
             return
         live = picture.children[0]
         live.drawing = {**live.drawing, **fresh.to_plotly_json()}
-        near.value = verdict_html(scorers, neighbours, asked.value, said.value)
+        told = [part.story(name) for name, part in parted.items() if isinstance(part, Attribution)]
+        sums.value = card("\n".join(told)) if told else ""
         word.options = [(f"{w.text} ({w.side})", w) for w in words(asked.value, said.value)]
+        meet()
+
+    def meet(_: object = None) -> None:
+        near.value = neighbours_html(neighbours[by_what.value], asked.value, said.value)
 
     def replace(_: object = None) -> None:
         if word.value is None:
@@ -170,15 +196,17 @@ def _bench(
             record = records[change["new"]]
             said.value, asked.value = record.response, record.prompt
 
-    def look(_: object = None) -> None:
+    def seek(_: object = None) -> None:
         found.value = card(flips_text(scorers[model.value], model.value, asked.value, said.value, candidates))
 
     asked.observe(show, "value")
     said.observe(show, "value")
+    how.observe(show, "value")
+    by_what.observe(meet, "value")
     pick.observe(choose, "value")
     by.observe(replace, "value")
     word.observe(replace, "value")
-    search.on_click(look)
+    search.on_click(seek)
     show()
     edits = ipywidgets.HBox([word, by, model, search], layout=ipywidgets.Layout(flex_flow="row wrap"))
-    return ipywidgets.VBox([pick, asked, said, picture, edits, edit, found, near])
+    return ipywidgets.VBox([pick, asked, said, how, picture, sums, edits, edit, found, by_what, near])

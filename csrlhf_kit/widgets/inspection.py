@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,13 +19,16 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import INK, rounded, rounded_all, style, titled
+from csrlhf_kit.looks import DOTTED, rounded, rounded_all, style, titled
 from csrlhf_kit.widgets.view import escaped, filled
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""Prompts, responses -> logits; above 0 is unsafe, sigmoid is the probability that it states."""
+"""Prompts, responses -> logits; above 0 is unsafe, sigmoid is the probability that it states. A trained network is
+a `network.Network`, which can be asked for `integrated_gradients` and `states` as well."""
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
+OCCLUSION, GRADIENTS = "leaving each out", "integrated gradients"  # two ways to a word's part
+EXAMPLES = 600  # whose states are computed: about two seconds on one core with the tiny base
 MOST_WORDS = 60  # that a picture of them can hold, and a redraw can wait for
 
 
@@ -92,6 +96,39 @@ def occlusion(score: Score, prompt: str, response: str) -> np.ndarray:
     parts = np.zeros(len(found))
     parts[kept] = logits[0] - logits[1:]
     return parts
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How much each word raises a logit above that of a baseline, along a path: integrated gradients."""
+
+    parts: np.ndarray
+    """Of each word, (words,)."""
+    rest: float
+    """Of what belongs to no word: marks, spaces, words beyond the sixtieth."""
+    baseline: float
+    """The baseline's logit."""
+    score: float
+    """The dialogue's logit; words and rest add up to its difference from the baseline's (completeness)."""
+
+    def story(self, name: str) -> str:
+        """The sum in words, as plain text."""
+        total = float(self.parts.sum())
+        return (
+            f"{name}: words {total:+.2f}, marks {self.rest:+.2f}, together {total + self.rest:+.2f}; its logit "
+            f"{self.score:+.2f} is {self.score - self.baseline:+.2f} above that of full stops ({self.baseline:+.2f})"
+        )
+
+
+def attributions(
+    scorers: Mapping[str, Score], prompt: str, response: str, how: str = OCCLUSION
+) -> dict[str, np.ndarray | Attribution]:
+    """Each word's part in each model's logit: integrated gradients where a model has them and `how` asks so."""
+    found: dict[str, np.ndarray | Attribution] = {}
+    for name, score in scorers.items():
+        gradients = getattr(score, "integrated_gradients", None) if how == GRADIENTS else None
+        found[name] = (gradients or partial(occlusion, score))(prompt, response)
+    return found
 
 
 @dataclass(frozen=True)
@@ -165,27 +202,63 @@ class Neighbours:
     def of(self, prompt: str, response: str, count: int = 4) -> list[tuple[float, LabelledResponse]]:
         """(cosine, example), the nearest first."""
         asked = self.vectors.transform([f"{prompt}\n{response}"])
-        cosines = (self.table @ asked.T).toarray()[:, 0]
-        order = np.argsort(-cosines, kind="stable")[:count]
-        return [(float(cosines[i]), self.records[i]) for i in order]
+        return nearest((self.table @ asked.T).toarray()[:, 0], self.records, count)
+
+
+class StateNeighbours:
+    """The labelled examples that a network takes for the likest: by what its score head reads of them.
+
+    Cosine of the states, less their mean over the examples: all states share a large part that tells nothing. At
+    most `EXAMPLES` of the examples, evenly spaced; their states are computed when they are asked for first.
+    """
+
+    def __init__(self, states: Callable[..., np.ndarray], records: Sequence[LabelledResponse]) -> None:
+        self.states, self.records = states, list(records[:: -(-len(records) // EXAMPLES)])
+
+    @cached_property
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean state, directions from it (examples, width))."""
+        found = self.states([r.prompt for r in self.records], [r.response for r in self.records])
+        mean = found.mean(axis=0)
+        return mean, directions(found - mean)
+
+    def of(self, prompt: str, response: str, count: int = 4) -> list[tuple[float, LabelledResponse]]:
+        """(cosine, example), the nearest first."""
+        mean, table = self.table
+        return nearest(table @ directions(self.states([prompt], [response]) - mean)[0], self.records, count)
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1; a row of zeros stays."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def nearest(
+    cosines: np.ndarray, records: Sequence[LabelledResponse], count: int
+) -> list[tuple[float, LabelledResponse]]:
+    """The records of the largest cosines, with these."""
+    order = np.argsort(-cosines, kind="stable")[:count]
+    return [(float(cosines[i]), records[i]) for i in order]
 
 
 # --- the picture ------------------------------------------------------------------------------------------
 
 
-def inspection_values(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str, dict]:
+def inspection_values(
+    scorers: Mapping[str, Score], prompt: str, response: str, parted: Mapping[str, np.ndarray | Attribution]
+) -> dict[str, dict]:
     """Scores and each word's part, trace by trace."""
     found, told = words(prompt, response), scores(scorers, prompt, response)
     drawn: dict[str, dict] = {}
     labels = [escaped(f"{word.text}") for word in found]
-    for place, (name, score) in enumerate(scorers.items()):
-        logit = told[name]
+    for place, (name, logit) in enumerate(told.items()):
         drawn[f"score {name}"] = {
             "x": [rounded(100 * probability(logit))],
             "y": [place],
             "text": [f"{100 * probability(logit):.1f}% (logit {logit:+.2f})"],
         }
-        parts = occlusion(score, prompt, response)
+        part = parted[name]
+        parts = part.parts if isinstance(part, Attribution) else part
         drawn[f"words {name}"] = {
             "x": list(range(len(found))),
             "y": rounded_all(parts),
@@ -197,12 +270,23 @@ def inspection_values(scorers: Mapping[str, Score], prompt: str, response: str) 
     return drawn
 
 
-def inspection_figure(scorers: Mapping[str, Score], prompt: str, response: str) -> go.Figure:
-    """Left, what each model states; right, what each word adds to its logit."""
+def inspection_figure(
+    scorers: Mapping[str, Score],
+    prompt: str,
+    response: str,
+    parted: Mapping[str, np.ndarray | Attribution] | None = None,
+) -> go.Figure:
+    """Left, what each model states; right, what each word adds to its logit.
+
+    parted: from `attributions`; None: of leaving each word out.
+    """
+    parted = attributions(scorers, prompt, response) if parted is None else parted
     names = list(scorers)
+    gradients = [name for name, part in parted.items() if isinstance(part, Attribution)]
+    how = f"integrated gradients: {', '.join(gradients)}" if gradients else "left out: minus that"
     figure = make_subplots(
         rows=1, cols=2, column_widths=[0.32, 0.68], horizontal_spacing=0.09,
-        column_titles=["stated probability of harm, %", "what each word adds to the logit (left out: minus that)"],
+        column_titles=["stated probability of harm, %", f"what each word adds to the logit ({escaped(how)})"],
     )  # fmt: skip
     for name in names:
         look = style(name)
@@ -218,8 +302,8 @@ def inspection_figure(scorers: Mapping[str, Score], prompt: str, response: str) 
             ),
             row=1, col=2,
         )  # fmt: skip
-    figure.add_vline(x=50, line={"color": INK, "dash": "dot", "width": 1.5}, row=1, col=1)
-    figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1.5}, row=1, col=2)
+    figure.add_vline(x=50, line=DOTTED, row=1, col=1)
+    figure.add_hline(y=0, line=DOTTED, row=1, col=2)
     figure.update_xaxes(range=[-3, 103], row=1, col=1)
     labels = [escaped(style(name).label) for name in names]
     figure.update_yaxes(
@@ -234,7 +318,7 @@ def inspection_figure(scorers: Mapping[str, Score], prompt: str, response: str) 
         col=2,
     )
     figure.update_annotations(font_size=13)
-    filled(figure, inspection_values(scorers, prompt, response))
+    filled(figure, inspection_values(scorers, prompt, response, parted))
     return titled(
         figure,
         "Which model calls it harmful, and which words make it do so?",

@@ -152,6 +152,8 @@ class LiveFigure(anywidget.AnyWidget):
       el.appendChild(box);
       let gone = false;
       let started = false;
+      const fit = new ResizeObserver(() => { if (started) window.Plotly.Plots.resize(box); });
+      fit.observe(el);
       const draw = () => plotly(model).then((Plotly) => {
         if (gone) return;
         const { data, layout, config } = structuredClone(model.get("drawing"));
@@ -168,6 +170,7 @@ class LiveFigure(anywidget.AnyWidget):
       draw().catch((error) => { box.textContent = `No figure: ${error.message}`; });
       return () => {
         gone = true;
+        fit.disconnect();
         model.off("change:drawing", draw);
         if (started) window.Plotly.purge(box);
       };

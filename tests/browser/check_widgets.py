@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import nbformat
+from driving import finished, open_notebook, run_all, save, wait_for
 
 from csrlhf_kit import journal
 from csrlhf_kit.data.records import LabelledResponse
@@ -16,6 +15,7 @@ from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.runs import Run, asked
 from csrlhf_kit.widgets.labels import Pair, judgements
 
+NOTEBOOK = "widgets.ipynb"
 HOSTILE = "<script>window.injected = 1</script><img src=x onerror='window.injected = 2'> **bold** [link](http://example.com/) $x$"
 
 CELLS = {
@@ -28,6 +28,7 @@ CELLS = {
     "inspect": "inspect_cost({'semantic': score}, prompt=ATTACK, response='yes', data='labels.jsonl')",
     "arena": "arena(POLICIES, folder='arena')",
     "again": "explore_penalty(multiple=0.5)",
+    "alive": "from ipywidgets.widgets.widget import _instances\nlen(_instances)",
 }
 SCORER = """
 def score(prompts, responses):
@@ -93,15 +94,7 @@ def write_notebook(folder: Path) -> None:
     write_records(folder / "labels.jsonl", labelled)
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "widgets.ipynb")
-
-
-def open_notebook(page, lab) -> None:
-    """Open the notebook with a kernel that is there already: JupyterLab asks for one where it is slow to come."""
-    lab.start_kernel("widgets.ipynb")
-    page.goto(lab.url("widgets.ipynb"))
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / NOTEBOOK)
 
 
 def output_of(page, cell: str):
@@ -110,27 +103,9 @@ def output_of(page, cell: str):
     )
 
 
-def choose(page, menu: str, command: str) -> None:
-    """Choose a command from a menu of JupyterLab's."""
-    page.locator(".lm-MenuBar-item", has_text=menu).first.click()
-    page.locator(f'.lm-Menu-item[data-command="{command}"]').first.click()
-
-
-def run_all(page) -> None:
-    choose(page, "Run", "runmenu:run-all")
-
-
-def wait_for(what, seconds: float = 180) -> None:
-    """Wait until `what()` holds, and say what it was if it never does."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.25)
-
-
 def test_widgets_in_jupyterlab(lab, page, shoot):
     write_notebook(lab.folder)
-    open_notebook(page, lab)
+    open_notebook(page, lab, NOTEBOOK)
     run_all(page)
     for cell in ("penalty", "tradeoff", "watch", "inspect", "again"):
         output_of(page, cell).locator(".js-plotly-plot .main-svg").first.wait_for()
@@ -144,7 +119,7 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     penalty.locator(".noUi-handle").first.focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
-    wait_for(lambda: "1.50 times" not in story.inner_text())
+    wait_for(page, lambda: "1.50 times" not in story.inner_text())
     moved = float(story.inner_text().split(" times")[0].split(", ")[-1])
     assert moved > 1.5
     # and by mouse
@@ -152,7 +127,7 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.up()
-    wait_for(lambda: "below it" in story.inner_text())
+    wait_for(page, lambda: "below it" in story.inner_text())
     shoot("2-penalty", penalty)
 
     # a click on a point chooses its run
@@ -164,13 +139,13 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     x, y = point["x"] + point["width"] / 2, point["y"] + point["height"] / 2
     page.mouse.move(x - 3, y - 3)
     page.mouse.move(x, y, steps=4)
-    time.sleep(1)
+    page.wait_for_timeout(500)
     page.mouse.click(x, y)
-    wait_for(lambda: menu.locator("option:checked").inner_text() == "ppo")
-    wait_for(lambda: "ppo says" in tradeoff.inner_text())
+    wait_for(page, lambda: menu.locator("option:checked").inner_text() == "ppo")
+    wait_for(page, lambda: "ppo says" in tradeoff.inner_text())
     # the attack is text
     menu.select_option(HOSTILE)
-    wait_for(lambda: f"{HOSTILE} says {HOSTILE}" in tradeoff.inner_text())
+    wait_for(page, lambda: f"{HOSTILE} says {HOSTILE}" in tradeoff.inner_text())
     legend = tradeoff.locator(".legendtext").all_text_contents()
     assert any(name.startswith("<script>window.injected") for name in legend), legend
     shoot("3-tradeoff", tradeoff)
@@ -185,7 +160,7 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
         for key in ("1", "2", "ArrowLeft"):
             before = keys.inner_text()
             page.keyboard.press(key)
-            wait_for(lambda: keys.inner_text() != before)  # noqa: B023
+            wait_for(page, lambda: keys.inner_text() != before)  # noqa: B023
         assert f"{pair + 1} of 5 pairs" in keys.inner_text()
     shoot("4-annotate", desk)
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells, "a label is no Jupyter shortcut"
@@ -210,9 +185,9 @@ def watch_a_run(page, lab, shoot) -> None:
     watched.scroll_into_view_if_needed()
     assert "step 5 of 20" in watched.inner_text() and HOSTILE in watched.inner_text()
     Run(lab.folder / "run").log(metrics(6))
-    wait_for(lambda: "step 6 of 20" in watched.inner_text())
+    wait_for(page, lambda: "step 6 of 20" in watched.inner_text())
     watched.get_by_role("button", name="pause").click()
-    wait_for(lambda: asked(lab.folder / "run") == "pause")
+    wait_for(page, lambda: asked(lab.folder / "run") == "pause")
     shoot("5-watch", watched)
 
 
@@ -221,11 +196,13 @@ def inspect_a_text(page, shoot) -> None:
     inspected = output_of(page, "inspect")
     inspected.scroll_into_view_if_needed()
     inspected.get_by_role("button", name="find flips").click()
-    wait_for(lambda: "flip its verdict" in inspected.inner_text())
+    wait_for(page, lambda: "flip its verdict" in inspected.inner_text())
     shoot("6-inspect", inspected)
     inspected.locator("input[type=text]").first.fill("a harmless request")
     page.keyboard.press("Enter")
-    wait_for(lambda: "harmless" in " ".join(inspected.locator(".xaxislayer-above text").all_text_contents()))
+    wait_for(
+        page, lambda: "harmless" in " ".join(inspected.locator(".xaxislayer-above text").all_text_contents())
+    )
 
 
 def fight_in_the_arena(page, lab, shoot) -> None:
@@ -233,11 +210,11 @@ def fight_in_the_arena(page, lab, shoot) -> None:
     ring = output_of(page, "arena")
     ring.locator("input[type=text]").first.fill(f"hello {HOSTILE}")
     page.keyboard.press("Enter")
-    wait_for(lambda: all(f"{who} says {HOSTILE}" in ring.inner_text() for who in ("one", "two")))
+    wait_for(page, lambda: all(f"{who} says {HOSTILE}" in ring.inner_text() for who in ("one", "two")))
     assert "left was" not in ring.inner_text()
     ring.locator(".csrlhf-keys").focus()
     page.keyboard.press("1")
-    wait_for(lambda: "left was" in ring.inner_text())
+    wait_for(page, lambda: "left was" in ring.inner_text())
     shoot("7-arena", ring)
     assert len(journal.read(lab.folder / "arena" / "votes.jsonl")) == 1
 
@@ -245,19 +222,19 @@ def fight_in_the_arena(page, lab, shoot) -> None:
 def test_widgets_in_the_dark_theme_and_after_a_second_run(lab, page, shoot):
     lab.set("apputils-extension/themes", {"theme": "JupyterLab Dark"})
     write_notebook(lab.folder)
-    open_notebook(page, lab)
+    open_notebook(page, lab, NOTEBOOK)
+    alive = []
     for _ in range(2):  # closing and running again
         run_all(page)
+        wait_for(page, lambda: finished(page))
         output_of(page, "again").locator(".js-plotly-plot .main-svg").first.wait_for()
-        output_of(page, "annotate").locator(".csrlhf-keys").wait_for()
-        time.sleep(3)
+        alive.append(output_of(page, "alive").inner_text())
+    assert alive[0] == alive[1], "running again closes what a cell has shown before"
     assert "3 of 5 pairs" in output_of(page, "annotate").inner_text(), "labelling goes on where it was"
-    for cell in ("penalty", "tradeoff", "annotate", "inspect"):
+    for cell in ("penalty", "tradeoff", "annotate", "watch", "inspect", "arena"):
         output_of(page, cell).scroll_into_view_if_needed()
         shoot(f"8-dark-{cell}", output_of(page, cell))
+    stored = save(page, lab.folder / NOTEBOOK)
+    assert any(cell.get("outputs") for cell in stored["cells"]) and "widgets" not in stored["metadata"]
     assert page.evaluate("window.injected") is None
     assert page.watch.errors == [] and page.watch.strangers == []
-    choose(page, "File", "docmanager:save")
-    stored = lab.folder / "widgets.ipynb"
-    wait_for(lambda: any(cell.get("outputs") for cell in json.loads(stored.read_text())["cells"]))
-    assert "widgets" not in json.loads(stored.read_text())["metadata"]
