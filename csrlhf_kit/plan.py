@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.logprob import CHUNK_ELEMENTS
 from csrlhf_kit.models.base import DTYPES
-from csrlhf_kit.models.classifiers import load_config
+from csrlhf_kit.models.classifiers import last_layers, load_config
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import BYTES_PER_PARAMETER, OptimizerName
 
@@ -69,6 +69,10 @@ class PlanConfig:
     """Number format of dense weights and of the arithmetic."""
     rank: int = 16
     """Rank of every adapter."""
+    layers: int | None = None
+    """The policy's adapter acts on this many of the last layers; None: all."""
+    scorer_layers: int | None = None
+    """The adapters of reward, cost and critic act on this many of the last layers; None: all."""
     batch: int = 16
     """Episodes of one rollout."""
     microbatch: int = 4
@@ -136,12 +140,14 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     """Bytes of `roles` (what stays, by part), of `phases` (what each adds at its peak), and of `peak`."""
     width = DTYPES[config.dtype].itemsize
     nf4 = config.quantization == "nf4"
-    adapter = shape.adapter * config.rank
+    acted = {role: config.scorer_layers or shape.layers for role in (*SCORERS, "critic")}
+    acted["policy"] = config.layers or shape.layers
+    adapter = {role: shape.adapter * config.rank * count / shape.layers for role, count in acted.items()}
     roles = {
         "base (policy's and reference's trunk)": shape.other * width
         + shape.linear * (NF4_BYTES if nf4 else width),
-        **{f"{role}: adapter": 4.0 * adapter for role in (*TRAINED, *SCORERS)},
-        **{f"{role}: moments": BYTES_PER_PARAMETER[config.optimizer] * adapter for role in TRAINED},
+        **{f"{role}: adapter": 4.0 * adapter[role] for role in (*TRAINED, *SCORERS)},
+        **{f"{role}: moments": BYTES_PER_PARAMETER[config.optimizer] * adapter[role] for role in TRAINED},
         "heads of reward, cost and values": 4.0 * 4 * (shape.hidden + 1),
     }
     length = config.prompt_tokens + config.new_tokens
@@ -151,22 +157,23 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     answer = config.microbatch * config.new_tokens
     elements = min(CHUNK_ELEMENTS[config.device], answer * shape.vocabulary)
     logits = elements * (4.0 + (width if width < 4 else 4.0)) + 2 * 4.0 * answer * shape.hidden
-    saved, again = layer * tokens * shape.layers, 0.0
+    saved, again = layer * tokens, 0.0  # of each layer that an adapter acts on, or that is above one
     if config.gradient_checkpointing:  # the states below each layer, and one layer that is computed again
-        saved, again = width * shape.hidden * tokens * shape.layers, layer * tokens
+        saved, again = width * shape.hidden * tokens, layer * tokens
     backward = again + tokens * width * 2 * shape.inner + unpacked  # and the gradients within one MLP
-    gradients = 4.0 * adapter
+    gradients = {role: 4.0 * adapter[role] for role in TRAINED}
+    episodes = config.batch * length * (8 + 1 + 1 + 4 * (3 + 2) + 4 * (2 + 4 + 2))
+    kept = {role: episodes + gradients[role] + saved * acted[role] for role in TRAINED}
     cache = 2 * shape.layers * shape.keys * width * config.batch * length
     prefill = config.batch * config.prompt_tokens * width * (2 * shape.hidden + 3 * shape.inner)
     merged = 4.0 * shape.linear if not nf4 and width == 4 else 0.0  # the policy folded in for sampling
     picking = config.batch * shape.vocabulary * (width + 4 + 4 + 8)
-    episodes = config.batch * length * (8 + 1 + 1 + 4 * (3 + 2) + 4 * (2 + 4 + 2))
     forward = tokens * width * (2 * shape.hidden + 3 * shape.inner)
     phases = {
         "rollout": merged + cache + max(prefill + unpacked, picking),
         "score": episodes + forward + unpacked + logits,
-        "update the policy": episodes + gradients + saved + max(logits, backward),
-        "update the critic": episodes + gradients + saved + backward,
+        "update the policy": kept["policy"] + max(logits, backward),
+        "update the critic": kept["critic"] + backward,
     }
     fixed, slack = (CONTEXT, SLACK) if config.device == "cuda" else (0.0, 1.0)
     peak = fixed + slack * (sum(roles.values()) + max(phases.values()))
@@ -187,6 +194,8 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     if min(config.rank, config.batch, config.microbatch, config.prompt_tokens, config.new_tokens) < 1:
         raise UserError("rank, batch, microbatch and token counts: expected at least 1 of each")
     shape = shape_of(KNOWN[config.base] if config.base in KNOWN else load_config(config.base))
+    for count in (config.layers, config.scorer_layers):
+        last_layers(shape.layers, count)  # refuses more than there are
     told = predict(shape, config)
     peak = told["peak"]["bytes"]
     result = {

@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from csrlhf_kit import cli
 from csrlhf_kit.bench.measure import peak_extra_bytes
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.backend import _override
 from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.checkpointing import checkpoint_activations
 from csrlhf_kit.models.roles import Roles
@@ -59,15 +61,23 @@ def test_what_stays_is_what_is_allocated(name, dtype, quantization, bases):
     assert told["policy: adapter"] == 4 * adapters and told["critic: moments"] == 8 * adapters
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_phases_take_what_was_predicted(quantization, checkpointing, bases):
+@pytest.mark.parametrize(
+    ("quantization", "checkpointing", "layers"),
+    [(q, c, None) for q in ("none", "nf4") for c in (False, True)] + [("none", False, 2), ("nf4", True, 3)],
+)
+def test_phases_take_what_was_predicted(quantization, checkpointing, layers, bases):
     """Update of policy and critic, and scoring, against the profiler's record of every allocation."""
     base = load_base(bases["qwen2"], quantization=quantization, device="cpu")
-    roles = Roles(base, reward=len, cost=len, rank=8, lean=False)
+    roles = Roles(base, reward=len, cost=len, rank=8, lean=False, layers=layers)
     if checkpointing:
         checkpoint_activations(roles)
-    config = replace(PLAN, quantization=quantization, gradient_checkpointing=checkpointing)
+    config = replace(
+        PLAN,
+        quantization=quantization,
+        gradient_checkpointing=checkpointing,
+        layers=layers,
+        scorer_layers=layers,
+    )
     shape = shape_of(base.config)
     told = predict(shape, config)["phases"]
     ids = torch.randint(0, 3000, (4, 128), generator=torch.Generator().manual_seed(0))
@@ -128,6 +138,8 @@ def test_plan_is_a_command_that_says_what_fits_and_that_nothing_was_measured(bas
     assert cli.main(["plan", "--base", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
     assert cli.main(["plan", "--batch", "0"]) == 2
+    assert cli.main(["plan", "--base", "qwen2.5-0.5b", "--layers", "25"]) == 2
+    assert "layers is 25: expected 1 to 24" in capsys.readouterr().err
 
 
 # --- the benchmark that a session with a GPU runs ---
@@ -143,14 +155,28 @@ def benchmark():
     return module
 
 
-def test_the_benchmark_makes_a_whole_step_on_a_tiny_shape(benchmark):
-    config = benchmark.GPUStepConfig(
-        dtype="float32", rank=2, batch=2, microbatch=1, prompt_tokens=4, new_tokens=3, steps=1
-    )
-    sizes = SIZES | {"num_hidden_layers": 2, "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}  # fmt: skip
-    measured = benchmark.measure(config, Qwen2Config(**sizes), torch.device("cpu"))
-    assert measured["finite"] and measured["peak"] is None
-    assert all(rate > 0 for rate in measured["tokens_per_second"].values())
+def test_a_dry_run_of_the_benchmark_runs_every_line(benchmark, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "r.json"
+    assert benchmark.main(benchmark.GPUStepConfig(dry_run=True, out=out)) == 0
+    written = json.loads(out.read_text())
+    assert written["verdicts"] == {"kernels run": True, "every figure is finite": True}
+    for part in (written["measured"], written["six_models"]):
+        assert all(rate > 0 for rate in part["tokens_per_second"].values())
+    assert "tiny, nf4" in capsys.readouterr().out
+    measure, backends = benchmark.measure, []
+
+    def broken_kernels(*arguments):
+        backends.append(list(_override))
+        if _override[-1] == "auto":
+            raise RuntimeError("PassManager::run failed")
+        return measure(*arguments)
+
+    monkeypatch.setattr(benchmark, "measure", broken_kernels)
+    assert benchmark.main(benchmark.GPUStepConfig(dry_run=True, quantization="none", out=out)) == 1
+    assert backends == [["auto"], ["torch"]] and not _override
+    assert "PassManager" in json.loads(out.read_text())["kernels_failed"]
+    with pytest.raises(UserError, match="base is gpt"):
+        benchmark.main(benchmark.GPUStepConfig(base="gpt"))
 
 
 def test_the_benchmark_judges_the_promises(benchmark):
