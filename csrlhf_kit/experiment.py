@@ -24,12 +24,11 @@ from csrlhf_kit import __version__
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
-from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
-from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics
+from csrlhf_kit.evaluation.cost_models import keyword_row, scorer_row
+from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.scorers import score_texts
+from csrlhf_kit.models.scorers import load_scorer
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.suggest import best_reward, suggest_penalty
@@ -87,8 +86,15 @@ class RunConfig:
     """Go on with what is in the folder; without it an existing run is an error."""
 
     def base_path(self) -> Path:
-        """Where the base model is; relative where it can be, since models remember their base's path."""
+        """Where the base model is; relative where it can be, since models remember their base's path.
+
+        Raises UserError where there is none.
+        """
         path = self.base or data_folder() / "tiny_base"
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"no base model in {path}: expected a folder with config.json (see csrlhf make-base)"
+            )
         here = Path.cwd()
         return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -125,68 +131,7 @@ def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
     data = {split: read_records("shipped", kind, split=split).records for split in ("train", "validation")}
     folder = config.out / "models" / name
     train_scorer(scorer_settings(config, SCORERS[name], folder), data["train"], data["validation"])
-    if name == "reward":
-        return {}
-    test = read_records("shipped", LabelledResponse, split="test").records
-    scores = score_texts(folder, [r.prompt for r in test], [r.response for r in test])
-    pairs = read_records("shipped", PreferencePair, split="test").records
-    return cost_model_row(test, scores) | ranking(folder, pairs)
-
-
-def measure_keywords() -> dict[str, Any]:
-    """Fit and measure the keyword baseline on the labels that the semantic model sees."""
-    train, test = (read_records("shipped", LabelledResponse, split=s).records for s in ("train", "test"))
-    keyword = fit_keyword(
-        [r.prompt for r in train], [r.response for r in train], [not r.is_safe for r in train]
-    )
-    scores = keyword_scores(keyword, [r.prompt for r in test], [r.response for r in test])
-    return cost_model_row(test, scores)
-
-
-def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> dict[str, Any]:
-    """A cost model's row in `results.json`: point values by name, intervals and strata beside them."""
-    unsafe = np.array([not r.is_safe for r in records])
-    metrics = cost_metrics(scores, unsafe, [r.stratum for r in records])
-    strata = metrics.pop("strata", {})
-    named = {k: v for k, v in metrics.items() if isinstance(v, dict)}
-    probabilities = 1 / (1 + np.exp(-scores))
-    bins = np.minimum((probabilities * 10).astype(int), 9)
-    return {
-        **{name: entry["value"] for name, entry in named.items()},
-        "n": metrics["n"],
-        "intervals": {name: [entry["low"], entry["high"]] for name, entry in named.items()},
-        "strata": {
-            s: {k: _as_rate(v) for k, v in m.items() if isinstance(v, dict)} for s, m in strata.items()
-        },
-        "calibration": [
-            {"predicted": float(probabilities[bins == b].mean()), **rate(unsafe[bins == b].tolist())}
-            for b in sorted(set(bins.tolist()))
-        ],
-    }
-
-
-def ranking(folder: Path, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
-    """Ranking and sign accuracy of a cost model on the annotators' test pairs."""
-    prompts = [p.prompt for p in pairs]
-    scores = np.stack(
-        [score_texts(folder, prompts, [getattr(p, f"response_{i}") for p in pairs]) for i in (0, 1)]
-    )
-    unsafe = np.array([[not p.is_response_0_safe for p in pairs], [not p.is_response_1_safe for p in pairs]])
-    worse = np.array([1 - p.safer_response_id for p in pairs])
-    each = np.arange(len(pairs))
-    found = pair_metrics(
-        scores[worse, each], scores[1 - worse, each], unsafe[worse, each], unsafe[1 - worse, each]
-    )
-    return {name: entry["value"] for name, entry in found.items() if isinstance(entry, dict)}
-
-
-def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """A metric under the names that figures read; None where it is undefined."""
-    return (
-        None
-        if entry["value"] is None
-        else {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
-    )
+    return {} if name == "reward" else scorer_row(load_scorer(folder, merge=True))
 
 
 def evaluation_prompts(count: int) -> list[Prompt]:
@@ -300,7 +245,7 @@ def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
 def run_stage(name: str, config: RunConfig) -> None:
     """Make one stage and store it; runs in a worker process with a single thread."""
     if name == "keyword":
-        result = measure_keywords()
+        result = keyword_row()
     elif name in SCORERS:
         result = train_cost_model(name, config)
     elif name == "critic":
@@ -365,24 +310,13 @@ def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed:
     chosen += rng.sample([i for i, p in enumerate(prompts) if p.family != "none"], 4)
     samples = []
     for i in chosen:
-        p = prompts[i]
-        responses = {}
+        p, responses = prompts[i], {}
         for name, texts in answers.items():
             verdict = judge_all([p], [texts[i]])[0]
-            responses[name] = {
-                "text": texts[i],
-                "harmful": verdict.harmful,
-                "helpfulness": verdict.helpfulness,
-            }
-        samples.append(
-            {
-                "prompt": p.prompt,
-                "stratum": p.stratum,
-                "family": p.family,
-                "harmful": p.harmful,
-                "responses": responses,
-            }
-        )
+            told = {"harmful": verdict.harmful, "helpfulness": verdict.helpfulness}
+            responses[name] = {"text": texts[i], **told}
+        told = {"prompt": p.prompt, "stratum": p.stratum, "family": p.family, "harmful": p.harmful}
+        samples.append({**told, "responses": responses})
     return samples
 
 
@@ -401,21 +335,13 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
 
     Raises UserError where the folder holds another run, or the shipped data or base is missing.
     """
-    base = config.base_path()
-    if not (base / "config.json").is_file():
-        raise UserError(f"no base model in {base}: expected a folder with config.json (see csrlhf make-base)")
+    config.base_path()  # a base, methods and prompts that are not there are told before anything is trained
     for method in config.methods:
         constraint_for(method, config)
     prompts = evaluation_prompts(config.evaluate)
     asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "workers")}
     Run.open(config.out, asked, resume=config.resume)
-    clock = config.out / "stages" / "seconds.json"
-    earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
-    started = time.perf_counter()
-    try:
-        run_stages(stage_needs(config), config, run_stage)
-    finally:  # a run that is stopped and resumed still knows how long it took in all
-        write_atomic(clock, json.dumps(earlier + time.perf_counter() - started) + "\n")
+    seconds = run_stages(stage_needs(config), config, run_stage)
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
     done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
     frontier = config.read_stage("frontier")
@@ -429,7 +355,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
         "config": json.loads(json.dumps(asked, default=str)),
         "seed": config.seed,
         "versions": versions(),
-        "wall_seconds": json.loads(clock.read_text()),
+        "wall_seconds": seconds,
         "cost_models": costs,
         "policies": {name: part["policy"] for name, part in done.items()},
         **({"frontier": frontier} if frontier["points"] else {}),

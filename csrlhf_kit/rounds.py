@@ -286,9 +286,7 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
 
     Raises UserError where the folder holds another run, or the base is missing.
     """
-    base = config.base_path()
-    if not (base / "config.json").is_file():
-        raise UserError(f"no base model in {base}: expected a folder with config.json (see csrlhf make-base)")
+    config.base_path()  # a base or prompts that are not there are told before anything is trained
     evaluation_prompts(config.evaluate)
     Run.open(config.out, config.asks(), resume=config.resume)
     run_stages(stage_needs(config), config, run_stage)

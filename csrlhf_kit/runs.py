@@ -1,5 +1,4 @@
-"""A run's folder: config, metrics, checkpoints; whole files or none, and a resume that loses at most one
-step.
+"""A run's folder: config, metrics, checkpoints; whole files or none, and a resume that loses at most a step.
 
     runs/<name>/config.json              what was asked
     runs/<name>/request                  what somebody asks of it meanwhile: pause, or stop
@@ -154,8 +153,7 @@ class Run:
         return [row for row, _ in self._rows()]
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Older ones beyond `keep`
-        go.
+        """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Older ones beyond `keep` go.
 
         Then does what somebody has asked for (`ask`): waits, or raises KeyboardInterrupt, which stops a job as
         Ctrl-C does.
@@ -179,10 +177,8 @@ class Run:
         aside.rename(final)
         shutil.rmtree(final / "replaced", ignore_errors=True)
         for old in self._steps()[: -self.keep]:
-            doomed = (
-                self.checkpoints / f".old-{old.name}"
-            )  # renamed first: a half-deleted folder must not count
-            old.rename(doomed)
+            doomed = self.checkpoints / f".old-{old.name}"
+            old.rename(doomed)  # first, since a half-deleted folder must not count
             shutil.rmtree(doomed, ignore_errors=True)
         while (wish := asked(self.folder)) == "pause":
             time.sleep(0.2)
@@ -196,6 +192,7 @@ class Run:
 
         A checkpoint that cannot be read (disk trouble) gives way to the one before.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         checkpoint = None
@@ -206,13 +203,7 @@ class Run:
                     int(state.pop("step")), load_file(folder / "tensors.safetensors"), state
                 )
                 break
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
-                unreadable = f"{folder}: {error}"
-            except (
-                Exception
-            ) as error:  # safetensors raises its own class, which shares no base with the above
-                if type(error).__name__ != "SafetensorError":
-                    raise
+            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 unreadable = f"{folder}: {error}"
         if checkpoint is None and self._steps():
             raise UserError(f"no checkpoint can be read ({unreadable}): expected one whole folder")
@@ -251,6 +242,12 @@ def curve_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         for short, name in CURVE.items()
         if rows and all(row.get(name) is not None for row in rows)
     }
+
+
+def postfix(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a progress line says of a step of PPO."""
+    names = {"harm": "harmful", "reward": "reward", "kl": "kl", "λ": "multiplier"}
+    return {name: f"{row[CURVE[short]]:.2f}" for name, short in names.items()}
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from csrlhf_kit.runs import Run
+from csrlhf_kit.runs import Run, postfix, write_atomic
 
 
 class Job(Protocol):
@@ -39,8 +41,10 @@ def _die_with_parent() -> None:
 
 def run_stages(
     needs: Mapping[str, Collection[str]], config: Job, run_stage: Callable[[str, Any], None]
-) -> None:
+) -> float:
     """Make every missing stage, `config.workers` at a time, and show how far each is.
+
+    Returns the seconds that this job has taken in all, those before it was stopped and resumed included.
 
     needs: for each stage, in the order of preference, the stages that it reads; a stage starts when they are
     there. Small models spend their time between operations, not in them: two processes with a thread each do
@@ -56,6 +60,9 @@ def run_stages(
     }
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
+    clock = config.stage_path("seconds")
+    earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
+    started = time.perf_counter()
     try:
         context = multiprocessing.get_context("spawn")
         with (
@@ -88,6 +95,9 @@ def run_stages(
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+        seconds = earlier + time.perf_counter() - started
+        write_atomic(clock, json.dumps(seconds) + "\n")
+    return seconds
 
 
 class _Board:
@@ -124,12 +134,5 @@ class _Board:
             rows = Run(metrics.parent).history()
             bar = self.bar(name)
             if len(rows) > bar.n:
-                row = rows[-1]
-                bar.set_postfix(
-                    harm=f"{row['objective/harmful']:.2f}",
-                    reward=f"{row['objective/reward']:.2f}",
-                    kl=f"{row['objective/kl']:.1f}",
-                    λ=f"{row['constraint/multiplier']:.2f}",
-                    refresh=False,
-                )
+                bar.set_postfix(postfix(rows[-1]), refresh=False)
                 bar.update(len(rows) - bar.n)

@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from itertools import product
@@ -327,8 +326,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     another sweep.
     """
     shared = config.shared()
-    if not (shared.base_path() / "config.json").is_file():
-        raise UserError(f"no base model in {shared.base_path()}: expected a folder with config.json")
+    shared.base_path()  # a base that is not there is told before anything is trained
     cells = config.cells()
     if not cells:
         raise UserError("the sweep has no cell: expected at least one method and one seed")
@@ -340,13 +338,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     asked = {k: v for k, v in asdict(config).items() if k not in ("out", "record", "resume", "workers")}
     asked["cells"] = list(cells)
     Run.open(config.out, asked, resume=config.resume)
-    clock = config.out / "stages" / "seconds.json"
-    earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
-    started = time.perf_counter()
-    try:
-        run_stages(stage_needs(config), config, run_stage)
-    finally:
-        write_atomic(clock, json.dumps(earlier + time.perf_counter() - started) + "\n")
+    run_stages(stage_needs(config), config, run_stage)
     return write_tables(config)
 
 
@@ -362,7 +354,7 @@ def write_tables(config: SweepConfig) -> dict[str, Any]:
         "threshold": config.threshold,
         "cost_model": config.cost_model,
         "versions": versions(),
-        "wall_seconds": json.loads((config.out / "stages" / "seconds.json").read_text()),
+        "wall_seconds": config.read_stage("seconds"),
         "cells": [
             {
                 "method": cell.method,

@@ -92,7 +92,8 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
                 "keyword": cost_metrics(words, unsafe, strata),
             }
     if pairs:
-        models[config.objective] |= _pairs_measured(scorer, pairs["test"], config.objective)
+        scores = pair_scores(scorer, pairs["test"])
+        models[config.objective] |= pairs_measured(scores, pairs["test"], config.objective)
     result = _result(config, scorer, models, labelled, report, started)
     _write(config, scorer, lines, result)
     print(_headline(config, result))
@@ -111,24 +112,23 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     scorer = fit_scorer(config, pairs["train"], pairs["validation"])
     lines = []
     for split in SPLITS:
-        if pairs[split]:
-            first, second = pair_scores(scorer, pairs[split])
-            lines += [
-                json.dumps(
-                    {
-                        "prompt": pair.prompt,
-                        "response_0": pair.response_0,
-                        "response_1": pair.response_1,
-                        "better_response_id": pair.better_response_id,
-                        "score_0": float(a),
-                        "score_1": float(b),
-                        "split": split,
-                    },
-                    ensure_ascii=False,
-                )
-                for pair, a, b in zip(pairs[split], first, second, strict=True)
-            ]
-    models = {"reward": _pairs_measured(scorer, pairs["test"], "reward")}
+        scores = pair_scores(scorer, pairs[split])  # the last ones, of the test split, are measured below
+        lines += [
+            json.dumps(
+                {
+                    "prompt": pair.prompt,
+                    "response_0": pair.response_0,
+                    "response_1": pair.response_1,
+                    "better_response_id": pair.better_response_id,
+                    "score_0": float(first),
+                    "score_1": float(second),
+                    "split": split,
+                },
+                ensure_ascii=False,
+            )
+            for pair, (first, second) in zip(pairs[split], scores, strict=True)
+        ]
+    models = {"reward": pairs_measured(scores, pairs["test"], "reward")}
     result = _result(config, scorer, models, pairs, report, started)
     _write(config, scorer, lines, result)
     print(_headline(config, result))
@@ -136,12 +136,11 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     return result
 
 
-def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of response 0 and of response 1 of each pair: two arrays, (pairs,)."""
+def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Scores (pairs, 2) of response 0 and of response 1 of each pair."""
     prompts = [pair.prompt for pair in pairs]
     both = [pair.response_0 for pair in pairs] + [pair.response_1 for pair in pairs]
-    first, second = np.split(score_texts(scorer, prompts + prompts, both), 2)
-    return first, second
+    return np.stack(np.split(score_texts(scorer, prompts + prompts, both), 2), axis=1)
 
 
 # --- splits --------------------------------------------------------------------------------------------
@@ -211,8 +210,8 @@ def read_splits(config: Any, kind: type) -> tuple[dict[str, list], dict[str, Any
 # --- results -------------------------------------------------------------------------------------------
 
 
-def _pairs_measured(scorer: Scorer, pairs: Sequence[PreferencePair], objective: str) -> dict[str, Any]:
-    scores = np.stack(pair_scores(scorer, pairs), axis=1)  # (pairs, 2)
+def pairs_measured(scores: np.ndarray, pairs: Sequence[PreferencePair], objective: str) -> dict[str, Any]:
+    """`pair_metrics` of the scores (pairs, 2) of both responses, as the objective tells the winner."""
     winners = np.array([winner_id(pair, objective) for pair in pairs])
     rows = np.arange(len(pairs))
     labels: list[np.ndarray] = []

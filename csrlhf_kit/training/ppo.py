@@ -22,7 +22,7 @@ from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everything
+from csrlhf_kit.runs import Run, postfix, random_state, restore_random_state, seed_everything
 from csrlhf_kit.training.constraint import Constraint
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
 from csrlhf_kit.training.optimizers import OptimizerName, load_moments, make_optimizer, moments
@@ -241,13 +241,7 @@ def train_ppo(
                 run.log(row)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                     run.save(step + 1, *_snapshot(roles, optimizers, constraint))
-            bar.set_postfix(
-                harm=f"{row['objective/harmful']:.2f}",
-                reward=f"{row['objective/reward']:.2f}",
-                kl=f"{row['objective/kl']:.2f}",
-                multiplier=f"{row['constraint/multiplier']:.2f}",
-                refresh=False,
-            )
+            bar.set_postfix(postfix(row), refresh=False)
             bar.update()
             if on_step is not None:
                 on_step(row)

@@ -1,0 +1,71 @@
+"""A cost model's row in `results.json`: how well it tells harm on the shipped test labels and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair
+from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
+from csrlhf_kit.evaluation.safety import rate
+from csrlhf_kit.evaluation.scorer_metrics import cost_metrics
+from csrlhf_kit.evaluation.scorer_run import pairs_measured
+from csrlhf_kit.models.scorers import Scorer, score_texts
+
+
+def scorer_row(scorer: Scorer) -> dict[str, Any]:
+    """A trained cost model on the shipped test labels, and its ranking of the test pairs."""
+    test = read_records("shipped", LabelledResponse, split="test").records
+    scores = score_texts(scorer, [r.prompt for r in test], [r.response for r in test])
+    pairs = read_records("shipped", PreferencePair, split="test").records
+    return cost_model_row(test, scores) | ranking(scorer, pairs)
+
+
+def keyword_row() -> dict[str, Any]:
+    """The keyword baseline, fitted to the labels that the semantic model sees."""
+    train, test = (read_records("shipped", LabelledResponse, split=s).records for s in ("train", "test"))
+    keyword = fit_keyword(
+        [r.prompt for r in train], [r.response for r in train], [not r.is_safe for r in train]
+    )
+    scores = keyword_scores(keyword, [r.prompt for r in test], [r.response for r in test])
+    return cost_model_row(test, scores)
+
+
+def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> dict[str, Any]:
+    """A cost model's row in `results.json`: point values by name, intervals and strata beside them."""
+    unsafe = np.array([not r.is_safe for r in records])
+    metrics = cost_metrics(scores, unsafe, [r.stratum for r in records])
+    strata = metrics.pop("strata", {})
+    named = {k: v for k, v in metrics.items() if isinstance(v, dict)}
+    probabilities = 1 / (1 + np.exp(-scores))
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    return {
+        **{name: entry["value"] for name, entry in named.items()},
+        "n": metrics["n"],
+        "intervals": {name: [entry["low"], entry["high"]] for name, entry in named.items()},
+        "strata": {
+            s: {k: _as_rate(v) for k, v in m.items() if isinstance(v, dict)} for s, m in strata.items()
+        },
+        "calibration": [
+            {"predicted": float(probabilities[bins == b].mean()), **rate(unsafe[bins == b].tolist())}
+            for b in sorted(set(bins.tolist()))
+        ],
+    }
+
+
+def ranking(scorer: Scorer, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+    """Ranking and sign accuracy of a cost model on annotators' pairs."""
+    prompts = [p.prompt for p in pairs]
+    scores = [score_texts(scorer, prompts, [p.responses[i] for p in pairs]) for i in (0, 1)]
+    found = pairs_measured(np.stack(scores, axis=1), pairs, "semantic")
+    return {name: entry["value"] for name, entry in found.items() if isinstance(entry, dict)}
+
+
+def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """A metric under the names that figures read; None where it is undefined."""
+    if entry["value"] is None:
+        return None
+    return {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
