@@ -162,6 +162,9 @@ class Canvas:
             marks = settings.get("ticklen", 4) if settings.get("ticks") == "outside" else 0
             ax.tick_params(letter, which="major", length=marks, color=color, labelsize=size, labelcolor=INK)
             ax.tick_params(letter, which="minor", length=0)
+            if angle := settings.get("tickangle"):  # plotly counts clockwise, matplotlib the other way
+                for label in axis.get_ticklabels():
+                    label.set(rotation=-angle, ha="right" if angle < 0 else "left", rotation_mode="anchor")
             if settings.get("showgrid", True) and not over:
                 axis.grid(True, which="major", color=settings.get("gridcolor", GRID), linewidth=0.8)
             title = settings.get("title", {})

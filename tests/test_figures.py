@@ -266,6 +266,13 @@ def test_bars_heatmaps_fills_shapes_and_notes_are_drawn():
     assert svg == static_svg(figure)
 
 
+def test_tick_labels_turn_as_in_the_interactive_figure():
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[1, 2]))
+    figure.update_xaxes(tickvals=[0, 1], ticktext=["rumour", "radio"], tickangle=-60)
+    turned = re.findall(r"rotate\((-?\d+) [^>]*>(\w+)<", static_svg(figure))
+    assert turned == [("-60", "rumour"), ("-60", "radio")]
+
+
 def test_what_the_twin_cannot_draw_is_an_error_not_a_gap():
     with pytest.raises(UserError, match="'violin'"):
         static_svg(go.Figure(go.Violin(y=[1, 2, 3])))
