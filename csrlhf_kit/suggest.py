@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -169,26 +168,6 @@ def suggest_penalty(
     )
 
 
-def shortfall(
-    frontier: Sequence[FrontierPoint | Solution], *, beta: float, reward: float, cost: float, kl: float
-) -> float:
-    """How much more reward the best policy of the same mean cost and the same mean KL could have.
-
-    reward, cost, kl: the trained policy's means, on the frontier's prompts and in its units. A point with
-    multiplier m and KL weight w (`beta`, unless the point has its own) maximises reward - m * cost - w * KL,
-    so that no policy has more reward than r + m * (cost - c) + w * (kl - k), with the point's r, c, k; the
-    best is the least of these bounds, tight where points are dense. 0 for a perfect optimiser, and then F is
-    the best at that cost, too. From few effective samples the best is underestimated (Jensen's inequality:
-    the empirical dual is too low on average), so that the shortfall is as well, and may come out negative.
-    """
-    weights = [getattr(p, "kl_weight", None) for p in frontier]
-    bounds = [
-        p.reward + p.multiplier * (cost - p.cost) + (beta if weight is None else weight) * (kl - p.kl)
-        for p, weight in zip(frontier, weights, strict=True)
-    ]
-    return min(bounds) - reward
-
-
 def best_reward(
     reward: np.ndarray,
     cost: np.ndarray,
@@ -199,8 +178,8 @@ def best_reward(
 ) -> float:
     """The most mean reward of any policy whose mean cost and mean KL are at most these, by the samples.
 
-    reward, cost: (prompts, samples) scores of reference samples, nan where a prompt has fewer. The yardstick
-    of `shortfall` without a grid: the least over multiplier m and KL weight w of the dual
+    reward, cost: (prompts, samples) scores of reference samples, nan where a prompt has fewer. What a
+    policy's `shortfall` in `results.json` is held against: the least over multiplier m and KL weight w of the dual
     w * E_x log E_reference exp((reward - m * cost) / w) + m * at_cost + w * at_kl, which is convex in both.
     Samples show no policy further than log(samples) from the reference; beyond that the answer is too low.
 

@@ -19,7 +19,7 @@ from csrlhf_kit.hinge import (
     hinge_bias,
     simulate_gate,
 )
-from csrlhf_kit.suggest import FrontierPoint, Suggestion, best_reward, shortfall, suggest_penalty
+from csrlhf_kit.suggest import FrontierPoint, Suggestion, best_reward, suggest_penalty
 
 __all__ = [
     "PID",
@@ -39,7 +39,6 @@ __all__ = [
     "equilibrium_violation",
     "expected_hinge",
     "hinge_bias",
-    "shortfall",
     "simulate_dual",
     "simulate_gate",
     "suggest_penalty",

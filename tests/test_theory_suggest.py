@@ -13,7 +13,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.hinge import batch_hinge_equilibrium
 from csrlhf_kit.reweighting import optimal_multiplier, tilt
 from csrlhf_kit.suggest import SuggestPenaltyConfig, read_scores, run_suggest_penalty
-from csrlhf_kit.theory import FiniteProblem, best_reward, shortfall, suggest_penalty
+from csrlhf_kit.theory import FiniteProblem, best_reward, suggest_penalty
 
 BETA, THRESHOLD = 0.5, -0.3
 
@@ -139,49 +139,17 @@ def test_the_normalised_rule_settles_on_the_threshold_in_simulated_training():
     assert np.mean(costs[300:]) == pytest.approx(threshold, abs=0.03)
 
 
-def test_the_shortfall_is_zero_on_the_frontier_and_positive_off_it():
-    problem = population(20, seed=6)
-    frontier = problem.frontier(np.linspace(0, 5, 501))
-    best = problem.constrained_optimum()
-
-    def of(policy: np.ndarray) -> float:
-        at = problem.evaluate(policy)
-        return shortfall(frontier, beta=BETA, reward=at.reward, cost=at.cost, kl=at.kl)
-
-    assert of(best.policy) == pytest.approx(0, abs=1e-4)
-    for other in (problem.reference, problem.penalised_optimum(1.0, "per_sample").policy):
-        assert of(other) > 0.01
-    # Against the exact best at the same cost, found by moving the threshold there.
-    hinge = problem.evaluate(problem.penalised_optimum(1.0, "per_sample").policy)
-    same = FiniteProblem(problem.reference, problem.reward, problem.cost, beta=BETA, threshold=hinge.cost)
-    assert of(hinge.policy) == pytest.approx(same.constrained_optimum().objective - hinge.objective, abs=1e-4)
-
-
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_shortfall_bounds_every_policy_at_its_own_cost_and_kl(normalised):
-    """Each sampled answer is a response here, so the samples' problem is known exactly."""
-    rng = np.random.default_rng(7)
-    reward, cost = rng.normal(size=(2, 12, 32))
+def test_each_point_of_the_frontier_is_the_best_at_its_own_cost_and_kl(normalised):
+    reward, cost = np.random.default_rng(7).normal(size=(2, 12, 32))
     found = suggest_penalty(
         reward, cost, beta=BETA, threshold=-0.3, normalised=normalised, bootstrap=20, seed=0
     )
-    problem = FiniteProblem(np.full((12, 32), 1 / 32), reward, cost, beta=BETA, threshold=-0.3)
-
-    def of(policy: np.ndarray) -> float:
-        at = problem.evaluate(policy)
-        return shortfall(found.frontier, beta=BETA, reward=at.reward, cost=at.cost, kl=at.kl)
-
-    for point in found.frontier:  # zero for what the trainer settles on at any multiplier
-        weight = BETA * (1 + point.multiplier) if normalised else BETA
-        assert point.kl_weight == pytest.approx(weight)
-        logits = (reward - point.multiplier * cost) / weight
-        settled = np.exp(logits - logits.max(axis=1, keepdims=True))
-        assert of(settled / settled.sum(axis=1, keepdims=True)) == pytest.approx(0, abs=1e-9)
-    for sharpness in (0.0, 0.3, 1.0, 3.0):
-        for _ in range(50):
-            logits = sharpness * rng.normal(size=reward.shape) + rng.uniform(0, 3) * reward
-            policy = np.exp(logits - logits.max(axis=1, keepdims=True))
-            assert of(policy / policy.sum(axis=1, keepdims=True)) >= -1e-9
+    assert len({point.multiplier for point in found.frontier}) > 10
+    for point in found.frontier:
+        assert point.kl_weight == pytest.approx(BETA * (1 + point.multiplier if normalised else 1))
+        best = best_reward(reward, cost, at_cost=point.cost, at_kl=point.kl)
+        assert best == pytest.approx(point.reward, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -213,10 +181,6 @@ def test_the_best_reward_within_two_limits_is_that_of_a_general_solver(seed):
     )
     best = best_reward(reward, cost, at_cost=at.cost, at_kl=at.kl)
     assert best == pytest.approx(-found.fun, abs=1e-5)
-    # The bound from a grid at one KL weight is never below it.
-    grid = problem.frontier(np.linspace(0, 4, 41))
-    numbers = {"reward": at.reward, "cost": at.cost, "kl": at.kl}
-    assert shortfall(grid, beta=problem.beta, **numbers) >= best - at.reward - 1e-6
 
 
 def test_limits_that_no_policy_meets_are_told():
