@@ -111,10 +111,6 @@ class Trajectory(NamedTuple):
         outside = np.flatnonzero(np.abs(self.cost - threshold) > tolerance)
         return int(outside[-1]) + 1 if len(outside) else 0
 
-    def mean_violation(self, threshold: float, *, after: int = 0) -> float:
-        """Mean of max(cost - threshold, 0) from step `after` on: safe steps refund no violation."""
-        return float(np.maximum(self.cost[after:] - threshold, 0).mean())
-
 
 def simulate_dual(
     problem: FiniteProblem,

@@ -101,8 +101,8 @@ def _add_caption(figure: go.Figure, caption: str) -> None:
     figure.layout.margin.t = (figure.layout.margin.t or 66) + 16 * len(lines)
 
 
-def static_svg(figure: go.Figure, *, width: int | None = None) -> str:
-    """Draw `figure` as SVG text, `width` pixels wide (the figure's own width, else `looks.WIDTH`).
+def static_svg(figure: go.Figure) -> str:
+    """Draw `figure` as SVG text, as wide as the figure says, else `looks.WIDTH`.
 
     Equal figures give equal text: fixed identifiers, no date, coordinates to a tenth of a pixel, text as
     text in whatever sans-serif font the reader has. The background is white, since pages may be dark.
@@ -112,7 +112,7 @@ def static_svg(figure: go.Figure, *, width: int | None = None) -> str:
     """
     document = figure.to_plotly_json()
     layout = merge(document["layout"].get("template", {}).get("layout", {}), document["layout"])
-    page_width = width or layout.get("width") or WIDTH
+    page_width = layout.get("width") or WIDTH
     page_height = layout.get("height") or 450
     with matplotlib.rc_context(_RC):
         page = Figure(figsize=(page_width / 72, page_height / 72), dpi=72)  # a pixel is a point

@@ -76,9 +76,8 @@ class Offline(NamedTuple):
 
 
 def offline_answers(
-    roles: Roles, tokenizer: Any, prompts: Sequence[str], *, samples: int, max_new_tokens: int, seed: int,
-    batch_size: int = 128,
-) -> Offline:  # fmt: skip
+    roles: Roles, tokenizer: Any, prompts: Sequence[str], *, samples: int, max_new_tokens: int, seed: int
+) -> Offline:
     """`samples` answers of the base to each prompt, with their learned reward and cost."""
     seed_everything(seed)
     asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -86,7 +85,7 @@ def offline_answers(
     texts = [""] * len(asked)
     reward, cost = np.zeros(len(asked)), np.zeros(len(asked))
     order = encoded["attention_mask"].sum(1).argsort(stable=True)
-    for rows in tqdm(order.split(batch_size), desc="answers of the base", unit="batch"):
+    for rows in tqdm(order.split(128), desc="answers of the base", unit="batch"):
         ids, mask = encoded["input_ids"][rows], encoded["attention_mask"][rows]
         episodes = sample_episodes(roles, tokenizer, ids, mask, adapter=None, max_new_tokens=max_new_tokens)
         scored = score_episodes(
