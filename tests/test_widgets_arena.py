@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from csrlhf_kit import journal
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.widgets import arena
 from csrlhf_kit.widgets.arena import talk_html
 from csrlhf_kit.widgets.votes import Duel, elo
@@ -106,3 +109,33 @@ def test_a_model_speaks_token_by_token_what_it_answers_at_once(random_base):
     state = torch.get_rng_state()
     list(streaming(model, tokenizer, max_new_tokens=4)(message))
     assert torch.equal(torch.get_rng_state(), state), "nobody else's draws change"
+
+
+@pytest.mark.parametrize("kind", ["csrlhf run", "csrlhf ppo"])
+def test_a_runs_policies_speak_on_the_base_that_it_was_trained_on(kind, random_base, tmp_path, monkeypatch):
+    from csrlhf_kit.evaluation.answers import load_policy
+    from csrlhf_kit.models.base import load_base, load_tokenizer
+    from csrlhf_kit.models.roles import Roles
+    from csrlhf_kit.widgets.streaming import policies_of, streaming
+
+    scorer = lambda prompts, responses: torch.zeros(len(prompts))  # noqa: E731
+    roles = Roles(load_base(random_base, device="cpu"), reward=scorer, cost=scorer, rank=4, alpha=8)
+    with torch.no_grad():
+        for parameter in roles.trainable("policy"):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    run = tmp_path / "mine"
+    roles.save_policy(run / ("policies/ppo/adapter" if kind == "csrlhf run" else "adapter"))
+    monkeypatch.setattr("csrlhf_kit.widgets.streaming.data_folder", lambda: random_base.parent / "data")
+    message, options = [{"role": "user", "content": "hello there"}], {"max_new_tokens": 12, "temperature": 0}
+    tokenizer = load_tokenizer(random_base)
+    said = {
+        name: "".join(streaming(load_policy(random_base, adapter), tokenizer, **options)(message))
+        for name, adapter in (("sft", None), ("own", next(run.glob("**/adapter"))))
+    }
+    assert said["sft"] != said["own"]
+    for named in (str(random_base), random_base.name):  # from here, and from the repository's folder
+        write_atomic(run / "config.json", json.dumps({"base": named}))
+        found = {name: "".join(talk(message)) for name, talk in policies_of(run, **options).items()}
+        assert found == {"sft": said["sft"], "ppo" if kind == "csrlhf run" else "mine": said["own"]}
+    with pytest.raises(UserError, match="finished run"):
+        policies_of(tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem, hinge_bias
@@ -20,17 +22,9 @@ from csrlhf_kit.widgets.penalty_data import (
     penalty_point,
     penalty_values,
 )
+from csrlhf_kit.widgets.recorded import Recorded, RunRow, answers, judgements, read_recorded, run_point
 from csrlhf_kit.widgets.tradeoff import answers_html
-from csrlhf_kit.widgets.tradeoff_data import (
-    GRID,
-    Recorded,
-    RunRow,
-    Tradeoff,
-    judgements,
-    legend_name,
-    read_recorded,
-    run_point,
-)
+from csrlhf_kit.widgets.tradeoff_data import GRID, Tradeoff, legend_name
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -160,6 +154,37 @@ def test_a_sweep_is_read_cell_by_cell():
     assert [run.name for run in recorded.runs] == ["p3o · penalty 2.0 · seed 0", "p3o · penalty 2.0 · seed 1"]
     drawn = Tradeoff(recorded, town()).figure(Tradeoff(recorded, town()).start())
     assert next(len(t.x) for t in drawn.data if t.meta == "runs p3o") == 2
+
+
+def test_a_folder_of_records_is_read_as_one(tmp_path):
+    cell = {"method": "p3o", "settings": {}, "seed": 0, "policy": policy(0.1, 0.5), "curve": {"cost": [1.0]}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "sweep.json").write_text(json.dumps({"cells": [cell], "threshold": 0.05}))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "results.json").write_text(json.dumps(results()))
+    (tmp_path / "c").mkdir()
+    recorded = read_recorded(tmp_path)
+    assert [run.name for run in recorded.runs] == ["a · p3o · seed 0", "b · ppo", f"b · {HOSTILE}"]
+    assert recorded.threshold == 0.05 and recorded.problem is None
+    assert [row["text"] for row in answers(recorded, "b · ppo")] == [HOSTILE]
+    with pytest.raises(UserError, match="no such file"):
+        read_recorded(tmp_path / "c")
+
+
+def test_every_recorded_sweep_is_shown_with_its_intervals():
+    """What is drawn against the flat table beside it, which is written from the same cells."""
+    for table in sorted((data_folder() / "runs").glob("*/cells.csv")):
+        rows = list(csv.DictReader(table.open()))
+        here = tradeoff.tradeoff(table.parent, None, None)
+        assert len(here.recorded.runs) == len(rows) > 0
+        drawn = here.values(here.start())
+        for method in here.methods:
+            trace = drawn[f"runs {method}"]
+            own = [row for row in rows if row["method"] == method]
+            for name, value in (("", trace["x"]), ("_low", np.subtract(trace["x"], trace["error_x"]["arrayminus"])),
+                                ("_high", np.add(trace["x"], trace["error_x"]["array"]))):  # fmt: skip
+                wanted = [100 * float(row[f"harmful_nominal{name}"]) for row in own]
+                assert value == pytest.approx(wanted, abs=0.01), (table, method, name)
 
 
 def test_the_shipped_record_opens():

@@ -17,8 +17,9 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, ask, asked
-from csrlhf_kit.training.constraints import FixedPenalty
+from csrlhf_kit.training.constraints import FixedPenalty, Lagrangian
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.samples import sample_logger
 from csrlhf_kit.widgets import watch
 from csrlhf_kit.widgets.run_state import (
     duration,
@@ -29,7 +30,6 @@ from csrlhf_kit.widgets.run_state import (
     watch_story,
     watch_values,
 )
-from csrlhf_kit.widgets.sampling import sample_logger
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -235,3 +235,31 @@ def test_ppo_stops_when_asked_and_resumes_as_if_it_never_had(tmp_path, random_ba
     progress = read_progress(tmp_path / "stopped")
     assert progress.finished and [row["prompt"] for row in progress.samples] == sentences[:2]
     assert [row["step"] for row in progress.samples] == [4, 4]
+
+
+def test_samples_change_no_digit_of_a_run(tmp_path, random_base, sentences):
+    """The same steps with and without: every metric, and every tensor of the checkpoint, generators included."""
+    config = PPOConfig(steps=3, batch_size=8, minibatch_size=4, max_new_tokens=5, epochs=2)
+    tokenizer = load_tokenizer(random_base)
+    rows, checkpoints = {}, {}
+    for name in ("with", "without"):
+        roles = Roles(load_base(random_base, device="cpu"), reward=letters, cost=vowels, rank=4, alpha=8)
+        constraint = Lagrangian(threshold=0.2)
+        run = Run.open(tmp_path / name, config_dict(config, constraint))
+        said = sample_logger(run.folder, roles, tokenizer, sentences, every=1) if name == "with" else None
+        history = train_ppo(roles, tokenizer, sentences, constraint, config, run, said)
+        rows[name] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in history]
+        checkpoints[name] = run.load()
+    assert rows["with"] == rows["without"]
+    tensors = {name: checkpoint.tensors for name, checkpoint in checkpoints.items()}
+    assert tensors["with"].keys() == tensors["without"].keys()
+    assert all(torch.equal(tensor, tensors["without"][key]) for key, tensor in tensors["with"].items())
+    assert checkpoints["with"].state == checkpoints["without"].state
+    told = journal.read(tmp_path / "with" / "samples.jsonl")
+    assert [row["step"] for row in told] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [row["prompt"] for row in told[:3]] == [sentences[0], sentences[2], sentences[4]]
+    last = told[-1]
+    assert (
+        last["reward"] == letters([""], [last["text"]]).item()
+        and last["cost"] == vowels([""], [last["text"]]).item()
+    )

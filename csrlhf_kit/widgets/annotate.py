@@ -21,7 +21,7 @@ from csrlhf_kit.widgets.labels import (
     judgements,
     pairs_of_samples,
 )
-from csrlhf_kit.widgets.tradeoff_data import read_recorded
+from csrlhf_kit.widgets.recorded import read_recorded
 from csrlhf_kit.widgets.view import Keys, View, card, escaped, text_twin, widgets_can_run
 
 KEYS = ["1", "2", "ArrowLeft", "ArrowRight", "u"]

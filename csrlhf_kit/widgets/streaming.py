@@ -12,6 +12,7 @@ from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import load_policy
+from csrlhf_kit.export import run_settings
 from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.decoding import CachedForward
 from csrlhf_kit.training.rollout import pick
@@ -65,13 +66,28 @@ def streaming(
 def policies_of(run: str | Path, **options: Any) -> dict[str, Talk]:
     """The policies that a run has trained, and its base as `sft`.
 
-    Raises UserError where the folder holds no policy.
+    run: the folder of `csrlhf run`, whose policies have their methods' names, or of `csrlhf ppo`, whose policy has
+    the folder's. The base is the one that the run's config names; options: see `streaming`.
+
+    Raises UserError where the folder holds no policy, or its base cannot be read.
     """
     run = Path(run)
     adapters = {path.parent.name: path for path in sorted(run.glob("policies/*/adapter"))}
+    if not adapters and (run / "adapter").is_dir():
+        adapters = {run.name: run / "adapter"}
     if not adapters:
-        raise UserError(f"{run}: found no policies/*/adapter; the folder of a finished run was expected")
-    base = data_folder() / "tiny_base"
-    tokenizer = load_tokenizer(base)
-    models = {"sft": load_policy(base), **{name: load_policy(base, path) for name, path in adapters.items()}}
-    return {name: streaming(model, tokenizer, **options) for name, model in models.items()}
+        raise UserError(
+            f"{run}: found neither policies/*/adapter nor adapter; the folder of a finished run was expected"
+        )
+    settings = run_settings(run)
+    base, here = settings.get("base") or data_folder() / "tiny_base", data_folder().parent
+    if (
+        not Path(base).exists() and (here / base).exists()
+    ):  # a run from the repository's folder, a notebook in another
+        base = here / base
+    quantization, tokenizer = settings.get("quantization", "none"), load_tokenizer(base)
+    models = {"sft": None, **adapters}
+    return {
+        name: streaming(load_policy(base, adapter, quantization=quantization), tokenizer, **options)
+        for name, adapter in models.items()
+    }

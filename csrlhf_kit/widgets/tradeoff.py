@@ -13,7 +13,8 @@ import ipywidgets
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem
-from csrlhf_kit.widgets.tradeoff_data import GRID, Recorded, State, Tradeoff, answers, read_recorded
+from csrlhf_kit.widgets.recorded import Recorded, answers, read_recorded
+from csrlhf_kit.widgets.tradeoff_data import GRID, State, Tradeoff
 from csrlhf_kit.widgets.view import (
     CARD,
     LiveFigure,
@@ -38,8 +39,8 @@ def explore_tradeoff(
 ) -> View:
     """Every recorded run beside what is possible and what a penalty makes of it; click a run for its curves.
 
-    results: a run's or a sweep's folder, its results.json or sweep.json, or what that holds; None: the shipped
-    record. problem: what the frontier is of; None: the record's scored samples, reweighted, where it has kept them
+    results: a run's or a sweep's folder, one of several of them (`data/runs`), its results.json or sweep.json, or what
+    that holds; None: the shipped record. problem: what the frontier is of; None: the record's scored samples, reweighted, where it has kept them
     (a run's own folder has), else the town of notebooks 03 and 04, exact. strata: one word for each prompt of
     `problem`, which a menu then chooses from. static: see `widgets.view`.
 
