@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +19,6 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.training.constraints import (
-    CONSTRAINTS,
     P3O,
     AdaptivePenalty,
     FixedPenalty,
@@ -390,15 +386,3 @@ def test_ptx_pulls_the_policy_towards_its_demonstrations(random_base, tokenizer,
 def test_a_response_that_leaves_no_prompt_is_told(tokenizer):
     with pytest.raises(UserError, match="expected room"):
         encode_responses(tokenizer, ["how"], ["a " * 40], max_length=16)
-
-
-def test_no_constraint_costs_a_fiftieth_of_a_step():
-    """The benchmark itself, at its smallest; CPU seconds of one thread, so that other processes do not matter."""
-    path = Path(__file__).parents[1] / "benchmarks" / "constraint_overhead.py"
-    spec = importlib.util.spec_from_file_location("constraint_overhead", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["constraint_overhead"] = benchmark  # its dataclass looks its own module up
-    spec.loader.exec_module(benchmark)
-    rows = benchmark.measure(benchmark.Config(shape="tiny", steps=1, repeats=30))
-    assert {row["method"] for row in rows} == {*CONSTRAINTS, "per_group (14)"}
-    assert all(row["share_percent"] < 2.0 for row in rows), rows

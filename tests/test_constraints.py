@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.training.constraints import (
+    CONSTRAINTS,
     CRPO,
     P3O,
     AugmentedLagrangian,
@@ -239,3 +243,15 @@ def test_crpo_switches_between_cost_and_reward():
 def test_bad_settings_are_told(make):
     with pytest.raises(UserError):
         make()
+
+
+def test_no_constraint_costs_a_fiftieth_of_a_step():
+    """The benchmark itself, at its smallest; CPU seconds of one thread, so that other processes do not matter."""
+    path = Path(__file__).parents[1] / "benchmarks" / "constraint_overhead.py"
+    spec = importlib.util.spec_from_file_location("constraint_overhead", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["constraint_overhead"] = benchmark  # its dataclass looks its own module up
+    spec.loader.exec_module(benchmark)
+    rows = benchmark.measure(benchmark.Config(shape="tiny", steps=1, repeats=30))
+    assert {row["method"] for row in rows} == {*CONSTRAINTS, "per_group (14)"}
+    assert all(row["share_percent"] < 2.0 for row in rows), rows
