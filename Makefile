@@ -27,7 +27,7 @@ notebook-test: .venv/.test
 
 browser-test: .venv/.test ## the widgets in a real JupyterLab: needs playwright (installed here) and a chromium on the PATH
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/check_widgets.py -p no:cacheprovider -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/check_*.py -p no:cacheprovider -rs
 
 lab: .venv/.run ## JupyterLab on the first notebook
 	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb

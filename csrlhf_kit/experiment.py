@@ -36,6 +36,7 @@ from csrlhf_kit.training.constraints import Constraint, make_constraint
 from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 from csrlhf_kit.training.preference import Objective, ScorerConfig, train_scorer
+from csrlhf_kit.training.samples import sample_logger
 
 FRONTIER_PROMPTS, FRONTIER_SAMPLES = 100, 32
 SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
@@ -218,7 +219,9 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
         constraint = constraint_for(method, config)
         run = Run.open(config.out / "policies" / method, config_dict(ppo, constraint), resume=True)
         load_critic(roles, config.out / "models" / "critic.safetensors")
-        history = train_ppo(roles, tokenizer, training_prompts(), constraint, ppo, run)
+        prompts = training_prompts()
+        said = sample_logger(run.folder, roles, tokenizer, prompts, max_new_tokens=ppo.max_new_tokens)
+        history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run, said)
         roles.save_policy(config.out / "policies" / method / "adapter")
         multiplier = constraint.multiplier
     seconds = time.perf_counter() - started

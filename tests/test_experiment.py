@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder
@@ -67,6 +68,8 @@ def test_results_hold_the_contract(small, results):
             assert isinstance(row[key], float)
     assert stored["policies"]["sft"]["kl"] == 0.0
     assert len(stored["curves"]["fixed_penalty"]) == 2 and len(stored["samples"]) == 12
+    told = journal.read(small.out / "policies" / "fixed_penalty" / "samples.jsonl")
+    assert [row["step"] for row in told] == [1, 1, 1] and all(row["prompt"] for row in told)
     assert "<html" in write_report(small.out).read_text()
 
 

@@ -250,7 +250,8 @@ class Tradeoff:
         figure.update_annotations(font_size=13)
         filled(figure, self.values(state))
         title = "Safe and helpful is upper left: what is possible, what was trained, what does λ do?"
-        return titled(figure, title, height=680, margin={"b": 110})
+        room = 60 + 20 * -(-(len(self.methods) + 4) // 3)  # for the legend, three names in a row
+        return titled(figure, title, height=570 + room, margin={"b": room})
 
     def story(self, state: State) -> str:
         """The state in words, escaped: λ*, and where each penalty ends."""
