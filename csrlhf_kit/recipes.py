@@ -31,6 +31,7 @@ from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
 from csrlhf_kit.training.optimizers import OptimizerName
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.samples import sample_logger
 
 Method = Literal[tuple(CONSTRAINTS)]
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
@@ -121,10 +122,12 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     prompts = [p.prompt for p in records]
     if config.critic.episodes > 0:
         _start_critic(roles, tokenizer, prompts, config)
+    said = sample_logger(config.out, roles, tokenizer, prompts, max_new_tokens=config.ppo.max_new_tokens)
     with tracker(config.track, config.out, asked) as track:
         history = train_ppo(
-            roles, tokenizer, prompts, constraint, config.ppo, run, track, optimizer=config.optimizer
-        )
+            roles, tokenizer, prompts, constraint, config.ppo, run,
+            lambda row: [call(row) for call in (said, track) if call is not None], optimizer=config.optimizer,
+        )  # fmt: skip
     processes.on_main(lambda: roles.save_policy(config.out / "adapter"))
     print(f"The policy's adapter is in {config.out / 'adapter'}")
     return history[-1] if history else {}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
-from csrlhf_kit import cli, recipes
+from csrlhf_kit import cli, journal, recipes
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.looks import STYLES
 from csrlhf_kit.models.scorers import new_scorer, save_scorer
@@ -86,6 +86,7 @@ def test_ppo_leaves_metrics_and_an_adapter_that_peft_loads(policy, random_base):
     rows = rows_of(policy)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["policy/max_log_ratio_first"] < 1e-4
+    assert {row["step"] for row in journal.read(policy / "samples.jsonl")} == {1}
     stored = json.loads((policy / "config.json").read_text())
     assert stored["constraint"]["name"] == "FixedPenalty" and stored["base"] == str(random_base)
     plain = AutoModelForCausalLM.from_pretrained(random_base)
