@@ -40,6 +40,7 @@ _ROOTS = "home|Users|root|tmp|var|opt|mnt|usr|srv|private|work|content|data"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/<…-])/(?:{_ROOTS})/[\w.-]+|\b[A-Za-z]:\\{{1,2}}\w+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NOT_A_RESULT = re.compile(r"arXiv[: ]\d{4}\.\d{5}|Exercise \d+\.\d+|chapter \d+|section \d+\.\d+|`[^`]*`")
+BAR = re.compile(r"\d+%\|.{0,12}\| *\d+/\d+ \[")  # tqdm's, which in a stored notebook stands where it began
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
 
@@ -238,6 +239,10 @@ def _cell_problems(cell: NotebookNode, place: int) -> list[str]:
             found.append("shows a widget that has no form without a kernel")
     shown = [output.get("text", "") for output in cell.outputs]
     shown += [value for output in cell.outputs for value in _strings(output.get("data", {}))]
+    if any(map(BAR.search, shown)):
+        found.append(
+            "shows a progress bar that stands still: run what draws it under IPython's capture_output"
+        )
     found += _text_problems("\n".join([cell.source, *shown]))
     return found
 

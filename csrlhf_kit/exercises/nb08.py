@@ -9,25 +9,16 @@ from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.evaluation.arena import bradley_terry
 from csrlhf_kit.evidence import DEPENDS, REFUTED, REPRODUCED, Estimate, at_least, difference
 from csrlhf_kit.exercises import Attempt, Mistake, answer, drawn, same
-from csrlhf_kit.exercises.chart import chart
+from csrlhf_kit.exercises.chart import chart, numbers
 
 
 def _rate(count: int, n: int) -> tuple[float, float, float]:
     return (count / n, *clopper_pearson(count, n))
 
 
-def _values(found: object, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`found` as numbers of that shape, for a picture; None for anything else."""
-    try:
-        values = np.asarray(found, dtype=float)
-    except (TypeError, ValueError):
-        return None
-    return values if values.shape == shape and np.isfinite(values).all() else None
-
-
 def picture_1(attempt: Attempt) -> go.Figure:
     sizes = [40, 80, 160, 320, 640, 1280]
-    found = [_values(drawn(attempt, _rate(11 * n // 40, n), _rate(6 * n // 40, n)), (3,)) for n in sizes]
+    found = [numbers(drawn(attempt, _rate(11 * n // 40, n), _rate(6 * n // 40, n)), (3,)) for n in sizes]
     curves = {"measured difference": (sizes, [12.5] * len(sizes))}
     if all(values is not None for values in found):
         curves["your upper end"] = (sizes, [100 * values[2] for values in found])
@@ -57,7 +48,7 @@ _WINS = np.array([[0.0, 30.0, 9.0], [10.0, 0.0, 8.0], [1.0, 2.0, 0.0]])
 
 
 def picture_2(attempt: Attempt) -> go.Figure:
-    found = _values(drawn(attempt, _WINS), (3,))
+    found = numbers(drawn(attempt, _WINS), (3,))
     truth = bradley_terry(_WINS)
     gaps, shares = [], []
     for i in range(3):
