@@ -18,6 +18,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.looks import DOTTED, INK, MUTED, error_bars, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.widgets.recorded import Recorded, judgements, run_point
+from csrlhf_kit.widgets.recorded import read_recorded as read_recorded
 from csrlhf_kit.widgets.view import escaped, filled
 
 CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
