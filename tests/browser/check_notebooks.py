@@ -33,7 +33,7 @@ def test_a_notebook_of_the_course(lab, page, shoot, name):
     run_all(page)
     wait_for(page, lambda: finished(page), seconds=1200)
 
-    ran = code_cells(nbformat.from_dict(save(page, folder / name)))
+    ran = code_cells(save(page, folder / name))
     said = [output for cell in ran for output in cell.outputs]
     assert all(cell.execution_count for cell in ran)
     assert [o for o in said if o.output_type == "error" or o.get("name") == "stderr"] == []

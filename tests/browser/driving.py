@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
 
 
 def wait_for(page, what: Callable[[], bool], seconds: float = 180) -> None:
@@ -40,9 +42,9 @@ def finished(page) -> bool:
     return "[*]:" not in prompts and any(prompt.strip("[]: ") for prompt in prompts)
 
 
-def save(page, path: Path) -> dict:
+def save(page, path: Path) -> NotebookNode:
     """Save the open notebook, and read what is then on disk."""
     before = path.stat().st_mtime_ns
     choose(page, "File", "docmanager:save")
     wait_for(page, lambda: path.stat().st_mtime_ns > before)
-    return json.loads(path.read_text())
+    return nbformat.read(path, as_version=4)
