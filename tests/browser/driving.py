@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,5 +48,11 @@ def save(page, path: Path) -> NotebookNode:
     """Save the open notebook, and read what is then on disk."""
     before = path.stat().st_mtime_ns
     choose(page, "File", "docmanager:save")
-    wait_for(page, lambda: path.stat().st_mtime_ns > before)
+
+    def stored() -> bool:  # Jupyter empties the file before it writes
+        with contextlib.suppress(ValueError):
+            return path.stat().st_mtime_ns > before and bool(json.loads(path.read_text()))
+        return False
+
+    wait_for(page, stored)
     return nbformat.read(path, as_version=4)
