@@ -47,6 +47,7 @@ from csrlhf_kit.training.supervised import (
     check_out,
     checkpoint_folder,
     clear_checkpoints,
+    mean_loss,
     replace_folder,
     training_arguments,
 )
@@ -306,7 +307,7 @@ def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRo
     trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(checkpoints)) if config.resume and checkpoints.exists() else None
     result = trainer.train(resume_from_checkpoint=last)
-    loss = float(result.training_loss)
+    loss = mean_loss(result)
     if not np.isfinite(loss):
         clear_checkpoints(config)
         raise UserError(

@@ -20,6 +20,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from csrlhf_kit import processes
 from csrlhf_kit.data.chat import encode_dialogues
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import read_records
@@ -34,6 +35,7 @@ from csrlhf_kit.training.supervised import (
     check_out,
     checkpoint_folder,
     clear_checkpoints,
+    mean_loss,
     replace_folder,
     training_arguments,
 )
@@ -53,6 +55,8 @@ class SFTConfig(SupervisedConfig):
     """Learn only from responses that are labelled safe."""
     adaptation: Literal["lora", "full"] = "lora"
     """lora: adapters on every linear map; full: every weight."""
+    sharded: bool = False
+    """Split weights, gradients and moments of --adaptation full over the processes (FSDP2), where one GPU is too small."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW; None: by size, 1e-3 up to 5 million parameters, then 2e-4 (LoRA), 2e-5."""
     epochs: float = 1.0
@@ -98,10 +102,12 @@ def train_sft(
         token, None without validation), `seconds`; also written to `sft.json` beside the model.
 
     Raises:
-        UserError: the base does not load, or no dialogue has room for a prompt and a response.
+        UserError: the base does not load, no dialogue has room for a prompt and a response, or settings that do
+            not go together.
     """
     out = Path(config.out)
     check_out(out)
+    _check(config)
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.base)
     rows = response_rows(tokenizer, train, max_length=config.max_length)
@@ -115,13 +121,21 @@ def train_sft(
     model = _model(config)
     rate = config.learning_rate if config.learning_rate is not None else _default_rate(config, model)
     trainer = _trainer(config, model, tokenizer, rows, rate)
+    if config.sharded and not trainer.is_fsdp_enabled:
+        raise UserError(
+            "sharded needs GPUs, since Accelerate shards nothing on CPUs: expected one for each process"
+        )
     folder = checkpoint_folder(config)
     last = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
-    loss = float(trainer.train(resume_from_checkpoint=last).training_loss)
+    loss = mean_loss(trainer.train(resume_from_checkpoint=last))
     if not math.isfinite(loss):
         clear_checkpoints(config)
         raise UserError(f"sft: the loss is {loss}, expected a finite one; lower --learning-rate ({rate:g})")
     held_out = response_rows(tokenizer, validation, max_length=config.max_length)
+    weights = None
+    if config.sharded:  # all processes gather the shards, and the main one writes them: what is tied once
+        weights = trainer.accelerator.get_state_dict(model)
+        weights = {name: t for name, t in weights.items() if name not in model.all_tied_weights_keys}
     report = {
         "rows": len(rows),
         "dropped": len(train) - len(rows),
@@ -134,7 +148,7 @@ def train_sft(
 
     def write(fresh: Path) -> None:
         with quiet():
-            model.save_pretrained(fresh)
+            model.save_pretrained(fresh, state_dict=weights)
             tokenizer.save_pretrained(fresh)
         write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
 
@@ -183,7 +197,7 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torc
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: sharded weights are gathered in place
 def response_loss(
     model: torch.nn.Module, tokenizer: Any, rows: Sequence[dict[str, list[int]]], *, batch_size: int = 32
 ) -> float:
@@ -224,12 +238,22 @@ def _dialogues(config: SFTConfig, split: str) -> list[LabelledResponse]:
     return kept
 
 
-def _model(config: SFTConfig) -> torch.nn.Module:
+def _check(config: SFTConfig) -> None:
     if config.adaptation == "full" and config.quantization != "none":
         raise UserError("quantization nf4: 4-bit weights cannot be trained, expected --adaptation lora")
+    if config.sharded and config.adaptation != "full":
+        raise UserError(
+            "sharded is for --adaptation full: adapters are small, and each process holds the base"
+        )
+    if config.sharded and processes.count() == 1:
+        raise UserError("sharded needs several processes: expected torchrun --nproc-per-node N")
+
+
+def _model(config: SFTConfig) -> torch.nn.Module:
     dtype = config.dtype if config.adaptation == "lora" else "float32"
     torch.manual_seed(config.seed)
-    model = load_base(config.base, dtype=dtype, quantization=config.quantization)
+    device = "cpu" if config.sharded else None  # a GPU gets its share only
+    model = load_base(config.base, dtype=dtype, quantization=config.quantization, device=device)
     if config.adaptation == "full":
         return model.requires_grad_(True)
     shape = LoraConfig(
@@ -256,7 +280,7 @@ def _default_rate(config: SFTConfig, model: torch.nn.Module) -> float:
 
 def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, rate: float) -> SFTTrainer:
     arguments = training_arguments(
-        config, learning_rate=rate, epochs=config.epochs, batch_size=config.batch_size
+        config, learning_rate=rate, epochs=config.epochs, batch_size=config.batch_size, sharded=config.sharded
     )
     trainer = SFTTrainer(
         model=model,

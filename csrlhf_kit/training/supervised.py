@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput
 
 from csrlhf_kit import processes
 from csrlhf_kit.errors import UserError
@@ -77,9 +78,12 @@ class SupervisedConfig:
 
 
 def training_arguments(
-    config: SupervisedConfig, *, learning_rate: float, epochs: float, batch_size: int
+    config: SupervisedConfig, *, learning_rate: float, epochs: float, batch_size: int, sharded: bool = False
 ) -> TrainingArguments:
-    """The Trainer's arguments for `config`, with what it leaves open settled."""
+    """The Trainer's arguments for `config`, with what it leaves open settled.
+
+    sharded: weights, gradients and moments are split over the processes, layer by layer (FSDP2, by Accelerate).
+    """
     processes.check_divisible(batch_size=batch_size)
     each = batch_size // processes.count()
     micro = min(config.micro_batch_size or each, each)
@@ -94,8 +98,12 @@ def training_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=OPTIMIZERS[config.optimizer],
-        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing and not sharded,
         activation_checkpointing_kwargs={"use_reentrant": False},
+        fsdp=sharded or None,
+        fsdp_config={"version": 2, "activation_checkpointing": config.gradient_checkpointing}
+        if sharded
+        else None,
         bf16=config.dtype == "bfloat16",
         seed=config.seed,
         save_strategy="no",  # TimedCheckpoints asks for them
@@ -109,6 +117,12 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def mean_loss(result: TrainOutput) -> float:
+    """A finished training's mean loss over all processes, each of which knows that of its share."""
+    loss = torch.tensor(result.training_loss, device=processes.device())
+    return float(processes.summed(loss)) / processes.count()
 
 
 class EpochSampler(LengthGroupedSampler):
@@ -137,7 +151,9 @@ class TimedCheckpoints(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps:
+        due = torch.tensor(float(time.monotonic() - self.last >= self.seconds), device=processes.device())
+        # Clocks differ by a moment, and a process that saves alone waits for the others for ever.
+        if state.global_step < state.max_steps and float(processes.largest(due)) > 0:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
