@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_scorers import build_bert
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.scorers import Scorer, encode, new_scorer, output_layer, score_texts
@@ -136,3 +137,18 @@ def test_each_token_of_a_text_knows_where_it_stands(scorer, prompt, response):
             assert spelt.strip() == text[max(0, place[1]) : place[2]].strip()
         if token in scorer.tokenizer.all_special_ids:
             assert place is None
+
+
+def test_an_encoder_is_opened_likewise(tmp_path):
+    scorer = new_scorer(build_bert(tmp_path / "bert"), adaptation="full", seed=1)
+    with torch.no_grad():
+        output_layer(scorer.model).weight *= 30
+    network = Network(scorer)
+    found = network.integrated_gradients("feed the Dog", "sure, take it", tolerance=0.01)
+    assert np.abs(found.parts).min() > 1e-4 and found.parts.shape == (6,)
+    assert found.score == pytest.approx(network(["feed the Dog"], ["sure, take it"])[0], abs=1e-4)
+    assert found.parts.sum() + found.rest == pytest.approx(found.score - found.baseline, abs=0.02)
+    head = output_layer(scorer.model)
+    states = network.states(["a", "feed the dog"], ["yes", "no"])
+    told = states @ head.weight[0].detach().numpy() + head.bias.item()
+    assert told == pytest.approx(network(["a", "feed the dog"], ["yes", "no"]), abs=1e-4)
