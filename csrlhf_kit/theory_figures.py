@@ -124,7 +124,7 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MUL
             marker={"color": look.colour, **shape},
             name=_kind_label(kind),
             text=_marks(kind, multiples),
-            textposition="top left" if kind == "rectified" else "bottom right",
+            textposition={"rectified": "top left", "linear": "bottom right"}.get(kind, "middle right"),
             textfont={"color": INK, "size": 12},
             customdata=[_times(m) for m in multiples],
             hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
