@@ -38,6 +38,8 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import backend
 from csrlhf_kit.models.base import DTYPES, freeze
 from csrlhf_kit.models.checkpointing import checkpoint_activations
+from csrlhf_kit.models.classifiers import last_layers, linear_names
+from csrlhf_kit.models.decoding import Sampler
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.plan import GIB, KNOWN, PlanConfig, predict, shape_of, six_models
 from csrlhf_kit.runs import seed_everything, write_atomic
@@ -59,8 +61,8 @@ class GPUStepConfig(PlanConfig):
 
     steps: int = 3
     """Steps to measure, after one that is not."""
-    static_cache: bool = False
-    """Sample with a cache of fixed size and CUDA graphs."""
+    rollout: Sampler = "loop"
+    """How answers are sampled: loop, static (a cache of fixed size, compiled) or continuous (batching)."""
     kernels: Literal["auto", "torch"] = "auto"
     """auto: Triton's where it is installed; torch: none of ours."""
     six: bool = False
@@ -109,19 +111,19 @@ def random_base(config: Any, *, dtype: str, quantization: str, device: torch.dev
     return freeze(model)
 
 
-def random_scorer(config: Any, rank: int, folder: Path) -> Path:
+def random_scorer(config: Any, rank: int, layers: int | None, folder: Path) -> Path:
     """A reward or cost model of this shape as a PEFT SEQ_CLS adapter with random weights."""
-    options = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
     with torch.device("meta"):
-        model = PeftModel(
-            AutoModelForCausalLM.from_config(config), LoraConfig(**options, task_type="CAUSAL_LM")
-        )
+        model = AutoModelForCausalLM.from_config(config)
+        options = {
+            "r": rank, "lora_alpha": 2 * rank, "target_modules": linear_names(model, ()),
+            "layers_to_transform": last_layers(config.num_hidden_layers, layers),
+        }  # fmt: skip
+        model = PeftModel(model, LoraConfig(**options, task_type="CAUSAL_LM"))
     state = {k: torch.randn(v.shape) * 0.02 for k, v in get_peft_model_state_dict(model).items()}
     state["base_model.model.score.weight"] = torch.randn(1, config.hidden_size) * 0.02
     folder.mkdir(parents=True)
-    named = model.peft_config["default"].target_modules  # "all-linear" spelt out
-    shape = LoraConfig(**options | {"target_modules": named}, task_type="SEQ_CLS", modules_to_save=["score"])
-    shape.save_pretrained(str(folder))
+    LoraConfig(**options, task_type="SEQ_CLS", modules_to_save=["score"]).save_pretrained(str(folder))
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -132,9 +134,15 @@ def measure(config: GPUStepConfig, model_config: Any, device: torch.device) -> d
     base = random_base(model_config, dtype=config.dtype, quantization=config.quantization, device=device)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scorers = {n: random_scorer(model_config, config.rank, Path(folder) / n) for n in ("reward", "cost")}
+        shape = (model_config, config.rank, config.scorer_layers)
+        scorers = {name: random_scorer(*shape, Path(folder) / name) for name in ("reward", "cost")}
         roles = Roles(
-            base, **scorers, rank=config.rank, alpha=2 * config.rank, static_cache=config.static_cache
+            base,
+            **scorers,
+            rank=config.rank,
+            alpha=2 * config.rank,
+            layers=config.layers,
+            sampler=config.rollout,
         )
     if config.gradient_checkpointing:
         checkpoint_activations(roles)
@@ -154,6 +162,7 @@ def measure(config: GPUStepConfig, model_config: Any, device: torch.device) -> d
     )  # the scorers read ids; nothing ends an answer
     seed_everything(0)
     rows, peaks = [], []
+    _clean(device)  # of what loading has left in the allocator
     for step in range(config.steps + 1):
         ids = torch.randint(2, model_config.vocab_size, (config.batch, config.prompt_tokens))
         encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -274,7 +283,7 @@ def main(config: GPUStepConfig) -> int:
         with backend(config.kernels):
             measured = measure(config, model_config, device)
     except Exception as error:  # whatever a compiler or a driver may raise: the rest can still be measured
-        if config.kernels == "torch":
+        if config.kernels == "torch" or isinstance(error, torch.OutOfMemoryError):
             raise
         failure = f"{type(error).__name__}: {error}"
         print(f"FAIL with Triton's kernels, once more without: {failure}")

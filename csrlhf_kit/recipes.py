@@ -24,6 +24,7 @@ from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.checkpointing import checkpoint_activations
 from csrlhf_kit.models.cost_sign import CostSign, signed_cost
+from csrlhf_kit.models.decoding import Sampler
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import SCORER_FILE
 from csrlhf_kit.runs import Run, write_atomic
@@ -87,8 +88,9 @@ class PPORunConfig:
     """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
     gradient_checkpointing: bool = False
     """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
-    static_cache: bool = False
-    """Sample with a cache of fixed size, which transformers compiles on a GPU: one CUDA graph a token."""
+    rollout: Sampler = "loop"
+    """loop: the kit's own sampling; static: a cache of fixed size, which transformers compiles on a GPU; continuous:
+    transformers' continuous batching, where answers end at very different lengths. All draw the same tokens."""
     track: str = "none"
     """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -112,7 +114,7 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
     roles = Roles(
         base, **scorers, rank=config.rank, alpha=2 * config.rank, layers=config.layers, seed=config.ppo.seed,
-        static_cache=config.static_cache,
+        sampler=config.rollout,
     )  # fmt: skip
     if config.gradient_checkpointing:
         checkpoint_activations(roles)

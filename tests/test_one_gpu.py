@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from csrlhf_kit.training.constraints import FixedPenalty
 from csrlhf_kit.training.optimizers import make_optimizer
 from csrlhf_kit.training.ppo import PPOConfig, train_ppo
 from csrlhf_kit.training.preference import ScorerConfig, train_scorer
-from csrlhf_kit.training.rollout import decode, generate
+from csrlhf_kit.training.rollout import decode, generate, sample_episodes
 
 pytest.importorskip("bitsandbytes")
 
@@ -219,8 +220,27 @@ def test_checkpointing_changes_memory_and_nothing_else(random_base, sentences):
     assert torch.equal(*texts), "sampling keeps its cache"
 
 
-@pytest.mark.parametrize("static", [False, True])
-def test_generate_draws_the_tokens_of_our_own_loop(static, random_base, sentences):
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("sampler", ["static", "continuous"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_every_sampler_draws_the_same_tokens(kind, sampler, temperature, random_base, llama, sentences):
+    """Static cache, and continuous batching with requests of different length, against the kit's own loop."""
+    path = random_base if kind == "qwen2" else llama
+    tokenizer = load_tokenizer(path)
+    encoded = encode_prompts(tokenizer, [*sentences, "why", sentences[0]], max_length=32)
+    noise = torch.rand(8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 12, "temperature": temperature, "noise": noise}
+    both = {name: noisy_roles(path, sampler=name) for name in ("loop", sampler)}
+    endless = sample_episodes(both["loop"], tokenizer, *encoded.values(), **options)
+    said = endless.ids[0][endless.actions[0]]
+    tokenizer = SimpleNamespace(eos_token_id=int(said[4]), pad_token_id=tokenizer.pad_token_id)
+    ours, theirs = (sample_episodes(r, tokenizer, *encoded.values(), **options) for r in both.values())
+    assert int(ours.actions[0].sum()) <= 5 and ours.ended[0], "some answers end early"
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_generate_draws_the_tokens_of_our_own_loop(random_base, sentences):
     from csrlhf_kit.models.decoding import CachedForward
 
     model = load_base(random_base, device="cpu")
@@ -229,7 +249,7 @@ def test_generate_draws_the_tokens_of_our_own_loop(static, random_base, sentence
     noise = torch.rand(len(sentences), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = decode(CachedForward(model), *encoded.values(), **options, noise=noise)
-        theirs = generate(model, *encoded.values(), **options, noise=noise, static_cache=static)
+        theirs = generate(model, *encoded.values(), **options, noise=noise)
     for a, b in zip(ours.tolist(), theirs.tolist(), strict=True):
         end = a.index(1) + 1 if 1 in a else len(a)
         assert a[:end] == b[:end]

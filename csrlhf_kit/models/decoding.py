@@ -7,12 +7,15 @@ with some of the rows only, so that finished answers cost nothing.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+Sampler = Literal["loop", "static", "continuous"]
+"""How answers are sampled: token by token here; by `generate` with a cache of fixed size; by continuous batching."""
 
 
 class Decoder(Protocol):
@@ -28,6 +31,20 @@ class Decoder(Protocol):
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these (indices into the rows that there are)."""
+
+
+def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its distribution function.
+
+    logits: (batch, vocabulary); noise: (batch,), uniform in [0, 1), float64. A token of probability zero is
+    never drawn. temperature 0 takes the most likely token. One pass over the logits, where
+    `torch.multinomial` draws an exponential number for each of them.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+    target = (noise * cumulative[:, -1]).unsqueeze(1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
 def position_ids(mask: Tensor) -> Tensor:

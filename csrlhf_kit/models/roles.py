@@ -32,7 +32,7 @@ from csrlhf_kit.models.adapters import (
 )
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.classifiers import last_layers, linear_names
-from csrlhf_kit.models.decoding import Decoder, last_true, position_ids
+from csrlhf_kit.models.decoding import Decoder, Sampler, last_true, position_ids
 from csrlhf_kit.models.scorers import TextScorer
 from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
 
@@ -60,7 +60,7 @@ class Roles(nn.Module):
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
     lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.models.trunk`, which computes the same
     numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
-    static_cache: sample with a cache of fixed size, which transformers compiles on a GPU (see `rollout.generate`).
+    sampler: how answers are sampled, see `rollout.sample`; the lean trunk knows the loop only.
     seed: fresh adapters are drawn from it; the global generators are left alone.
 
     Only `policy`, `critic` and `value_head` can have gradients. Raises UserError for an adapter that does
@@ -81,11 +81,11 @@ class Roles(nn.Module):
         layers: int | None = None,
         fused: bool = True,
         lean: bool = True,
-        static_cache: bool = False,
+        sampler: Sampler = "loop",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.static_cache = static_cache
+        self.sampler = sampler
         hidden_size = base.get_input_embeddings().weight.shape[1]
         if layers is not None and targets == "all-linear":
             targets = linear_names(base, ())  # peft picks layers from named targets only
@@ -157,7 +157,7 @@ class Roles(nn.Module):
     @contextlib.contextmanager
     def decoder(self, adapter: str | None) -> Iterator[Decoder | nn.Module]:
         """What `sample` reads answers from under `adapter`, as fast as this base allows."""
-        if self.lean is not None:
+        if self.lean is not None and self.sampler == "loop":
             yield TrunkDecoder(self.lean, self.lm_head, adapter)
         else:
             with self.merged(adapter) as model:

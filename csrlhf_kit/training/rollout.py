@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from csrlhf_kit.data.chat import encode_prompts
-from csrlhf_kit.models.decoding import CachedForward, Decoder
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, pick
 from csrlhf_kit.models.roles import Roles
 
 
@@ -71,20 +72,6 @@ def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 SHRINK = 0.75  # finished rows are dropped once the rows still going are at most this share
-
-
-def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its distribution function.
-
-    logits: (batch, vocabulary); noise: (batch,), uniform in [0, 1), float64. A token of probability zero is
-    never drawn. temperature 0 takes the most likely token. One pass over the logits, where
-    `torch.multinomial` draws an exponential number for each of them.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-    target = (noise * cumulative[:, -1]).unsqueeze(1)
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
 def sampling_noise(batch: int, max_new_tokens: int, device: torch.device) -> Tensor:
@@ -196,14 +183,17 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     noise: Tensor | None = None,
-    static_cache: bool = False,
+    sampler: Sampler = "loop",
 ) -> Episodes:
     """Answer each left-padded prompt once.
 
     model: a causal LM, or a `Decoder`. prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes
     greedily; else tokens follow softmax(logits / temperature), whatever settings a base ships.
-    noise: as `sampling_noise` draws it; None: drawn here. static_cache: see `generate`.
+    noise: as `sampling_noise` draws it; None: drawn here. sampler: with a causal LM, the kit's own `decode`, `generate`
+    with a cache of fixed size, or `generate_continuously`; all three draw the same tokens.
     """
+    if noise is None:
+        noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
     settings = {
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
@@ -211,17 +201,32 @@ def sample(
         "temperature": temperature,
         "noise": noise,
     }
-    if isinstance(model, nn.Module) and (static_cache or not CachedForward.fits(model)):
-        static_cache = static_cache and model._supports_default_dynamic_cache()
-        tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=static_cache)
+    if not isinstance(model, nn.Module):
+        tokens = decode(model, prompt_ids, prompt_mask, **settings)
+    elif sampler == "static" or not CachedForward.fits(model):
+        static = sampler == "static" and model._supports_default_dynamic_cache()
+        tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=static)
+    elif sampler == "continuous":
+        tokens = _continuous()(model, prompt_ids, prompt_mask, **settings)
     else:
-        decoder = CachedForward(model) if isinstance(model, nn.Module) else model
-        tokens = decode(decoder, prompt_ids, prompt_mask, **settings)
+        tokens = decode(CachedForward(model), prompt_ids, prompt_mask, **settings)
     actions, ended = response_mask(tokens, eos_token_id)
     ids = torch.cat([prompt_ids, tokens], 1)
     mask = torch.cat([prompt_mask.bool(), actions], 1)
     actions = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), actions], 1)
     return Episodes(*pack(ids, mask, actions), ended)
+
+
+def _continuous() -> Any:
+    """`generate_continuously`, where this transformers has what it stands on."""
+    try:
+        from csrlhf_kit.training.continuous import generate_continuously
+    except ImportError as error:
+        raise UserError(
+            "rollout continuous needs continuous batching, which this transformers lacks: expected a newer one, or "
+            "--rollout loop"
+        ) from error
+    return generate_continuously
 
 
 def sample_episodes(
@@ -247,7 +252,7 @@ def sample_episodes(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             noise=noise,
-            static_cache=roles.static_cache,
+            sampler=roles.sampler,
         )
 
 

@@ -125,6 +125,10 @@ def train_sft(
         raise UserError(
             "sharded needs GPUs, since Accelerate shards nothing on CPUs: expected one for each process"
         )
+    if trainer.is_fsdp_enabled and not config.sharded:
+        raise UserError(
+            "the launcher asks for FSDP: expected --adaptation full --sharded, or a launch without it"
+        )
     folder = checkpoint_folder(config)
     last = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
     loss = mean_loss(trainer.train(resume_from_checkpoint=last))
