@@ -157,15 +157,31 @@ def test_a_sweep_is_read_cell_by_cell():
 
 
 def test_a_folder_of_records_is_read_as_one(tmp_path):
-    cell = {"method": "p3o", "settings": {}, "seed": 0, "policy": policy(0.1, 0.5), "curve": {"cost": [1.0]}}
+    settings = {"threshold": 0.2}  # of the cell itself, against the sweep's
+    cell = {
+        "method": "p3o",
+        "settings": settings,
+        "seed": 0,
+        "policy": policy(0.1, 0.5),
+        "curve": {"cost": [1.0]},
+    }
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "sweep.json").write_text(json.dumps({"cells": [cell], "threshold": 0.05}))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "results.json").write_text(json.dumps(results()))
     (tmp_path / "c").mkdir()
     recorded = read_recorded(tmp_path)
-    assert [run.name for run in recorded.runs] == ["a · p3o · seed 0", "b · ppo", f"b · {HOSTILE}"]
-    assert recorded.threshold == 0.05 and recorded.problem is None
+    assert [run.name for run in recorded.runs] == [
+        "a · p3o · threshold 0.2 · seed 0",
+        "b · ppo",
+        f"b · {HOSTILE}",
+    ]
+    assert [run.threshold for run in recorded.runs] == [0.2, 0.05, 0.05] and recorded.problem is None
+    here = Tradeoff(recorded, town())
+    assert (
+        here.values(replace(here.start(), chosen="a · p3o · threshold 0.2 · seed 0"))["curve threshold"]["y"]
+        == [0.2] * 2
+    )
     assert [row["text"] for row in answers(recorded, "b · ppo")] == [HOSTILE]
     with pytest.raises(UserError, match="no such file"):
         read_recorded(tmp_path / "c")

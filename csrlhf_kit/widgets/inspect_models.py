@@ -150,7 +150,7 @@ def _bench(
     by = ipywidgets.Text(description="replace by", continuous_update=False, placeholder="empty: leave it out")
     model = ipywidgets.Dropdown(options=list(scorers), value=list(scorers)[-1], description="flips of")
     search = ipywidgets.Button(description="find flips")
-    look = {"style": {"description_width": "initial"}}
+    look = {"style": {"description_width": "initial"}, "layout": ipywidgets.Layout(width="420px")}
     how = ipywidgets.Dropdown(options=[OCCLUSION, GRADIENTS], description="a word's part by", **look)
     by_what = ipywidgets.Dropdown(
         options=list(neighbours), description="nearest labelled examples by", **look

@@ -34,6 +34,8 @@ class RunRow:
     """Its row as in `results.json`: rates with intervals, helpfulness, reward, cost, kl ..."""
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Training curves by `curve_of`'s short names; empty where nothing was trained."""
+    threshold: float | None = None
+    """Largest mean cost that its training allowed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class Recorded:
 
     runs: tuple[RunRow, ...]
     samples: Sequence[Mapping[str, Any]] = ()
-    threshold: float | None = None
     problem: FiniteProblem | None = None
 
     def run(self, name: str) -> RunRow | None:
@@ -89,7 +90,6 @@ def _checked(results: Any, folder: Path | None, name: str) -> Recorded:
 
 def _joined(records: Mapping[str, Recorded]) -> Recorded:
     """Several folders' records as one."""
-    thresholds = {record.threshold for record in records.values()}
     return Recorded(
         tuple(
             replace(run, name=f"{folder} · {run.name}")
@@ -104,29 +104,27 @@ def _joined(records: Mapping[str, Recorded]) -> Recorded:
             for folder, record in records.items()
             for sample in record.samples
         ],
-        threshold=thresholds.pop() if len(thresholds) == 1 else None,
     )
 
 
 def _recorded(results: Mapping[str, Any], folder: Path | None) -> Recorded:
     if "cells" in results:  # of a sweep
+        limit = results.get("threshold")
         runs = [
-            RunRow(_cell_name(cell), cell["method"], cell["policy"], cell.get("curve") or {})
+            RunRow(
+                _cell_name(cell), cell["method"], cell["policy"], cell.get("curve") or {},
+                cell["settings"].get("threshold", limit),
+            )
             for cell in results["cells"]
-        ]
-        return Recorded(tuple(runs), threshold=results.get("threshold"))
-    curves = results.get("curves") or {}
+        ]  # fmt: skip
+        return Recorded(tuple(runs))
+    curves, config = results.get("curves") or {}, results.get("config") or {}
     runs = [
-        RunRow(name, name, policy, curve_of(curves.get(name, ())))
+        RunRow(name, name, policy, curve_of(curves.get(name, ())), config.get("threshold"))
         for name, policy in results["policies"].items()
     ]
-    config = results.get("config") or {}
-    return Recorded(
-        tuple(runs),
-        samples=results.get("samples") or (),
-        threshold=config.get("threshold"),
-        problem=_reweighted(results, config, folder),
-    )
+    problem = _reweighted(results, config, folder)
+    return Recorded(tuple(runs), samples=results.get("samples") or (), problem=problem)
 
 
 def _cell_name(cell: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.looks import DOTTED, INK, MUTED, error_bars, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.widgets.recorded import Recorded, judgements, run_point
-from csrlhf_kit.widgets.recorded import read_recorded as read_recorded
 from csrlhf_kit.widgets.view import escaped, filled
 
 CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
@@ -176,7 +175,7 @@ class Tradeoff:
             values = list(curve.get(short, ()))
             drawn[f"curve {short}"] = {"x": list(range(1, len(values) + 1)), "y": rounded_all(values)}
         steps = len(curve.get("cost", ()))
-        limit = self.recorded.threshold
+        limit = run.threshold if run else None
         flat = [rounded(limit)] * 2 if steps and limit is not None else []
         drawn["curve threshold"] = {"x": [1, steps] if flat else [], "y": flat}
         return drawn
