@@ -13,9 +13,7 @@ from driving import finished, open_notebook, run_all, save, wait_for
 from csrlhf_kit.notebook_tools import WIDGET_VIEW, code_cells, read
 
 COURSE = Path(__file__).parents[2] / "notebooks"
-CALL = re.compile(
-    r"^(?:\w+ = )?(?:annotate|arena|explore_penalty|explore_tradeoff|inspect_cost|watch)\(", re.M
-)
+SHOWN = re.compile(r"^(?:annotate|arena|explore_penalty|explore_tradeoff|inspect_cost|watch)\(", re.M)
 WITH_WIDGETS = [
     path.name for path in sorted(COURSE.glob("*.ipynb")) if "csrlhf_kit.widgets" in path.read_text()
 ]
@@ -40,7 +38,7 @@ def test_a_notebook_of_the_course(lab, page, shoot, name):
     shown = [
         place for place, cell in enumerate(ran) if any(WIDGET_VIEW in o.get("data", {}) for o in cell.outputs)
     ]
-    assert shown == [place for place, cell in enumerate(ran) if CALL.search(cell.source)] != []
+    assert shown == [place for place, cell in enumerate(ran) if SHOWN.search(cell.source)] != []
     for place in shown:
         widget = page.locator(".jp-Notebook .jp-CodeCell").nth(place).locator(".jp-Cell-outputArea")
         widget.scroll_into_view_if_needed()
