@@ -234,7 +234,9 @@ def test_every_sampler_draws_the_same_tokens(kind, sampler, temperature, random_
     endless = sample_episodes(both["loop"], tokenizer, *encoded.values(), **options)
     said = endless.ids[0][endless.actions[0]]
     tokenizer = SimpleNamespace(eos_token_id=int(said[4]), pad_token_id=tokenizer.pad_token_id)
+    state = torch.get_rng_state()
     ours, theirs = (sample_episodes(r, tokenizer, *encoded.values(), **options) for r in both.values())
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn besides the noise, nor seeded anew"
     assert int(ours.actions[0].sum()) <= 5 and ours.ended[0], "some answers end early"
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)

@@ -96,6 +96,18 @@ def test_ppo_leaves_metrics_and_an_adapter_that_peft_loads(policy, random_base):
     assert (adapted(ids).logits - before).abs().max() > 0, "two steps have moved the policy"
 
 
+def test_continuous_batching_trains_the_same_policy(asked, policy, tmp_path):
+    """The same answers from the same random numbers; their old log-probabilities come from the training path."""
+    assert cli.main(asked(tmp_path / "run", "--rollout continuous")) == 0
+    one, two = rows_of(policy), rows_of(tmp_path / "run")
+    for name in ("objective/reward", "objective/cost", "objective/length", "policy/loss"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-4), name
+    assert two[0]["policy/max_log_ratio_first"] < 1e-4
+    stored = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (policy, tmp_path / "run"))
+    for a, b in zip(*(state.values() for state in stored), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
 def test_a_stopped_run_goes_on_to_the_same_policy(asked, policy, tmp_path, monkeypatch, capsys):
     step, calls = ppo.ppo_step, []
 

@@ -12,7 +12,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    ContinuousBatchingConfig,
+    ContinuousBatchingManager,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
@@ -91,6 +97,18 @@ def generate_continuously(
         LogitsProcessorList([DrawEach(noise, temperature)])
     )
     manager.logit_processor.tensors_required = 1
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # transformers seeds the global generators anew
+        found = _answers(manager, prompts)
+    longest = max(map(len, found.values()))
+    tokens = torch.full((len(prompts), longest), pad_token_id, device=prompt_ids.device)
+    for row, answer in found.items():
+        tokens[row, : len(answer)] = torch.tensor(answer, device=tokens.device)
+    return tokens
+
+
+def _answers(manager: ContinuousBatchingManager, prompts: list[list[int]]) -> dict[int, list[int]]:
+    """Row -> its answer's tokens; the manager is started for it, and ended."""
     found: dict[int, list[int]] = {}
     manager.start()
     try:
@@ -109,8 +127,4 @@ def generate_continuously(
     finally:
         manager.stop(block=True)
         manager.destroy()
-    longest = max(map(len, found.values()))
-    tokens = torch.full((len(prompts), longest), pad_token_id, device=prompt_ids.device)
-    for row, answer in found.items():
-        tokens[row, : len(answer)] = torch.tensor(answer, device=tokens.device)
-    return tokens
+    return found
