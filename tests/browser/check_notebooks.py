@@ -33,8 +33,8 @@ def test_a_notebook_of_the_course(lab, page, shoot, name):
 
     ran = code_cells(save(page, folder / name))
     said = [output for cell in ran for output in cell.outputs]
-    assert all(cell.execution_count for cell in ran)
     assert [o for o in said if o.output_type == "error" or o.get("name") == "stderr"] == []
+    assert all(cell.execution_count for cell in ran)
     shown = [
         place for place, cell in enumerate(ran) if any(WIDGET_VIEW in o.get("data", {}) for o in cell.outputs)
     ]
