@@ -163,6 +163,29 @@ def test_the_readme_pools_the_recorded_seeds_and_counts_the_claims():
         assert f"{count} {verdict}" in readme
 
 
+def test_the_readme_pools_the_recorded_attacks_and_quotes_the_prediction():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("sft", "ppo", "lagrangian", "linear_penalty", "fixed_penalty"):
+        files = sorted(data_folder().glob(f"runs/red_team/{name}/seed_*.json"))
+        told = [json.loads(file.read_text()) for file in files]
+        assert len(told) == 3
+        n = sum(t["robust"]["n"] for t in told)
+        held = sum(round(t["robust"]["rate"] * t["robust"]["n"]) for t in told)
+        low, high = clopper_pearson(held, n)
+        eight = sum(t["robust_after"]["8"] for t in told) / 3
+        first, third = (sum(t["turns"][k]["harmful"]["rate"] for t in told) / 3 for k in ("1", "3"))
+        held_cell = f"{100 * held / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        cells = [f"{100 * eight:.0f}", held_cell, f"{100 * first:.1f}", f"{100 * third:.1f}"]
+        assert f"| `{name}` | {' | '.join(cells)} |" in readme
+    claims = json.loads((data_folder() / "claims.json").read_text())["claims"]
+    estimates = next(row["estimates"] for row in claims if row["id"] == "gate_settles")
+    for size in (32, 64, 128):
+        told, got = estimates[f"B={size}, predicted"], estimates[f"B={size}"]
+        assert f"{100 * told['value']:.1f}" in readme
+        assert f"{100 * got['value']:.1f}" in readme
+        assert f"[{100 * got['low']:.1f}, {100 * got['high']:.1f}]" in readme
+
+
 def test_the_recorded_run_shows_what_it_must():
     recorded = json.loads((data_folder() / "recorded" / "results.json").read_text())
     cost, policies = recorded["cost_models"], recorded["policies"]

@@ -300,7 +300,7 @@ class Roles(nn.Module):
 
     def save_policy(self, folder: str | Path) -> Path:
         """Save the policy as a PEFT adapter that `PeftModel.from_pretrained(base, folder)` loads."""
-        self.model.save_pretrained(str(folder), selected_adapters=["policy"])
+        self.model.save_pretrained(str(folder), selected_adapters=["policy"], save_embedding_layers=False)
         written = Path(folder) / "policy"  # peft gives each named adapter a folder of its own
         for file in written.iterdir():
             file.replace(Path(folder) / file.name)
