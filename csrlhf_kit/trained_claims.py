@@ -306,7 +306,7 @@ def feasible(e: Evidence, paper: Numbers) -> Finding | None:
 def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
     """Some setting of the fixed penalty, in rounds or not: safe under jailbreaks, helpful, and not over-refusing.
 
-    Help is counted against unconstrained PPO of as many steps.
+    Help is counted against unconstrained PPO: of the main job for it and for rounds, else of the published sweep.
     """
     swept = [
         (cells, e.cells("ppo", {}))
