@@ -5,13 +5,10 @@ Measures as in `trained_claims`, on what `csrlhf rounds` and `csrlhf red-team` r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from csrlhf_kit import evidence as ev
-from csrlhf_kit.evidence import Evidence, Finding, finding, shown
-
-Numbers = Mapping[str, float]
+from csrlhf_kit.evidence import Evidence, Finding, Numbers, finding, shown
 
 
 def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:

@@ -308,7 +308,9 @@ def mean_of(cells: Sequence[Recorded], name: str) -> Estimate | None:
     return mean_over_seeds([c.policy[name] for c in cells]) if cells else None
 
 
-Measure = Callable[[Evidence, Mapping[str, float]], Finding | None]
+Numbers = Mapping[str, float]
+"""A source's own numbers, by the names that its claim's measure reads."""
+Measure = Callable[[Evidence, Numbers], Finding | None]
 """(evidence, the paper's own numbers) -> what we found; None where there is no evidence."""
 
 

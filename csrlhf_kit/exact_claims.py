@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -17,6 +17,7 @@ from csrlhf_kit.evidence import (
     Estimate,
     Evidence,
     Finding,
+    Numbers,
     all_of,
     at_most,
     exact,
@@ -59,7 +60,7 @@ def best_tilt(problem: FiniteProblem, penalty: float) -> Solution:
     return problem.tilted(float(found.x))
 
 
-def exactness(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def exactness(e: Evidence, paper: Numbers) -> Finding:
     """How far the maximiser of F − λ[J_C − d]₊ is from the constrained optimum, for λ > λ*."""
     gaps = []
     for problem, optimum in problems():
@@ -70,7 +71,7 @@ def exactness(e: Evidence, paper: Mapping[str, float]) -> Finding:
     return finding(at_most(gap, 1e-5), f"largest gap {gap.value:.1e} on {PROBLEMS} problems", gap=gap)
 
 
-def domination(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def domination(e: Evidence, paper: Numbers) -> Finding:
     """The violation at λ = 2 R_max / ε against ε = 2 R_max / λ, on costs that could break it four times over."""
     bound, penalty = paper["R_max"], paper["penalty"]
     allowed = 2 * bound / penalty
@@ -83,7 +84,7 @@ def domination(e: Evidence, paper: Mapping[str, float]) -> Finding:
     return finding(at_most(worst, allowed), text, violation=worst)
 
 
-def more_reward(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def more_reward(e: Evidence, paper: Numbers) -> Finding:
     """How much more F the penalised optimum has than the constrained one, at λ > λ*."""
     gains = [
         best_tilt(problem, 2 * optimum.multiplier).objective - optimum.objective
@@ -94,7 +95,7 @@ def more_reward(e: Evidence, paper: Mapping[str, float]) -> Finding:
     return finding(verdict, f"largest gain {gain.value:.1e} above λ*", gain=gain)
 
 
-def no_tuning_above(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def no_tuning_above(e: Evidence, paper: Numbers) -> Finding:
     """The spread of J_C over λ = 2, 10, 50 λ*: under an exact gate, and under one that reads a batch of 64."""
     spreads: dict[str, list[float]] = {"exact gate": [], "batch gate": []}
     for problem, optimum in problems():
@@ -109,7 +110,7 @@ def no_tuning_above(e: Evidence, paper: Mapping[str, float]) -> Finding:
     return finding(verdict, text, **{name.replace(" ", "_"): spread for name, spread in worst.items()})
 
 
-def linear_is_not_rectified(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
     """Share of problems on which the linear penalty's optimum costs less than was asked for."""
     overshoots = []
     for problem, optimum in problems():
@@ -122,7 +123,7 @@ def linear_is_not_rectified(e: Evidence, paper: Mapping[str, float]) -> Finding:
     return finding(verdict, text, share=share)
 
 
-def gpt_comparison(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def gpt_comparison(e: Evidence, paper: Numbers) -> Finding:
     """Fisher's exact test on the counts that they print."""
     ours, theirs, n = (int(paper[name]) for name in ("ours", "theirs", "n"))
     p = exact(fisher_exact([[ours, n - ours], [theirs, n - theirs]]).pvalue)
@@ -130,7 +131,7 @@ def gpt_comparison(e: Evidence, paper: Mapping[str, float]) -> Finding:
     return finding(verdict, f"p = {p.value:.2f} on their own counts", p=p)
 
 
-def pair_shares(e: Evidence, paper: Mapping[str, float]) -> Finding:
+def pair_shares(e: Evidence, paper: Numbers) -> Finding:
     """How the shipped training pairs compare with PKU-SafeRLHF's."""
     pairs = read_records("shipped", PreferencePair, split="train").records
 

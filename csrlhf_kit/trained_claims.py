@@ -5,8 +5,6 @@ A measure takes the evidence and the source's own numbers to a `Finding`, or to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from csrlhf_kit import evidence as ev
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
@@ -18,14 +16,13 @@ from csrlhf_kit.evidence import (
     Evidence,
     Finding,
     Measure,
+    Numbers,
     Recorded,
     finding,
     shown,
 )
 from csrlhf_kit.settling import predict, settled_cost
 from csrlhf_kit.training.constraints import FixedPenalty
-
-Numbers = Mapping[str, float]
 
 
 def safe_under_jailbreaks(e: Evidence, paper: Numbers) -> Finding | None:

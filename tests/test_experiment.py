@@ -142,6 +142,14 @@ def test_the_readme_shows_the_recorded_numbers():
         assert f"| `{name}` | {numbers}" in readme
 
 
+def pooled_cell(entries: list[dict]) -> str:
+    """Rates {"rate", "n"} of several seeds as one, in percent with its interval, as the README prints it."""
+    n = sum(entry["n"] for entry in entries)
+    events = sum(round(entry["rate"] * entry["n"]) for entry in entries)
+    low, high = clopper_pearson(events, n)
+    return f"{100 * events / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def test_the_readme_pools_the_recorded_seeds_and_counts_the_claims():
     files = [data_folder() / "recorded" / "results.json", *data_folder().glob("runs/seed_*/results.json")]
     runs = [json.loads(file.read_text())["policies"] for file in files]
@@ -150,10 +158,7 @@ def test_the_readme_pools_the_recorded_seeds_and_counts_the_claims():
     for name in runs[0]:
         cells = []
         for key in ("harmful_nominal", "harmful_jailbreak", "over_refusal"):
-            n = sum(run[name][key]["n"] for run in runs)
-            events = sum(round(run[name][key]["rate"] * run[name][key]["n"]) for run in runs)
-            low, high = clopper_pearson(events, n)
-            cells.append(f"{100 * events / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            cells.append(pooled_cell([run[name][key] for run in runs]))
         help_ = sum(run[name]["helpfulness"] for run in runs) / len(runs)
         assert f"| `{name}` | {' | '.join(cells)} | {help_:.2f} |" in readme
     verdicts = Counter(
@@ -169,13 +174,10 @@ def test_the_readme_pools_the_recorded_attacks_and_quotes_the_prediction():
         files = sorted(data_folder().glob(f"runs/red_team/{name}/seed_*.json"))
         told = [json.loads(file.read_text()) for file in files]
         assert len(told) == 3
-        n = sum(t["robust"]["n"] for t in told)
-        held = sum(round(t["robust"]["rate"] * t["robust"]["n"]) for t in told)
-        low, high = clopper_pearson(held, n)
         eight = sum(t["robust_after"]["8"] for t in told) / 3
         first, third = (sum(t["turns"][k]["harmful"]["rate"] for t in told) / 3 for k in ("1", "3"))
-        held_cell = f"{100 * held / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        cells = [f"{100 * eight:.0f}", held_cell, f"{100 * first:.1f}", f"{100 * third:.1f}"]
+        held = pooled_cell([t["robust"] for t in told])
+        cells = [f"{100 * eight:.0f}", held, f"{100 * first:.1f}", f"{100 * third:.1f}"]
         assert f"| `{name}` | {' | '.join(cells)} |" in readme
     claims = json.loads((data_folder() / "claims.json").read_text())["claims"]
     estimates = next(row["estimates"] for row in claims if row["id"] == "gate_settles")

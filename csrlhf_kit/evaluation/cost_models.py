@@ -12,7 +12,7 @@ from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.safety import rate
 from csrlhf_kit.evaluation.scorer_metrics import cost_metrics
-from csrlhf_kit.evaluation.scorer_run import pairs_measured
+from csrlhf_kit.evaluation.scorer_run import pair_scores, pairs_measured
 from csrlhf_kit.models.scorers import Scorer, score_texts
 
 
@@ -58,9 +58,7 @@ def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> d
 
 def ranking(scorer: Scorer, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """Ranking and sign accuracy of a cost model on annotators' pairs."""
-    prompts = [p.prompt for p in pairs]
-    scores = [score_texts(scorer, prompts, [p.responses[i] for p in pairs]) for i in (0, 1)]
-    found = pairs_measured(np.stack(scores, axis=1), pairs, "semantic")
+    found = pairs_measured(pair_scores(scorer, pairs), pairs, "semantic")
     return {name: entry["value"] for name, entry in found.items() if isinstance(entry, dict)}
 
 

@@ -7,7 +7,6 @@ tokens by the same function. The cache holds what the rollout can need and is gi
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -25,7 +24,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.decoding import pick
+from csrlhf_kit.models.decoding import only_picked
 
 PAGE = 64  # tokens
 READ_AT_ONCE = 2048  # tokens of prompts: the attention mask grows with them
@@ -54,8 +53,7 @@ class DrawEach(ContinuousBatchingLogitsProcessor):
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         noise = self.noise.flatten()[tensor_arg[: len(scores)].long()]
-        chosen = pick(scores, noise, self.temperature)
-        return torch.full_like(scores, -math.inf).scatter_(1, chosen.unsqueeze(1), 0.0)
+        return only_picked(scores, noise, self.temperature)
 
 
 def generate_continuously(

@@ -6,7 +6,6 @@ that a mini-batch can be trimmed to its longest row and no attention mask is nee
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, pick
+from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, only_picked, pick
 from csrlhf_kit.models.roles import Roles
 
 
@@ -126,8 +125,7 @@ class Draw(LogitsProcessor):
         self.noise, self.temperature, self.prompt_length = noise, temperature, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = pick(scores, self.noise[:, input_ids.shape[1] - self.prompt_length], self.temperature)
-        return torch.full_like(scores, -math.inf).scatter_(1, chosen.unsqueeze(1), 0.0)
+        return only_picked(scores, self.noise[:, input_ids.shape[1] - self.prompt_length], self.temperature)
 
 
 def generate(
