@@ -58,7 +58,8 @@ claims: .venv/.run ## hold both papers' claims against what is recorded: data/cl
 	$(BIN)/csrlhf claims
 
 sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 2 hours on 2 quiet cores)
-	for plan in published penalties lagrangians; do \
+	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume
+	for plan in penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
 	for plan in prices gates; do \

@@ -16,7 +16,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import load_policy, policy_answers
 from csrlhf_kit.evaluation.arena import arena
 from csrlhf_kit.evaluation.multi_turn import multi_turn
-from csrlhf_kit.evaluation.red_team import TEAMS, attack, oracle_progress, robustness, targets
+from csrlhf_kit.evaluation.red_team import attack_as, oracle_progress, robustness
 from csrlhf_kit.experiment import evaluation_prompts, versions
 from csrlhf_kit.models.any_scorer import text_scorer
 from csrlhf_kit.models.base import load_tokenizer
@@ -71,13 +71,13 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
         score = lambda prompts, answers: costs(prompts, answers).tolist()  # noqa: E731
     started = time.perf_counter()
     with tqdm(total=config.requests, desc="requests") as bar:
-        sieges = attack(
+        sieges = attack_as(
+            config.team,
             answer,
-            targets(config.team, config.requests, seed=config.seed),
-            families=TEAMS[config.team][0],
+            config.requests,
+            seed=config.seed,
             tries=config.tries,
             score=score,
-            seed=config.seed,
             progress=bar.update,
         )
     broken = [s.broken for s in sieges if s.broken]

@@ -20,7 +20,7 @@ from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, load_policy, policy_answers
 from csrlhf_kit.evaluation.multi_turn import multi_turn
-from csrlhf_kit.evaluation.red_team import TEAMS, attack, robustness, targets
+from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.experiment import RunConfig, evaluation_prompts, open_roles, scorer_settings, versions
 from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.roles import Roles
@@ -216,14 +216,9 @@ def answers_of(config: RoundsConfig, k: int, salt: int) -> Answer:
 def attack_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
     """Let the training red team attack the policy of round k, and store what it found."""
     answer = answers_of(config, k, 1)
-    sieges = attack(
-        answer,
-        targets("train", config.attacked, seed=config.seed * 1000 + k),
-        families=TEAMS["train"][0],
-        tries=config.attack_tries,
-        seed=config.seed * 1000 + k,
-    )
-    finds = gather(sieges, answer, seed=config.seed * 1000 + k)
+    seed = config.seed * 1000 + k
+    sieges = attack_as("train", answer, config.attacked, seed=seed, tries=config.attack_tries)
+    finds = gather(sieges, answer, seed=seed)
     store(finds, config.out / "data" / f"round_{k}")
     counts = {name: len(records) for name, records in finds._asdict().items()}
     return {"team": robustness(sieges, tries=config.attack_tries), "found": counts}
@@ -231,13 +226,8 @@ def attack_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
     """Let the held-out red team judge the policy of round k; the first tries that broke it are kept to be read."""
-    sieges = attack(
-        answers_of(config, k, 2),
-        targets("held_out", config.judged, seed=config.seed),
-        families=TEAMS["held_out"][0],
-        tries=config.judge_tries,
-        seed=config.seed,
-    )
+    policy = answers_of(config, k, 2)
+    sieges = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
     broken = [s.broken for s in sieges if s.broken]
     examples = [{"prompt": t.prompt, "answer": t.answer, "families": t.families} for t in broken[:10]]
     return {"team": robustness(sieges, tries=config.judge_tries), "examples": examples}

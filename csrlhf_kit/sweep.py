@@ -1,7 +1,8 @@
 """`csrlhf sweep`: methods x settings x seeds, each cell a stage that is made once, whatever stops the sweep.
 
 Scorers and critic are trained once and shared. A cell's row is a function of the plan, the seed and the
-machine alone, so that a sweep which was killed and resumed ends with the same tables as one that was not:
+machine alone, so that a sweep which was killed and resumed ends with the same tables as one that was not.
+With `--attacked` the held-out red team attacks each policy too, and its row says how many requests held:
 
     cells.csv     a row a cell: rates with their intervals, helpfulness, learned reward and cost, KL, multiplier
     summary.csv   a row a setting: seeds pooled (rate and interval), and the smallest and largest seed
@@ -14,14 +15,15 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.answers import load_policy, policy_answers
+from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.experiment import (
     SCORERS,
     RunConfig,
@@ -31,9 +33,10 @@ from csrlhf_kit.experiment import (
     versions,
 )
 from csrlhf_kit.methods import METHODS, Cell, check_cell, offline_stage, train_cell
+from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.runs import Run, curve_of, write_atomic
 from csrlhf_kit.stages import run_stages
-from csrlhf_kit.training.constraints import CONSTRAINTS
+from csrlhf_kit.sweep_plans import PLANS, grid_settings
 from csrlhf_kit.training.critic import CriticConfig
 from csrlhf_kit.training.direct import METHODS as DIRECT
 from csrlhf_kit.training.direct import DirectConfig
@@ -41,90 +44,8 @@ from csrlhf_kit.training.ppo import PPOConfig
 
 MAIN = RunConfig()
 RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal", "leaking", "degenerate")
+TRIES = 64  # of the red team at each request
 MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
-
-# --- plans: (method, settings), each to be run with every seed ---
-
-Setting = tuple[str, dict[str, Any]]
-
-
-def penalties() -> list[Setting]:
-    """The two papers' question: the rectified and the linear penalty at eight strengths."""
-    strengths = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-    return [(m, {"penalty": p}) for m in ("fixed_penalty", "linear_penalty") for p in strengths]
-
-
-def lagrangians() -> list[Setting]:
-    """Dual ascent, searched as widely: where lambda starts and how fast it moves, with room above."""
-    grid = product((1.0, 5.0, 20.0), (0.1, 1.0, 10.0))
-    return [("lagrangian", {"initial": a, "rate": eta, "maximum": 100.0}) for a, eta in grid]
-
-
-def published() -> list[Setting]:
-    """Every method at its published constants, and the ablations that the reviewers asked for."""
-    plain = [("sft", {}), *((m, {}) for m in CONSTRAINTS if m != "rectified_prompt")]
-    shaped = [("reward_shaping", {"weight": nu}) for nu in (0.01, 0.1, 10.0, 100.0)]  # Safe RLHF's range
-    gates = [("fixed_penalty", {"gate": gate}) for gate in ("batch", "half", "ema")]
-    return [
-        *plain,
-        ("rectified_prompt", {"ppo.samples_per_prompt": 4}),
-        ("per_category", {}),
-        ("fixed_penalty", {"ppo.ptx": 16.0}),  # Safe RLHF's weight
-        *gates,
-        *shaped,
-        *((m, {}) for m in DIRECT),
-    ]
-
-
-def thresholds() -> list[Setting]:
-    """What was asked for, and what was got."""
-    return [
-        (method, {"threshold": d})
-        for method in ("fixed_penalty", "lagrangian", "mocan")
-        for d in (0.01, 0.02, 0.05, 0.1)
-    ]
-
-
-def prices() -> list[Setting]:
-    """A multiplier that finds what the cost limit costs, for `settling.predict`."""
-    return [("pid_lagrangian", {"threshold": 0.1, "proportional": 20.0, "integral": 2.0})]
-
-
-def gates() -> list[Setting]:
-    """The rectified penalty behind a gate from the other half of three batch sizes; as many updates a step each."""
-    return [
-        (
-            "fixed_penalty",
-            {"threshold": 0.1, "gate": "half", "ppo.batch_size": size, "ppo.minibatch_size": size // 2},
-        )
-        for size in (32, 64, 128)
-    ]
-
-
-def ablation() -> list[Setting]:
-    """The main job's two rivals, to be run with `--cost-model bradley_terry`."""
-    return [("lagrangian", {}), ("fixed_penalty", {"penalty": MAIN.penalty})]
-
-
-def smoke() -> list[Setting]:
-    """One of each kind, to see that everything runs."""
-    return [
-        ("sft", {}), ("fixed_penalty", {"penalty": 4.0}), ("per_category", {"penalty": 4.0, "ppo.ptx": 1.0}),
-        ("dpo_safer", {}), ("mocan", {}),
-    ]  # fmt: skip
-
-
-PLANS: dict[str, Callable[[], list[Setting]]] = {
-    "penalties": penalties,
-    "lagrangians": lagrangians,
-    "published": published,
-    "thresholds": thresholds,
-    "prices": prices,
-    "gates": gates,
-    "ablation": ablation,
-    "smoke": smoke,
-    "all": lambda: [*penalties(), *lagrangians(), *published()],
-}
 
 
 @dataclass
@@ -157,6 +78,8 @@ class SweepConfig:
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = MAIN.evaluate
     """Prompts behind each of the three rates, as in the main job."""
+    attacked: int = 0
+    """Requests that the held-out red team attacks, 64 tries each, with every policy; 0: no attack."""
     workers: int = 2
     """Cells trained at the same time, each by a process with one thread."""
     record: Path | None = None
@@ -185,28 +108,24 @@ class SweepConfig:
         made = [Cell.of(method, settings, seed) for seed in self.seeds for method, settings in chosen]
         return {cell.name: cell for cell in made}
 
+    def attacks(self) -> dict[str, Cell]:
+        """The stages that attack a cell's policy. Their names tell the requests, which may be other ones later."""
+        return {f"attack_{self.attacked}-{n}": c for n, c in self.cells().items()} if self.attacked else {}
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The rates of a row."""
+        return (*RATES, "robust") if self.attacked else RATES
+
+    def row(self, name: str) -> dict[str, Any]:
+        """A cell's row, from what its stages have written."""
+        row = self.read_stage(name)["policy"]
+        return row | self.read_stage(f"attack_{self.attacked}-{name}") if self.attacked else row
+
     @property
     def methods(self) -> tuple[str, ...]:
         """The stages that run PPO, for the progress lines."""
         return tuple(name for name, cell in self.cells().items() if cell.method not in ("sft", *DIRECT))
-
-
-def grid_settings(methods: tuple[str, ...], grid: tuple[str, ...]) -> list[Setting]:
-    """All combinations of `name=value,value` for each method. Raises UserError for a malformed entry."""
-    axes: list[list[tuple[str, Any]]] = []
-    for entry in grid:
-        name, _, values = entry.partition("=")
-        if not name or not values:
-            raise UserError(f"--grid {entry!r}: expected name=value or name=value,value")
-        axes.append([(name, _value(text)) for text in values.split(",")])
-    return [(method, dict(chosen)) for method in methods for chosen in product(*axes)]
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 # --- stages ---
@@ -221,6 +140,8 @@ def run_stage(name: str, config: SweepConfig) -> None:
         result = train_critic(shared)
     elif name == "offline":
         result = offline_stage(shared, config.direct)
+    elif name in config.attacks():
+        result = attack_cell(config.attacks()[name], config)
     else:
         cell = config.cells()[name]
         offline = config.read_stage("offline") if cell.method == "mocan" else None
@@ -230,6 +151,23 @@ def run_stage(name: str, config: SweepConfig) -> None:
         shutil.rmtree(leftover, ignore_errors=True)  # the adapter stays; a hundred optimisers need not
 
 
+def attack_cell(cell: Cell, config: SweepConfig) -> dict[str, Any]:
+    """Share of harmful requests that a cell's policy never answers, whatever the held-out red team tries."""
+    base = config.shared().base_path()
+    adapter = None if cell.method == "sft" else config.out / "policies" / cell.name / "adapter"
+    answer = policy_answers(
+        load_policy(base, adapter),
+        load_tokenizer(base),
+        max_new_tokens=config.ppo.max_new_tokens,
+        temperature=config.ppo.temperature,
+        seed=cell.seed,
+    )
+    found = robustness(
+        attack_as("held_out", answer, config.attacked, seed=cell.seed, tries=TRIES), tries=TRIES
+    )
+    return {name: found[name] for name in ("robust", "robust_after")}
+
+
 def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
     """Every stage, in the order of preference, and the stages that it reads."""
     scorers = ("reward", config.cost_model)
@@ -237,17 +175,18 @@ def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
     for name, cell in config.cells().items():
         own = "offline" if cell.method == "mocan" else None if cell.method in ("sft", *DIRECT) else "critic"
         needs[name] = (*scorers, own) if own else scorers
+    needs |= {attack: (cell.name,) for attack, cell in config.attacks().items()}
     used = {stage for needed in needs.values() for stage in needed}
-    return {name: n for name, n in needs.items() if name in used or name in config.cells()}
+    return {n: read for n, read in needs.items() if n in {*used, *config.cells(), *config.attacks()}}
 
 
 # --- tables ---
 
 
-def cell_row(cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
+def cell_row(cell: Cell, row: Mapping[str, Any], rates: Sequence[str]) -> dict[str, Any]:
     """One line of cells.csv."""
     line: dict[str, Any] = {"method": cell.method, "settings": cell.settings_text, "seed": cell.seed}
-    for name in RATES:
+    for name in rates:
         entry = row[name]
         line |= {name: entry["rate"], f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
         line[f"{name}_n"] = entry["n"]
@@ -265,7 +204,7 @@ def summary_rows(config: SweepConfig, rows: Mapping[str, Mapping[str, Any]]) -> 
         groups.setdefault((cell.method, cell.settings_text), []).append(rows[name])
     for (method, settings), seeds in groups.items():
         line: dict[str, Any] = {"method": method, "settings": settings, "seeds": len(seeds)}
-        for name in RATES:
+        for name in config.rates:
             entries = [row[name] for row in seeds]
             n = sum(entry["n"] for entry in entries)
             events = sum(round(entry["rate"] * entry["n"]) for entry in entries)
@@ -335,7 +274,9 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
             raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(METHODS)}")
         check_cell(cell, shared, config.direct)
     evaluation_prompts(config.evaluate)
-    asked = {k: v for k, v in asdict(config).items() if k not in ("out", "record", "resume", "workers")}
+    asked = {
+        k: v for k, v in asdict(config).items() if k not in ("out", "record", "resume", "workers", "attacked")
+    }
     asked["cells"] = list(cells)
     Run.open(config.out, asked, resume=config.resume)
     run_stages(stage_needs(config), config, run_stage)
@@ -346,7 +287,7 @@ def write_tables(config: SweepConfig) -> dict[str, Any]:
     """Write the three files to `config.out`, and to `config.record` where asked; returns what sweep.json holds."""
     cells = config.cells()
     done = {name: config.read_stage(name) for name in cells}
-    rows = {name: stage["policy"] for name, stage in done.items()}
+    rows = {name: config.row(name) for name in cells}
     told = {
         "plan": config.plan,
         "command": command(config),
@@ -367,7 +308,7 @@ def write_tables(config: SweepConfig) -> dict[str, Any]:
         ],
     }
     files = {
-        "cells.csv": as_csv([cell_row(cell, rows[name]) for name, cell in cells.items()]),
+        "cells.csv": as_csv([cell_row(cell, rows[name], config.rates) for name, cell in cells.items()]),
         "summary.csv": as_csv(list(summary_rows(config, rows))),
         "sweep.json": json.dumps(compact(told), separators=(",", ":")) + "\n",
     }

@@ -20,6 +20,7 @@ import torch
 
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.cli import main
+from csrlhf_kit.contest import RedTeamConfig, run_red_team
 from csrlhf_kit.data.records import Prompt, to_row
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.errors import UserError
@@ -30,17 +31,16 @@ from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.sweep import (
     MEANS,
-    PLANS,
     RATES,
     SweepConfig,
     as_csv,
     command,
     compact,
-    grid_settings,
     run_sweep,
     stage_needs,
     summary_rows,
 )
+from csrlhf_kit.sweep_plans import PLANS, grid_settings
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.critic import CriticConfig
 from csrlhf_kit.training.direct import METHODS as DIRECT
@@ -196,6 +196,7 @@ def small(out: Path, base: Path) -> SweepConfig:
         ),
         scorer_epochs=0.2,
         evaluate=28,
+        attacked=3,
         workers=2,
     )  # fmt: skip
 
@@ -234,6 +235,7 @@ def test_every_cell_has_its_row_and_its_curve(whole):
             low, value, high = (float(row[f"{name}{end}"]) for end in ("_low", "", "_high"))
             assert 0 <= low <= value <= high <= 1 and int(row[f"{name}_n"]) >= 28
         assert (float(row["kl"]) == 0) == (row["method"] == "sft")
+        assert int(row["robust_n"]) == 3
     stored = json.loads((whole.out / "sweep.json").read_text())
     assert stored["versions"]["torch"] and stored["seeds"] == [1] and stored["wall_seconds"] > 0
     assert "--ppo.steps 3" in stored["command"]
@@ -242,6 +244,7 @@ def test_every_cell_has_its_row_and_its_curve(whole):
         if told["method"] != "mocan":
             assert {len(column) for column in told["curve"].values()} <= {steps}
         assert told["policy"]["seconds"] >= 0 and "harmful_nominal" in told["policy"]
+        assert told["policy"]["robust_after"]["64"] == told["policy"]["robust"]["rate"]
     for name, cell in whole.cells().items():
         folder = whole.out / "policies" / name
         assert (folder / "adapter" / "adapter_model.safetensors").is_file() == (cell.method != "sft")
@@ -289,6 +292,35 @@ def test_a_sweep_killed_half_way_resumes_to_the_same_tables(whole, tmp_path, lit
         assert a["curve"] == b["curve"]
         a["policy"].pop("seconds"), b["policy"].pop("seconds")
         assert a["policy"] == b["policy"]
+
+
+def test_an_attack_may_come_later(whole, tmp_path, little_data, monkeypatch):
+    """More requests, or none, are no other sweep; the first seed's targets are `csrlhf red-team`'s."""
+    monkeypatch.setenv("CSRLHF_DATA", str(little_data))
+    config = replace(whole, out=tmp_path / "later", attacked=0, resume=True)
+    shutil.copytree(whole.out, config.out)
+    run_sweep(config)
+    assert "robust" not in (config.out / "cells.csv").read_text()
+    run_sweep(replace(config, attacked=2))
+    told = json.loads((config.out / "sweep.json").read_text())
+    assert {cell["policy"]["robust"]["n"] for cell in told["cells"]} == {2} and "--attacked 2" in told[
+        "command"
+    ]
+    folder = whole.out / "policies" / "dpo_safer-seed_1" / "adapter"
+    alone = RedTeamConfig(
+        out=tmp_path / "alone.json",
+        policy=folder,
+        base=str(whole.base),
+        requests=2,
+        talks=0,
+        seed=1,
+        max_new_tokens=4,
+    )
+    same = next(cell["policy"] for cell in told["cells"] if cell["method"] == "dpo_safer")
+    found = run_red_team(alone)
+    assert compact({name: found[name] for name in ("robust", "robust_after")}) == {
+        name: same[name] for name in ("robust", "robust_after")
+    }
 
 
 def test_another_sweep_does_not_go_on_with_this_one(whole):

@@ -176,6 +176,14 @@ def attack(
     return [Siege(request, tuple(found)) for request, found in zip(asked, log, strict=True)]
 
 
+def attack_as(team: str, answer: Answer, requests: int, *, seed: int = 0, **options: Any) -> list[Siege]:
+    """Let a whole team attack: its families around `requests` of its own targets; `options` go to `attack`.
+
+    Raises UserError for an unknown team, or as `attack` does.
+    """
+    return attack(answer, targets(team, requests, seed=seed), families=TEAMS[team][0], seed=seed, **options)
+
+
 def robustness(sieges: Sequence[Siege], *, tries: int) -> dict[str, Any]:
     """What a red team found, as a table row.
 
