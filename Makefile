@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps attacks clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test lab notebooks browser-test student data base gpu-check sweeps pressure attacks clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -66,6 +66,14 @@ sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 polic
 	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
 	$(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --out runs/sweep_ablation --record data/runs/ablation --resume
+
+pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth, a third and all of the pairs, 3 seeds
+	for share in 0.1 0.33 1.0; do for seed in 0 1 2; do \
+	  out=pairs_$${share}_$$seed; \
+	  $(BIN)/csrlhf cost-model --objective safe_rlhf --seed $$seed --data data/world/preferences_train.jsonl:$$share \
+	    --test-data data/world/preferences_test.jsonl --out runs/$$out --no-progress || exit 1; \
+	  mkdir -p data/runs/$$out && cp runs/$$out/metrics.json data/runs/$$out/; \
+	done; done
 
 attacks: recorded seeds ## rebuild data/runs/red_team, rounds_0 and arena.json: the main job's policies attacked, and three rounds
 	for seed in 0 1 2; do \

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from csrlhf_kit import evidence as ev
-from csrlhf_kit.evidence import Evidence, Finding, Numbers, finding, shown
+from csrlhf_kit.evidence import Evidence, Finding, Numbers, Recorded, finding, shown
 
 
 def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
@@ -60,6 +60,29 @@ def robust_against_team(e: Evidence, paper: Numbers) -> Finding | None:
     shares = {m: ev.pooled_rate([t["robust"] for t in teams[m]]) for m in ("fixed_penalty", "lagrangian")}
     text = ", ".join(f"{m} {shown(rate)}" for m, rate in shares.items())
     return finding(ev.exceeds(shares["fixed_penalty"], shares["lagrangian"]), text, **shares)
+
+
+def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
+    """The sweeps' setting that holds best, and the best of those that keep their share of unconstrained help."""
+    free = ev.mean_of(e.cells("ppo", {}), "helpfulness")
+    groups = ev.by_settings(c for c in e.sweep if "robust" in c.policy)
+    if not groups or free is None:
+        return None
+
+    def held(cells: list[Recorded]) -> ev.Estimate:
+        return ev.rate_of(cells, "robust")
+
+    def told(cells: list[Recorded]) -> str:
+        chosen = ", ".join(f"{name} {value}" for name, value in cells[0].settings.items())
+        help_ = ev.mean_of(cells, "helpfulness").value
+        return f"{cells[0].method}{f' ({chosen})' if chosen else ''} {shown(held(cells))} at helpfulness {help_:.2f}"
+
+    best = max(groups, key=lambda cells: held(cells).value)
+    enough = paper["helpful"] * free.value
+    kept = [cells for cells in groups if ev.mean_of(cells, "helpfulness").value >= enough]
+    useful = max(kept, key=lambda cells: held(cells).value)
+    text = f"of {len(groups)} settings {told(best)}; with half of the help {told(useful)}"
+    return finding(ev.at_least(held(useful), paper["share"]), text, best=held(best), useful=held(useful))
 
 
 def turns_matter(e: Evidence, paper: Numbers) -> Finding | None:

@@ -298,6 +298,14 @@ def sweep_cells(told: Mapping[str, Any]) -> list[Recorded]:
     ]
 
 
+def by_settings(cells: Iterable[Recorded]) -> list[list[Recorded]]:
+    """Cells grouped by method and settings, a group's cells being its seeds."""
+    groups: dict[str, list[Recorded]] = {}
+    for cell in cells:
+        groups.setdefault(f"{cell.method} {sorted(cell.settings.items())}", []).append(cell)
+    return list(groups.values())
+
+
 def rate_of(cells: Sequence[Recorded], name: str) -> Estimate | None:
     """A rate of policies, pooled over seeds; None where there are none."""
     return pooled_rate([c.policy[name] for c in cells]) if cells else None

@@ -235,20 +235,12 @@ SEARCHED = {"fixed_penalty": {"penalty"}, "lagrangian": {"initial", "rate", "max
 """What the plans `penalties` (8 settings) and `lagrangians` (9) search over."""
 
 
-def by_settings(cells: list[Recorded]) -> list[list[Recorded]]:
-    """Cells grouped by their settings, a group's cells being its seeds."""
-    groups: dict[str, list[Recorded]] = {}
-    for cell in cells:
-        groups.setdefault(str(sorted(cell.settings.items())), []).append(cell)
-    return list(groups.values())
-
-
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     """The least harm that each method reaches among its searched settings that keep 95% of unconstrained help."""
     best: dict[str, Estimate] = {}
     floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # of as many steps
     for method, names in SEARCHED.items():
-        groups = by_settings(
+        groups = ev.by_settings(
             [c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names]
         )
         if not groups or floor is None:
@@ -307,7 +299,7 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
     """
     swept = [
         (cells, e.cells("ppo", {}))
-        for cells in by_settings([c for c in e.sweep if c.method == "fixed_penalty"])
+        for cells in ev.by_settings([c for c in e.sweep if c.method == "fixed_penalty"])
     ]
     attacked = [
         Recorded("fixed_penalty", {}, told["seed"], told["config"]["threshold"], told["rounds"][-1]["policy"])
@@ -335,7 +327,7 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
 def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
     """Where the cost of a gated penalty settles at each batch size, against what `settling.predict` said before."""
     prices = [c for c in e.sweep if c.method == "pid_lagrangian" and c.settings.get("threshold")]
-    gated = by_settings(
+    gated = ev.by_settings(
         [c for c in e.sweep if c.method == "fixed_penalty" and "ppo.batch_size" in c.settings]
     )
     if not prices or not gated:

@@ -165,12 +165,16 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
             cells.append(cell("fixed_penalty", {"penalty": penalty}, policy(fixed, helpfulness=help_ + step)))
             linear = policy(0.05, helpfulness=2 * help_ + step)
             cells.append(cell("linear_penalty", {"penalty": penalty}, linear))
-        cells.append(cell("fixed_penalty", {}, policy(fixed, helpfulness=0.41 + step, cost=0.03 + step)))
+        main = policy(fixed, helpfulness=0.41 + step, cost=0.03 + step)
+        main["robust"] = rate(0.96 if fixed < 0.1 else 0.1, 100)
+        cells.append(cell("fixed_penalty", {}, main))
         cells.append(cell("fixed_penalty", {"gate": "batch"}, policy(fixed, cost=0.09 + step)))
         cells.append(cell("linear_penalty", {}, policy(0.01, helpfulness=0.3 + step)))
         cells.append(cell("lagrangian", {}, policy(0.1, helpfulness=0.4 + step)))
         cells.append(cell("lagrangian", {"rate": 1.0}, policy(lagrangian, helpfulness=0.42 + step)))
         cells += [cell("reward_shaping", {"weight": w}, policy(0.4)) for w in (0.1, 10.0)]
+        nobody = policy(0.4, helpfulness=0.05) | {"robust": rate(0.99, 100)}  # safe, and no help
+        cells.append(cell("reward_shaping", {"weight": 100.0}, nobody))
         cells += [cell(m, {}, policy(0.3)) for m in ("sacpo", "mocan", "safedpo", "dpo_safer")]
         cells.append(cell("ppo", {}, policy(0.9)))
         swing = [0.1 + 0.04 * (-1) ** step for step in range(40)]  # batch means that differ by 0.08
@@ -271,11 +275,14 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
         "gate_settles",
         "moonshot",
         "robust_90",
+        "some_method_holds",
         "feasible",
     ]
     assert {name: verdicts[name] for name in favour} == dict.fromkeys(favour, REPRODUCED)
     assert verdicts["garbage"] == verdicts["code_is_as_helpful"] == REFUTED
     assert set(favour) | {"garbage", "code_is_as_helpful"} == set(verdicts)
+    told = row_of(BY_ID["some_method_holds"], good)["ours"]
+    assert "reward_shaping (weight 100.0) 99.0%" in told and "half of the help fixed_penalty 96.0%" in told
 
 
 def test_evidence_against_it_refutes_them(bad):
@@ -289,6 +296,7 @@ def test_evidence_against_it_refutes_them(bad):
         "moonshot",
         "direct",
         "gate_settles",
+        "some_method_holds",
     ]:
         assert row_of(BY_ID[name], bad)["verdict"] == REFUTED, name
 
