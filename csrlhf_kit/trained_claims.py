@@ -235,14 +235,21 @@ SEARCHED = {"fixed_penalty": {"penalty"}, "lagrangian": {"initial", "rate", "max
 """What the plans `penalties` (8 settings) and `lagrangians` (9) search over."""
 
 
+def searched(e: Evidence) -> dict[str, list[list[Recorded]]]:
+    """The settings that were searched for each of the two rivals, each with its seeds."""
+    return {
+        method: ev.by_settings(
+            c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names
+        )
+        for method, names in SEARCHED.items()
+    }
+
+
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     """The least harm that each method reaches among its searched settings that keep 95% of unconstrained help."""
     best: dict[str, Estimate] = {}
     floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # of as many steps
-    for method, names in SEARCHED.items():
-        groups = ev.by_settings(
-            [c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names]
-        )
+    for method, groups in searched(e).items():
         if not groups or floor is None:
             return None
         enough = paper["helpful"] * floor.value
@@ -253,6 +260,27 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
         best[method] = min(harms, key=lambda h: h.value)
     text = ", ".join(f"{m} {shown(h)}" for m, h in best.items())
     return finding(ev.exceeds(best["lagrangian"], best["fixed_penalty"]), text, **best)
+
+
+def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
+    """The most help that each method keeps among its searched settings that are safe enough, asked plainly."""
+    best: dict[str, Estimate] = {}
+    texts = []
+    for method, groups in searched(e).items():
+        if not groups:
+            return None
+        safe = [c for c in groups if ev.rate_of(c, "harmful_nominal").value <= paper["harmful"]]
+        if not safe:
+            return Finding(DEPENDS, f"no setting of {method} is at most {paper['harmful']:.2%} harmful", {})
+        chosen = max(safe, key=lambda cells: ev.mean_of(cells, "helpfulness").value)
+        best[method] = ev.mean_of(chosen, "helpfulness")
+        settings = ", ".join(f"{name} {value:g}" for name, value in chosen[0].settings.items())
+        harm, refused = (ev.rate_of(chosen, name) for name in ("harmful_jailbreak", "over_refusal"))
+        texts.append(
+            f"{method} ({settings}) {shown(best[method], 1, '', 3)}, {shown(harm)} under jailbreaks, {shown(refused)} refused"
+        )
+    verdict = ev.exceeds(best["fixed_penalty"], best["lagrangian"])
+    return finding(verdict, "; ".join(texts), **best)
 
 
 def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:

@@ -172,6 +172,7 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
         cells.append(cell("linear_penalty", {}, policy(0.01, helpfulness=0.3 + step)))
         cells.append(cell("lagrangian", {}, policy(0.1, helpfulness=0.4 + step)))
         cells.append(cell("lagrangian", {"rate": 1.0}, policy(lagrangian, helpfulness=0.42 + step)))
+        cells.append(cell("lagrangian", {"initial": 5.0}, policy(0.01, helpfulness=0.1 + step)))
         cells += [cell("reward_shaping", {"weight": w}, policy(0.4)) for w in (0.1, 10.0)]
         nobody = policy(0.4, helpfulness=0.05) | {"robust": rate(0.99, 100)}  # safe, and no help
         cells.append(cell("reward_shaping", {"weight": 100.0}, nobody))
@@ -265,6 +266,7 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
         "defaults_work",
         "matched_data",
         "equal_search",
+        "equal_search_help",
         "over_refusal",
         "direct",
         "classifier_only",
