@@ -57,7 +57,7 @@ seeds: .venv/.run ## rebuild data/runs/seed_*: the main job again with two other
 claims: .venv/.run ## hold both papers' claims against what is recorded: data/claims.json and data/claims.md
 	$(BIN)/csrlhf claims
 
-sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 2 hours on 2 quiet cores)
+sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 3 hours on 2 cores)
 	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume
 	for plan in penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
@@ -75,7 +75,7 @@ pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a ten
 	  mkdir -p data/runs/$$out && cp runs/$$out/metrics.json data/runs/$$out/; \
 	done; done
 
-attacks: recorded seeds ## rebuild data/runs/red_team, rounds_0 and arena.json: the main job's policies attacked, and three rounds
+attacks: recorded seeds ## rebuild data/runs/red_team, rounds_* and arena.json: the main job's policies attacked, and three rounds a seed
 	for seed in 0 1 2; do \
 	  run=runs/seed_$$seed; if [ $$seed = 0 ]; then run=runs/recorded; fi; \
 	  for method in ppo lagrangian linear_penalty fixed_penalty; do \
@@ -84,8 +84,10 @@ attacks: recorded seeds ## rebuild data/runs/red_team, rounds_0 and arena.json: 
 	  $(BIN)/csrlhf red-team --seed $$seed --out data/runs/red_team/sft/seed_$$seed.json || exit 1; \
 	done
 	$(BIN)/csrlhf arena --runs runs/recorded runs/seed_1 runs/seed_2 --out data/runs/arena.json
-	$(BIN)/csrlhf rounds --out runs/rounds_0 --resume
-	mkdir -p data/runs/rounds_0 && cp runs/rounds_0/rounds.json data/runs/rounds_0/
+	for seed in 0 1 2; do \
+	  $(BIN)/csrlhf rounds --seed $$seed --out runs/rounds_$$seed --resume || exit 1; \
+	  mkdir -p data/runs/rounds_$$seed && cp runs/rounds_$$seed/rounds.json data/runs/rounds_$$seed/; \
+	done
 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte
 	$(BIN)/csrlhf make-data

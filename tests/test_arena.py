@@ -17,7 +17,6 @@ from csrlhf_kit.evaluation.arena import (
     ELO,
     arena,
     bradley_terry,
-    expected_score,
     outcomes,
     ratings,
     two_by_two,
@@ -35,7 +34,9 @@ def test_two_players_have_a_closed_form():
     wins = np.array([[0, 30], [10, 0]])
     theta = bradley_terry(wins)
     assert theta[0] - theta[1] == pytest.approx(math.log(3), abs=1e-9)
-    assert expected_score(ELO * math.log(3)) == pytest.approx(0.75)
+    assert 1 / (1 + 10 ** (-ELO * math.log(3) / 400)) == pytest.approx(0.75), (
+        "three wins to one, in Elo points"
+    )
     assert pytest.approx(400.0) == ELO * math.log(10)
 
 

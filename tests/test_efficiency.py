@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.efficiency import TimeToSafety, harm_bounds, of_run, speed_up, time_to_safety
+from csrlhf_kit.evaluation.efficiency import TimeToSafety, harm_bounds, speed_up, time_to_safety
 
 
 def rows(rates):
@@ -64,21 +62,6 @@ def test_a_window_too_short_for_its_limit_is_refused():
         time_to_safety(rows([0.0]), batch_size=64, limit=0.01, window=128)
     with pytest.raises(UserError, match="metrics"):
         time_to_safety([], batch_size=64, limit=0.5)
-
-
-def test_the_folder_of_a_run_is_read(tmp_path):
-    config = {"batch_size": 64, "cost_scale": "probability", "constraint": {"threshold": 0.05}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    lines = [json.dumps(row) for row in rows([0.5, *[0.0] * 8])]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"torn')
-    found = of_run(tmp_path)
-    assert found.reached and found.step == 5, "the window of 256 has left the first step behind"
-    (tmp_path / "config.json").write_text(json.dumps(config | {"cost_scale": "logit"}))
-    with pytest.raises(UserError, match="expected --limit"):
-        of_run(tmp_path)
-    assert of_run(tmp_path, limit=0.05) == found
-    with pytest.raises(UserError, match="holds no PPO run"):
-        of_run(tmp_path / "nothing")
 
 
 def test_speed_up_says_when_it_is_a_bound():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import Counter
@@ -186,6 +187,40 @@ def test_the_readme_pools_the_recorded_attacks_and_quotes_the_prediction():
         assert f"{100 * told['value']:.1f}" in readme
         assert f"{100 * got['value']:.1f}" in readme
         assert f"[{100 * got['low']:.1f}, {100 * got['high']:.1f}]" in readme
+
+
+def test_the_readme_shows_what_the_sweeps_found():
+    readme = (ROOT / "README.md").read_text()
+    with (data_folder() / "runs" / "penalties" / "summary.csv").open() as file:
+        found = {(r["method"], json.loads(r["settings"])["penalty"]): r for r in csv.DictReader(file)}
+    columns = (
+        ("harmful, asked plainly", "harmful_nominal", 100, 1),
+        ("benign but alarming, refused", "over_refusal", 100, 1),
+        ("helpfulness", "helpfulness", 1, 2),
+    )
+    for title, name, scale, digits in columns:
+        for word, method in (("rectified", "fixed_penalty"), ("linear", "linear_penalty")):
+            cells = [float(found[method, 2.0**k][name]) * scale for k in range(7)]
+            assert f"| {title}, {word} | {' | '.join(f'{x:.{digits}f}' for x in cells)} |" in readme
+            assert {found[method, 2.0**k]["seeds"] for k in range(7)} == {"3"}
+    claims = {row["id"]: row for row in json.loads((data_folder() / "claims.json").read_text())["claims"]}
+    quoted = (
+        ("some_method_holds", "useful", 100, 1),
+        ("some_method_holds", "best", 100, 1),
+        ("robust_90", "robust", 100, 1),
+        ("equal_search_help", "lagrangian", 1, 2),
+        ("equal_search_help", "fixed_penalty", 1, 2),
+        ("classifier_only", "bradley_terry + lagrangian", 100, 1),
+        ("classifier_only", "semantic + lagrangian", 100, 1),
+        ("penalty_only", "bradley_terry + fixed_penalty", 100, 1),
+        ("matched_data", "fixed_penalty", 100, 1),
+    )
+    for row, name, scale, digits in quoted:
+        told = [scale * claims[row]["estimates"][name][key] for key in ("value", "low", "high")]
+        unit = "%" if scale == 100 else ""
+        assert "{:.{d}f}{} [{:.{d}f}, {:.{d}f}]".format(told[0], unit, *told[1:], d=digits) in readme, row
+    for row, name in (("three_rounds", "last"), ("each_round", "v3")):
+        assert f"{100 * claims[row]['estimates'][name]['value']:.1f}%" in readme
 
 
 def test_the_recorded_run_shows_what_it_must():

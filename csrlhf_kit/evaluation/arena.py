@@ -256,8 +256,3 @@ def arena(
         for a, b in permutations(answers, 2)
     }
     return result
-
-
-def expected_score(elo_difference: float) -> float:
-    """P(win) at a difference of Elo points: 1 / (1 + 10^(−d/400))."""
-    return float(1.0 / (1.0 + np.exp(-elo_difference / ELO)))

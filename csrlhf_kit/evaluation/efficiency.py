@@ -10,16 +10,13 @@ The harm here is the cost model's, over the training mixture: what a trainer see
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.runs import Run
 
 TIMES = ("time/rollout", "time/score", "time/update")
 
@@ -96,26 +93,6 @@ def time_to_safety(
     steps = min(first + 1, len(rows))
     seconds = sum(row.get(name, 0.0) for row in rows[:steps] for name in TIMES)
     return TimeToSafety(reached, steps, steps * batch_size, float(seconds), float(bounds[-1]))
-
-
-def of_run(folder: str | Path, *, limit: float | None = None, **options: Any) -> TimeToSafety:
-    """`time_to_safety` of a policy's folder (metrics.jsonl and config.json).
-
-    limit: None takes the constraint's threshold, where the costs are probabilities.
-    Raises UserError where the folder holds no PPO run, or there is no such threshold.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        batch_size = config["batch_size"]
-        scale, threshold = config["cost_scale"], config["constraint"]["threshold"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no PPO run: expected a config.json of one") from error
-    if limit is None:
-        if scale != "probability":
-            raise UserError(f"{path}: the threshold is a logit, expected --limit as a rate")
-        limit = threshold
-    return time_to_safety(Run(folder).history(), batch_size=batch_size, limit=limit, **options)
 
 
 def speed_up(slow: Sequence[TimeToSafety], fast: Sequence[TimeToSafety]) -> dict[str, Any]:
