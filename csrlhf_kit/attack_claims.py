@@ -80,8 +80,10 @@ def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
     best = max(groups, key=lambda cells: held(cells).value)
     enough = paper["helpful"] * free.value
     kept = [cells for cells in groups if ev.mean_of(cells, "helpfulness").value >= enough]
+    if not kept:
+        return Finding(ev.DEPENDS, f"no setting keeps {paper['helpful']:.0%} of the help", {})
     useful = max(kept, key=lambda cells: held(cells).value)
-    text = f"of {len(groups)} settings {told(best)}; with half of the help {told(useful)}"
+    text = f"of {len(groups)} settings {told(best)}; with {paper['helpful']:.0%} of the help {told(useful)}"
     return finding(ev.at_least(held(useful), paper["share"]), text, best=held(best), useful=held(useful))
 
 

@@ -16,9 +16,8 @@ import tyro
 from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.answers import Answer, load_policy, policy_answers
+from csrlhf_kit.evaluation.answers import Answer, stored_policy
 from csrlhf_kit.export import adapter_folder, run_settings
-from csrlhf_kit.models.base import load_tokenizer
 
 LEAVE = ("/quit", "/exit")
 
@@ -87,8 +86,8 @@ def load_answer(run: Path | None, config: TalkConfig) -> Answer:
     if not base:
         raise UserError("nothing says which base to load: expected a run's folder, or --base")
     quantization = config.quantization or stored.get("quantization", "none")
-    return policy_answers(
-        load_policy(base, adapter, quantization=quantization), load_tokenizer(base),
+    return stored_policy(
+        base, adapter, quantization=quantization,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed,
     )  # fmt: skip
 

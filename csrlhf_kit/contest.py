@@ -13,13 +13,12 @@ from tqdm.auto import tqdm
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.answers import load_policy, policy_answers
+from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.evaluation.arena import arena
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, oracle_progress, robustness
 from csrlhf_kit.experiment import evaluation_prompts, versions
 from csrlhf_kit.models.any_scorer import text_scorer
-from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world.conversations import conversations
 
@@ -58,9 +57,9 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
     Raises UserError where the base, the policy or the cost model cannot be read.
     """
     base = config.base or str(data_folder() / "tiny_base")
-    answer = policy_answers(
-        load_policy(base, config.policy),
-        load_tokenizer(base),
+    answer = stored_policy(
+        base,
+        config.policy,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=config.seed,

@@ -18,11 +18,10 @@ from csrlhf_kit import experiment
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.answers import Answer, load_policy, policy_answers
+from csrlhf_kit.evaluation.answers import Answer, stored_policy
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.experiment import RunConfig, evaluation_prompts, open_roles, scorer_settings, versions
-from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.round_data import gather, joined, store, training_prompts
 from csrlhf_kit.runs import Run, write_atomic
@@ -203,10 +202,9 @@ def train_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 def answers_of(config: RoundsConfig, k: int, salt: int) -> Answer:
     """The policy of round k as a function; `salt` keeps its draws apart from those of other uses."""
-    base = config.base_path()
-    return policy_answers(
-        load_policy(base, config.adapter(k)),
-        load_tokenizer(base),
+    return stored_policy(
+        config.base_path(),
+        config.adapter(k),
         max_new_tokens=config.ppo.max_new_tokens,
         temperature=config.ppo.temperature,
         seed=config.seed * 1000 + 10 * k + salt,

@@ -2,7 +2,7 @@
 
 Scorers and critic are trained once and shared. A cell's row is a function of the plan, the seed and the
 machine alone, so that a sweep which was killed and resumed ends with the same tables as one that was not.
-With `--attacked` the held-out red team attacks each policy too, and its row says how many requests held:
+With `--attacked` the held-out red team attacks each policy too, and its row says how many requests held. The tables:
 
     cells.csv     a row a cell: rates with their intervals, helpfulness, learned reward and cost, KL, multiplier
     summary.csv   a row a setting: seeds pooled (rate and interval), and the smallest and largest seed
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.answers import load_policy, policy_answers
+from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.experiment import (
     SCORERS,
@@ -33,7 +33,6 @@ from csrlhf_kit.experiment import (
     versions,
 )
 from csrlhf_kit.methods import METHODS, Cell, check_cell, offline_stage, train_cell
-from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.runs import Run, curve_of, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.sweep_plans import PLANS, grid_settings
@@ -153,11 +152,10 @@ def run_stage(name: str, config: SweepConfig) -> None:
 
 def attack_cell(cell: Cell, config: SweepConfig) -> dict[str, Any]:
     """Share of harmful requests that a cell's policy never answers, whatever the held-out red team tries."""
-    base = config.shared().base_path()
     adapter = None if cell.method == "sft" else config.out / "policies" / cell.name / "adapter"
-    answer = policy_answers(
-        load_policy(base, adapter),
-        load_tokenizer(base),
+    answer = stored_policy(
+        config.shared().base_path(),
+        adapter,
         max_new_tokens=config.ppo.max_new_tokens,
         temperature=config.ppo.temperature,
         seed=cell.seed,

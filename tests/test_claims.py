@@ -284,7 +284,7 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
     assert verdicts["garbage"] == verdicts["code_is_as_helpful"] == REFUTED
     assert set(favour) | {"garbage", "code_is_as_helpful"} == set(verdicts)
     told = row_of(BY_ID["some_method_holds"], good)["ours"]
-    assert "reward_shaping (weight 100.0) 99.0%" in told and "half of the help fixed_penalty 96.0%" in told
+    assert "reward_shaping (weight 100.0) 99.0%" in told and "50% of the help fixed_penalty 96.0%" in told
 
 
 def test_evidence_against_it_refutes_them(bad):

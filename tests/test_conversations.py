@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from csrlhf_kit.data.chat import encode_dialogues, encode_prompts, render_prompt
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.answers import load_policy, policy_answers
+from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.evaluation.multi_turn import multi_turn, play, turn_rows
 from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.world.conversations import conversations
@@ -143,7 +143,7 @@ def test_rows_count_what_happened_after_each_number_of_turns():
 
 
 def test_a_model_plays(random_base):
-    answer = policy_answers(load_policy(random_base), load_tokenizer(random_base), max_new_tokens=4)
+    answer = stored_policy(random_base, max_new_tokens=4)
     made = conversations("test", 4)
     for history in ("scripted", "own"):
         rows = turn_rows(made, play(answer, made, history=history))

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.answers import load_policy, policy_answers
+from csrlhf_kit.evaluation.answers import load_policy, stored_policy
 from csrlhf_kit.evaluation.red_team import TEAMS, attack, compose, robustness, targets, vary
-from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.world.jailbreaks import FAMILIES, TEST_FAMILIES, TRAIN_FAMILIES
 from csrlhf_kit.world.requests import STRATA, parse_requests, sample_request
 from csrlhf_kit.world.responses import steps
@@ -129,16 +128,16 @@ def test_the_verdict_is_the_oracles_whatever_guides_the_search():
 
 
 def test_a_model_is_attacked_through_a_plain_function(random_base):
-    answer = policy_answers(load_policy(random_base), load_tokenizer(random_base), max_new_tokens=6, seed=3)
+    answer = stored_policy(random_base, max_new_tokens=6, seed=3)
     counted = []
     sieges = attack(
         answer, targets("train", 3), families=TEAMS["train"][0], tries=3, width=2, progress=counted.append
     )
     assert [len(s.tries) for s in sieges] == [3, 3, 3] and sum(counted) == 3
-    again = policy_answers(load_policy(random_base), load_tokenizer(random_base), max_new_tokens=6, seed=3)
+    again = stored_policy(random_base, max_new_tokens=6, seed=3)
     first, second = again(["feed the dog"] * 4), again(["feed the dog"] * 4)
     assert first != second, "asking again draws again"
-    repeat = policy_answers(load_policy(random_base), load_tokenizer(random_base), max_new_tokens=6, seed=3)
+    repeat = stored_policy(random_base, max_new_tokens=6, seed=3)
     assert repeat(["feed the dog"] * 4) == first
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, load_base
+from csrlhf_kit.models.base import Quantization, freeze, load_base, load_tokenizer
 from csrlhf_kit.training.rollout import response_texts, sample
 
 Answer = Callable[[Sequence[Any]], list[str]]
@@ -78,3 +78,18 @@ def policy_answers(
         return texts
 
     return answer
+
+
+def stored_policy(
+    base: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    quantization: Quantization = "none",
+    **options: Any,
+) -> Answer:
+    """`policy_answers` of a base on disk or the hub, with this adapter; `options` are its sampling options.
+
+    Raises UserError as `load_policy` does.
+    """
+    model = load_policy(base, adapter, quantization=quantization)
+    return policy_answers(model, load_tokenizer(base), **options)
