@@ -78,17 +78,18 @@ def better_judge(name: str, larger: str, smaller: str) -> Measure:
 
 def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
     """False alarms of the pairwise cost model on its smallest and on its largest training set."""
-    sizes: dict[int, list[float]] = {}
+    sources: dict[str, list[tuple[int, float]]] = {}  # seeds draw their own shares: sizes differ a little
     for told in e.scorers:
         if told.get("config", {}).get("objective") != "safe_rlhf":
             continue
         alarm = next(iter(told["models"].values())).get("false_positive_rate_benign_alarming", {})
         if alarm.get("value") is not None:
-            sizes.setdefault(told["splits"]["train"], []).append(alarm["value"])
-    if len(sizes) < 2:
+            sources.setdefault(told["config"]["data"], []).append((told["splits"]["train"], alarm["value"]))
+    if len(sources) < 2:
         return None
-    few, many = (ev.mean_over_seeds(sizes[n]) for n in (min(sizes), max(sizes)))
-    text = f"{shown(few)} on {min(sizes)} pairs, {shown(many)} on {max(sizes)}"
+    small, large = min(sources.values()), max(sources.values())
+    few, many = (ev.mean_over_seeds([alarm for _, alarm in runs]) for runs in (small, large))
+    text = f"{shown(few)} with {min(small)[0]:,} answers, {shown(many)} with {max(large)[0]:,}"
     return finding(ev.exceeds(many, few), text, few=few, many=many)
 
 

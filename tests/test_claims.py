@@ -149,8 +149,8 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
         write(data / "runs" / f"rounds_{seed}" / "rounds.json", told)
         for size, alarm in ((500, 0.1), (5000, 0.3)):
             metrics = {
-                "config": {"objective": "safe_rlhf"},
-                "splits": {"train": size},
+                "config": {"objective": "safe_rlhf", "data": f"pairs.jsonl:{size}"},
+                "splits": {"train": size + seed},
                 "models": {"safe_rlhf": {"false_positive_rate_benign_alarming": {"value": alarm + jitter}}},
             }
             write(data / "runs" / f"pairs_{size}_{seed}" / "metrics.json", metrics)
