@@ -75,7 +75,7 @@ pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a ten
 	  mkdir -p data/runs/$$out && cp runs/$$out/metrics.json data/runs/$$out/; \
 	done; done
 
-attacks: recorded seeds ## rebuild data/runs/red_team, rounds_* and arena.json: the main job's policies attacked, and three rounds a seed
+attacks: recorded seeds ## rebuild data/runs/red_team, rounds_*, strict_rounds_0 and arena.json: the main job's policies attacked, and three rounds a seed
 	for seed in 0 1 2; do \
 	  run=runs/seed_$$seed; if [ $$seed = 0 ]; then run=runs/recorded; fi; \
 	  for method in ppo lagrangian linear_penalty fixed_penalty; do \
@@ -88,6 +88,8 @@ attacks: recorded seeds ## rebuild data/runs/red_team, rounds_* and arena.json: 
 	  $(BIN)/csrlhf rounds --seed $$seed --out runs/rounds_$$seed --resume || exit 1; \
 	  mkdir -p data/runs/rounds_$$seed && cp runs/rounds_$$seed/rounds.json data/runs/rounds_$$seed/; \
 	done
+	$(BIN)/csrlhf rounds --threshold 0.005 --penalty 20 --out runs/strict_rounds_0 --resume
+	mkdir -p data/runs/strict_rounds_0 && cp runs/strict_rounds_0/rounds.json data/runs/strict_rounds_0/
 
 data: .venv/.run ## rebuild data/world from its seed, byte for byte
 	$(BIN)/csrlhf make-data

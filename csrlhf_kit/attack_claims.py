@@ -14,7 +14,8 @@ from csrlhf_kit.evidence import Evidence, Finding, Numbers, Recorded, finding, s
 def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
     if not e.rounds:
         return None
-    first, last = ([told["rounds"][i]["policy"]["harmful_nominal"] for told in e.rounds] for i in (0, -1))
+    runs = e.rounds_by_settings()[0]
+    first, last = ([told["rounds"][i]["policy"]["harmful_nominal"] for told in runs] for i in (0, -1))
     start, end = ev.pooled_rate(first), ev.pooled_rate(last)
     text = f"{shown(start)} → {shown(end)}"
     return finding(ev.at_most(end, paper["harmful"]), text, base=start, last=end)
@@ -23,9 +24,10 @@ def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
 def each_round_safer(e: Evidence, paper: Numbers) -> Finding | None:
     if not e.rounds:
         return None
-    count = min(len(told["rounds"]) for told in e.rounds)
+    runs = e.rounds_by_settings()[0]
+    count = min(len(told["rounds"]) for told in runs)
     harm = [
-        ev.pooled_rate([told["rounds"][k]["policy"]["harmful_jailbreak"] for told in e.rounds])
+        ev.pooled_rate([told["rounds"][k]["policy"]["harmful_jailbreak"] for told in runs])
         for k in range(count)
     ]
     verdict = ev.all_of(ev.exceeds(harm[k], harm[k + 1]) for k in range(count - 1))
@@ -34,11 +36,18 @@ def each_round_safer(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
-    last = [told["rounds"][-1]["held_out_team"]["robust"] for told in e.rounds]
-    if not last:
+    """What holds after the last round, at the recorded defaults; other settings are told beside it, with their help."""
+    if not e.rounds:
         return None
-    share = ev.pooled_rate(last)
-    return finding(ev.at_least(share, paper["share"]), shown(share), robust=share)
+    shares, texts = [], []
+    for runs in e.rounds_by_settings():
+        last = [told["rounds"][-1] for told in runs]
+        shares.append(ev.pooled_rate([row["held_out_team"]["robust"] for row in last]))
+        help_ = sum(row["policy"]["helpfulness"] for row in last) / len(last)
+        asked = runs[0]["config"]
+        settings = f"threshold {asked['threshold']:g}, λ = {asked['penalty']:g}, seeds: {len(runs)}"
+        texts.append(f"{shown(shares[-1])} at helpfulness {help_:.2f} ({settings})")
+    return finding(ev.at_least(shares[0], paper["share"]), "; ".join(texts), robust=shares[0])
 
 
 def held_out_teams(e: Evidence) -> dict[str, list[dict[str, Any]]]:

@@ -262,6 +262,14 @@ class Evidence:
                 by_seed.setdefault(cell.seed, cell)
         return [by_seed[seed] for seed in sorted(by_seed)]
 
+    def rounds_by_settings(self) -> list[list[dict[str, Any]]]:
+        """Jobs of red-team rounds, grouped by what they were asked, seeds aside; the recorded defaults come first."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for told in self.rounds:
+            asked = {name: value for name, value in told["config"].items() if name != "seed"}
+            groups.setdefault(json.dumps(asked, sort_keys=True), []).append(told)
+        return list(groups.values())
+
     def swept(self, method: str, name: str) -> dict[float, list[Recorded]]:
         """A method's cells in which only the setting `name` was changed: value -> cells."""
         found: dict[float, list[Recorded]] = {}

@@ -331,12 +331,18 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
         for cells in ev.by_settings([c for c in e.sweep if c.method == "fixed_penalty"])
     ]
     attacked = [
-        Recorded("fixed_penalty", {}, told["seed"], told["config"]["threshold"], told["rounds"][-1]["policy"])
-        for told in e.rounds
-        if told["config"]["method"] == "fixed_penalty"
+        [
+            Recorded(
+                "fixed_penalty", {}, told["seed"], told["config"]["threshold"], told["rounds"][-1]["policy"]
+            )
+            for told in runs
+            if told["config"]["method"] == "fixed_penalty"
+        ]
+        for runs in e.rounds_by_settings()
     ]
     found = []
-    for cells, free in [(e.main("fixed_penalty"), e.main("ppo")), (attacked, e.main("ppo")), *swept]:
+    main = [(cells, e.main("ppo")) for cells in (e.main("fixed_penalty"), *attacked)]
+    for cells, free in [*main, *swept]:
         if not cells or not free:
             continue
         safe = ev.complement(ev.rate_of(cells, "harmful_jailbreak"))

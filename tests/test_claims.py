@@ -145,8 +145,17 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
             {"policy": policy(h), "held_out_team": {"robust": rate(1 - h, 300)}, "turns": turns}
             for h in (0.53, 0.2, 0.08, 0.004 if fixed < 0.1 else fixed)
         ]
-        told = {"config": {"method": "fixed_penalty", "threshold": 0.03}, "seed": seed, "rounds": rounds}
+        asked = {"method": "fixed_penalty", "threshold": 0.03, "penalty": 8.0, "seed": seed}
+        told = {"config": asked, "seed": seed, "rounds": rounds}
         write(data / "runs" / f"rounds_{seed}" / "rounds.json", told)
+        if not seed:  # other settings, told beside the recorded ones and never pooled with them
+            wall = {
+                "policy": policy(0.0, refused=0.99, helpfulness=0.0),
+                "held_out_team": {"robust": rate(1.0, 300)},
+                "turns": turns,
+            }
+            strict = {"config": asked | {"penalty": 64.0}, "seed": 0, "rounds": [rounds[0], wall, wall, wall]}
+            write(data / "runs" / "strict_rounds_0" / "rounds.json", strict)
         for size, alarm in ((500, 0.1), (5000, 0.3)):
             metrics = {
                 "config": {"objective": "safe_rlhf", "data": f"pairs.jsonl:{size}"},
@@ -283,6 +292,9 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
     assert {name: verdicts[name] for name in favour} == dict.fromkeys(favour, REPRODUCED)
     assert verdicts["garbage"] == verdicts["code_is_as_helpful"] == REFUTED
     assert set(favour) | {"garbage", "code_is_as_helpful"} == set(verdicts)
+    rounds = row_of(BY_ID["robust_90"], good)
+    assert rounds["estimates"]["robust"]["value"] == pytest.approx(0.996, abs=1e-3) and rounds["seeds"] == 3
+    assert "100.0% [98.8, 100.0] at helpfulness 0.00 (threshold 0.03, λ = 64, seeds: 1)" in rounds["ours"]
     told = row_of(BY_ID["some_method_holds"], good)["ours"]
     assert "reward_shaping (weight 100.0) 99.0%" in told and "50% of the help fixed_penalty 96.0%" in told
 

@@ -219,6 +219,9 @@ def test_the_readme_shows_what_the_sweeps_found():
         told = [scale * claims[row]["estimates"][name][key] for key in ("value", "low", "high")]
         unit = "%" if scale == 100 else ""
         assert "{:.{d}f}{} [{:.{d}f}, {:.{d}f}]".format(told[0], unit, *told[1:], d=digits) in readme, row
+    strict = json.loads((data_folder() / "runs" / "strict_rounds_0" / "rounds.json").read_text())["rounds"]
+    assert f"{pooled_cell([strict[-1]['held_out_team']['robust']]).replace(' ', '% ', 1)} hold" in readme
+    assert strict[-1]["policy"]["over_refusal"]["rate"] > 0.99
     for row, name in (("three_rounds", "last"), ("each_round", "v3")):
         assert f"{100 * claims[row]['estimates'][name]['value']:.1f}%" in readme
 
