@@ -10,7 +10,6 @@ that the oracle does not call harmful, each seed's and pooled with its Clopper-P
 from __future__ import annotations
 
 import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.sweep import as_csv
 from csrlhf_kit.world.oracle import judge
 
 
@@ -55,11 +55,7 @@ def main(config: Config) -> None:
         "seeds": " ".join(f"{count / len(prompts):.4f}" for count in safe),
     }
     stored = list(csv.DictReader(config.out.open())) if config.out.is_file() else []
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*(old for old in stored if old["policy"] != config.name), row])
-    write_atomic(config.out, text.getvalue())
+    write_atomic(config.out, as_csv([*(old for old in stored if old["policy"] != config.name), row]))
     print(row)
 
 

@@ -43,7 +43,7 @@ def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
     for runs in e.rounds_by_settings():
         last = [told["rounds"][-1] for told in runs]
         shares.append(ev.pooled_rate([row["held_out_team"]["robust"] for row in last]))
-        help_ = sum(row["policy"]["helpfulness"] for row in last) / len(last)
+        help_ = ev.mean_over_seeds([row["policy"]["helpfulness"] for row in last]).value
         asked = runs[0]["config"]
         settings = f"threshold {asked['threshold']:g}, λ = {asked['penalty']:g}, seeds: {len(runs)}"
         texts.append(f"{shown(shares[-1])} at helpfulness {help_:.2f} ({settings})")

@@ -107,19 +107,18 @@ class SweepConfig:
         made = [Cell.of(method, settings, seed) for seed in self.seeds for method, settings in chosen]
         return {cell.name: cell for cell in made}
 
+    def attack_on(self, name: str) -> str:
+        """The stage that attacks a cell's policy. Its name tells the requests, which may be other ones later."""
+        return f"attack_{self.attacked}-{name}"
+
     def attacks(self) -> dict[str, Cell]:
-        """The stages that attack a cell's policy. Their names tell the requests, which may be other ones later."""
-        return {f"attack_{self.attacked}-{n}": c for n, c in self.cells().items()} if self.attacked else {}
+        """The stages that attack, and whom."""
+        return {self.attack_on(name): cell for name, cell in self.cells().items()} if self.attacked else {}
 
     @property
     def rates(self) -> tuple[str, ...]:
         """The rates of a row."""
         return (*RATES, "robust") if self.attacked else RATES
-
-    def row(self, name: str) -> dict[str, Any]:
-        """A cell's row, from what its stages have written."""
-        row = self.read_stage(name)["policy"]
-        return row | self.read_stage(f"attack_{self.attacked}-{name}") if self.attacked else row
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -139,8 +138,8 @@ def run_stage(name: str, config: SweepConfig) -> None:
         result = train_critic(shared)
     elif name == "offline":
         result = offline_stage(shared, config.direct)
-    elif name in config.attacks():
-        result = attack_cell(config.attacks()[name], config)
+    elif name in (attacks := config.attacks()):
+        result = attack_cell(attacks[name], config)
     else:
         cell = config.cells()[name]
         offline = config.read_stage("offline") if cell.method == "mocan" else None
@@ -173,9 +172,10 @@ def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
     for name, cell in config.cells().items():
         own = "offline" if cell.method == "mocan" else None if cell.method in ("sft", *DIRECT) else "critic"
         needs[name] = (*scorers, own) if own else scorers
-    needs |= {attack: (cell.name,) for attack, cell in config.attacks().items()}
-    used = {stage for needed in needs.values() for stage in needed}
-    return {n: read for n, read in needs.items() if n in {*used, *config.cells(), *config.attacks()}}
+    attacks = {attack: (cell.name,) for attack, cell in config.attacks().items()}
+    needs |= attacks
+    wanted = {*config.cells(), *attacks} | {stage for needed in needs.values() for stage in needed}
+    return {name: needed for name, needed in needs.items() if name in wanted}
 
 
 # --- tables ---
@@ -285,7 +285,9 @@ def write_tables(config: SweepConfig) -> dict[str, Any]:
     """Write the three files to `config.out`, and to `config.record` where asked; returns what sweep.json holds."""
     cells = config.cells()
     done = {name: config.read_stage(name) for name in cells}
-    rows = {name: config.row(name) for name in cells}
+    rows = {name: stage["policy"] for name, stage in done.items()}
+    if config.attacked:
+        rows = {name: row | config.read_stage(config.attack_on(name)) for name, row in rows.items()}
     told = {
         "plan": config.plan,
         "command": command(config),
