@@ -125,8 +125,6 @@ def simulate_dual(
 
     response: the share of the way to its best response that the policy moves in a step (1: at once).
     """
-    if problem.per_prompt or problem.beta == 0:
-        raise UserError("simulate_dual needs one average constraint and beta > 0")
     if steps < 1 or not 0 < response <= 1 or (batch is not None and batch < 1):
         raise UserError("simulate_dual: steps >= 1, 0 < response <= 1 and batch >= 1 were expected")
     rng = np.random.default_rng(seed)

@@ -19,7 +19,6 @@ import numpy as np
 from scipy.special import logsumexp, xlogy
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.knapsack import best_mixture
 
 Penalty = Literal["rectified", "linear", "per_sample"]
 Status = Literal["slack", "active", "tight", "given"]
@@ -41,8 +40,8 @@ class Solution:
     """KL(policy || reference), the mean over prompts."""
     objective: float
     """F = reward - beta * kl, without any penalty."""
-    multiplier: float | np.ndarray
-    """The price of cost at which this policy is the best tilt; (prompts,) under per-prompt constraints."""
+    multiplier: float
+    """The price of cost at which this policy is the best tilt."""
     status: Status = "given"
     """slack: the constraint costs nothing; active: it binds; tight: only the least cost satisfies it."""
 
@@ -51,9 +50,9 @@ class FiniteProblem:
     """One constrained problem over prompts and their responses.
 
     reference: (prompts, responses) probabilities, zero where a prompt has fewer responses; a single prompt
-    may be given as (responses,). reward, cost: the same shape. beta: the KL weight in reward units; 0 makes
-    it a linear programme (knapsack.py). threshold: the largest allowed mean cost, or (prompts,) of them if `per_prompt`.
-    prompt_weights: (prompts,) positive, normalised here; equal by default.
+    may be given as (responses,). reward, cost: the same shape. beta: the KL weight in reward units, above 0.
+    threshold: the largest allowed mean cost. prompt_weights: (prompts,) positive, normalised here; equal by
+    default.
 
     Raises UserError for shapes, signs or numbers that make no problem.
     """
@@ -65,38 +64,34 @@ class FiniteProblem:
         cost: np.ndarray,
         *,
         beta: float,
-        threshold: float | np.ndarray,
+        threshold: float,
         prompt_weights: np.ndarray | None = None,
-        per_prompt: bool = False,
     ) -> None:
         self.reference = np.atleast_2d(np.asarray(reference, dtype=np.float64))
         prompts = len(self.reference)
         self.reward = self._table("reward", reward)
         self.cost = self._table("cost", cost)
         self.beta = float(beta)
-        self.per_prompt = per_prompt
         weights = np.ones(prompts) if prompt_weights is None else np.asarray(prompt_weights, dtype=np.float64)
         limit = np.asarray(threshold, dtype=np.float64)
         total = self.reference.sum(axis=1, keepdims=True)
         if not (self.reference >= 0).all() or np.abs(total - 1).max() > 1e-6:
             raise UserError("reference: each row must hold probabilities that sum to 1")
-        if not (np.isfinite(self.beta) and self.beta >= 0):
-            raise UserError(f"beta is {beta}; a finite number of at least 0 was expected")
+        if not (np.isfinite(self.beta) and self.beta > 0):
+            raise UserError(f"beta is {beta}; a finite number above 0 was expected")
         if weights.shape != (prompts,) or not (np.isfinite(weights) & (weights > 0)).all():
             raise UserError(f"prompt_weights: {prompts} positive numbers were expected, one a prompt")
-        if limit.shape not in ([(), (prompts,)] if per_prompt else [()]) or not np.isfinite(limit).all():
-            raise UserError(
-                "threshold: one finite number was expected (or one a prompt with per_prompt=True)"
-            )
+        if limit.shape != () or not np.isfinite(limit):
+            raise UserError(f"threshold is {threshold}; one finite number was expected")
         self.reference = self.reference / total
         self.weights = weights / weights.sum()
-        self.threshold = np.broadcast_to(limit, (prompts,)) if per_prompt else float(limit)
+        self.threshold = float(limit)
         with np.errstate(divide="ignore"):
             self._log_reference = np.log(self.reference)
         allowed = np.where(self.reference > 0, self.cost, np.inf)
         self._least = allowed.min(axis=1)  # (prompts,) the smallest cost that each prompt can reach
         self._excess = np.where(self.reference > 0, self.cost - self._least[:, None], 0.0)
-        self._room = self._to_group(-self._least) + self.threshold  # what the constraint leaves above that
+        self._room = self._mean(-self._least) + self.threshold  # what the constraint leaves above that
 
     def _table(self, name: str, values: np.ndarray) -> np.ndarray:
         table = np.atleast_2d(np.asarray(values, dtype=np.float64))
@@ -108,15 +103,13 @@ class FiniteProblem:
             raise UserError(f"{name}: every response that the reference can give needs a finite number")
         return np.where(self.reference > 0, table, 0.0)
 
-    def _to_group(self, per_prompt: np.ndarray) -> float | np.ndarray:
-        """(prompts,) -> what one constraint sees: the prompt itself, or the weighted mean of all."""
-        return per_prompt if self.per_prompt else float(self.weights @ per_prompt)
+    def _mean(self, values: np.ndarray) -> float:
+        """(prompts,) -> their weighted mean."""
+        return float(self.weights @ values)
 
     # ---- what a policy is worth -------------------------------------------------------------------------
 
-    def evaluate(
-        self, policy: np.ndarray, multiplier: float | np.ndarray = np.nan, status: Status = "given"
-    ) -> Solution:
+    def evaluate(self, policy: np.ndarray, multiplier: float = np.nan, status: Status = "given") -> Solution:
         """The Solution record of any policy, (prompts, responses). `multiplier` is stored, not used."""
         pi = np.atleast_2d(np.asarray(policy, dtype=np.float64))
         if pi.shape != self.reference.shape or (pi < -1e-12).any() or np.abs(pi.sum(axis=1) - 1).max() > 1e-8:
@@ -141,66 +134,54 @@ class FiniteProblem:
             status=status,
         )
 
-    def violation(self, policy: np.ndarray) -> float | np.ndarray:
-        """E[cost] - threshold, of the average or, under per-prompt constraints, of each prompt."""
-        return self._to_group((np.atleast_2d(policy) * self._excess).sum(axis=1)) - self._room
+    def violation(self, policy: np.ndarray) -> float:
+        """E[cost] - threshold."""
+        return self._mean((np.atleast_2d(policy) * self._excess).sum(axis=1)) - self._room
 
     def penalised_value(self, policy: np.ndarray, penalty: float, kind: Penalty = "rectified") -> float:
         """F - penalty * burden: the rectified mean cost, the mean rectified cost or the plain mean cost."""
         if kind == "rectified":
-            violation = np.maximum(self.violation(policy), 0)
-            burden = float(self.weights @ violation) if self.per_prompt else violation
+            burden = np.maximum(self.violation(policy), 0)
         else:
-            table = self._rectified_cost() if kind == "per_sample" else self.cost - self._limit()
+            table = self._rectified_cost() if kind == "per_sample" else self.cost - self.threshold
             burden = float(self.weights @ (np.atleast_2d(policy) * table).sum(axis=1))
         return self.evaluate(policy).objective - penalty * burden
 
-    def dual(self, multiplier: float | np.ndarray) -> float:
+    def dual(self, multiplier: float) -> float:
         """D = max over policies of F - multiplier * (E[cost] - threshold); convex, least at the optimum.
 
         beta * E_x log E_reference exp((reward - multiplier * (cost - threshold)) / beta): one dimension, no
         policy, only scores of reference samples. Source: CAN, arXiv 2405.19544.
         """
-        price = self._per_prompt(multiplier)
-        scores = self.reward - price * (self.cost - self._limit())
-        if self.beta == 0:
-            return float(self.weights @ np.where(self.reference > 0, scores, -np.inf).max(axis=1))
+        scores = self.reward - multiplier * (self.cost - self.threshold)
         return self.beta * float(self.weights @ logsumexp(self._log_reference + scores / self.beta, axis=1))
 
     # ---- the optima -------------------------------------------------------------------------------------
 
-    def tilted(self, multiplier: float | np.ndarray) -> Solution:
-        """The maximiser of F - multiplier * E[cost]; at beta = 0 the best response, ties as the reference."""
-        if not (np.asarray(multiplier) >= 0).all():
+    def tilted(self, multiplier: float) -> Solution:
+        """The maximiser of F - multiplier * E[cost]."""
+        if not multiplier >= 0:
             raise UserError(f"multiplier is {multiplier}; a number of at least 0 was expected")
         return self.evaluate(self._tilt(multiplier, self._excess), multiplier)
 
-    def smallest_cost(self) -> float | np.ndarray:
+    def smallest_cost(self) -> float:
         """The least E[cost] that any policy within the reference's support reaches."""
-        return self._to_group(self._least)
+        return self._mean(self._least)
 
     def constrained_optimum(self) -> Solution:
         """The best feasible policy; `.multiplier` is the constraint's price at it (0 where it is slack).
 
-        Where only the least cost is allowed (tight) the price is infinite under KL. Raises UserError, naming
-        the smallest reachable cost, where nothing is feasible.
+        Where only the least cost is allowed (tight) the price is infinite. Raises UserError, naming the
+        smallest reachable cost, where nothing is feasible.
         """
-        room, spread = np.atleast_1d(self._room), max(float(self._excess.max()), np.finfo(float).tiny)
-        if (room < -_TIGHT * spread).any():
-            worst = int(np.argmin(room))
-            where = f" for prompt {worst}" if self.per_prompt else ""
-            least, limit = np.atleast_1d(self.smallest_cost())[worst], np.atleast_1d(self.threshold)[worst]
+        if self._room < -_TIGHT * self._spread():
             raise UserError(
-                f"no policy meets threshold {limit:.6g}{where}: the smallest reachable cost is {least:.6g}"
+                f"no policy meets threshold {self.threshold:.6g}: "
+                f"the smallest reachable cost is {self.smallest_cost():.6g}"
             )
-        if self.beta == 0:
-            return self._without_kl()
         price = self._solve_multiplier()
-        tight = np.isinf(price)
-        statuses = np.where(tight, "tight", np.where(price > 0, "active", "slack"))
-        status = next(s for s in ("tight", "active", "slack") if (statuses == s).any())
-        multiplier = price if self.per_prompt else float(price[0])
-        return self.evaluate(self._tilt(multiplier, self._excess), multiplier, status)
+        status = "tight" if np.isinf(price) else "active" if price > 0 else "slack"
+        return self.evaluate(self._tilt(price, self._excess), price, status)
 
     def penalised_optimum(self, penalty: float, kind: Penalty = "rectified") -> Solution:
         """The maximiser of `penalised_value`. Three penalties that the literature calls by one name:
@@ -222,110 +203,81 @@ class FiniteProblem:
             return self.evaluate(self._tilt(penalty, self._rectified_cost()), penalty)
         if kind != "rectified":
             raise UserError(f"kind is {kind!r}; 'rectified', 'linear' or 'per_sample' was expected")
-        if self.beta == 0:
-            return self._without_kl(penalty)
-        price = np.minimum(self._solve_multiplier(), penalty)
-        multiplier = price if self.per_prompt else float(price[0])
-        return self.evaluate(self._tilt(multiplier, self._excess), multiplier)
+        price = min(self._solve_multiplier(), float(penalty))
+        return self.evaluate(self._tilt(price, self._excess), price)
 
     def frontier(self, multipliers: np.ndarray) -> list[Solution]:
         """The best tilt at each multiplier: no policy has more F at the same cost."""
         return [self.tilted(float(multiplier)) for multiplier in multipliers]
 
-    def slater_bound(self, policy: np.ndarray) -> float | np.ndarray:
+    def slater_bound(self, policy: np.ndarray) -> float:
         """(F* - F(policy)) / (threshold - E[cost]) >= the optimal multiplier, for a strictly feasible policy.
 
         One safe policy that you already own, say the one that always refuses, thus bounds the penalty that
-        is large enough. Under per-prompt constraints F splits by prompt and there is a bound for each.
+        is large enough.
         """
-        slack = -np.asarray(self.violation(policy))
-        if not (slack > 0).all():
+        slack = -self.violation(policy)
+        if not slack > 0:
             raise UserError("slater_bound: the policy must be strictly feasible (cost below the threshold)")
         best, given = self.constrained_optimum().policy, np.atleast_2d(np.asarray(policy, dtype=np.float64))
-        gap = self._to_group(self._objective_by_prompt(best) - self._objective_by_prompt(given)) / slack
-        return gap if self.per_prompt else float(gap)
+        return self._mean(self._objective_by_prompt(best) - self._objective_by_prompt(given)) / slack
 
     # ---- how ---------------------------------------------------------------------------------------------
 
-    def _per_prompt(self, value: float | np.ndarray) -> np.ndarray:
-        return np.broadcast_to(np.asarray(value, dtype=np.float64).reshape(-1, 1), (len(self.reference), 1))
-
-    def _limit(self) -> np.ndarray:
-        return self._per_prompt(self.threshold)
+    def _spread(self) -> float:
+        return max(float(self._excess.max()), np.finfo(float).tiny)
 
     def _rectified_cost(self) -> np.ndarray:
-        return np.where(self.reference > 0, np.maximum(self.cost - self._limit(), 0), 0.0)
+        return np.where(self.reference > 0, np.maximum(self.cost - self.threshold, 0), 0.0)
 
     def _objective_by_prompt(self, policy: np.ndarray) -> np.ndarray:
         ratio = np.divide(policy, self.reference, out=np.ones_like(policy), where=self.reference > 0)
         return (policy * self.reward - self.beta * xlogy(policy, ratio)).sum(axis=1)
 
-    def _tilt(self, multiplier: float | np.ndarray, cost: np.ndarray) -> np.ndarray:
+    def _tilt(self, multiplier: float, cost: np.ndarray) -> np.ndarray:
         """reference * exp((reward - multiplier * cost) / beta), normalised. `cost` >= 0; an infinite
         price keeps only the responses that cost 0."""
-        price = self._per_prompt(multiplier)
-        burden = np.multiply(price, cost, out=np.zeros_like(cost), where=cost > 0)  # inf * 0 = 0 here
+        burden = np.multiply(multiplier, cost, out=np.zeros_like(cost), where=cost > 0)  # inf * 0 = 0 here
         scores = np.where(self.reference > 0, self.reward - burden, -np.inf)
-        if self.beta == 0:
-            best = scores.max(axis=1, keepdims=True)
-            weight = self.reference * (scores >= best - 1e-12 * (1 + np.abs(best)))
-        else:
-            logits = self._log_reference + scores / self.beta
-            weight = np.exp(logits - logits.max(axis=1, keepdims=True))
+        logits = self._log_reference + scores / self.beta
+        weight = np.exp(logits - logits.max(axis=1, keepdims=True))
         return weight / weight.sum(axis=1, keepdims=True)
 
-    def _cost_and_slope(self, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """E[cost above the least] of the tilt and its derivative, -Var(cost)/beta: each (constraints,)."""
+    def _cost_and_slope(self, price: float) -> tuple[float, float]:
+        """E[cost above the least] of the tilt and its derivative, -Var(cost)/beta."""
         policy = self._tilt(price, self._excess)
         mean = (policy * self._excess).sum(axis=1)
         variance = (policy * (self._excess - mean[:, None]) ** 2).sum(axis=1)
-        return np.atleast_1d(self._to_group(mean)), np.atleast_1d(self._to_group(-variance / self.beta))
+        return self._mean(mean), self._mean(-variance / self.beta)
 
-    def _solve_multiplier(self) -> np.ndarray:
-        """(constraints,) prices at which the tilt's cost is the threshold; 0 if slack, inf if out of reach.
+    def _solve_multiplier(self) -> float:
+        """The price at which the tilt's cost is the threshold; 0 if slack, inf if out of reach.
 
         Newton on the logarithm of the cost above the least (costs decay exponentially in the price, so the
-        logarithm is nearly straight), kept inside a bracket by bisection. All constraints move together.
+        logarithm is nearly straight), kept inside a bracket by bisection.
         """
-        room = np.atleast_1d(np.asarray(self._room, dtype=np.float64))
-        low, price = np.zeros_like(room), np.zeros_like(room)
+        room, spread, tiny = self._room, self._spread(), 4 * np.finfo(float).eps
+        low, price, high = 0.0, 0.0, np.inf
         cost, slope = self._cost_and_slope(low)
-        spread = max(float(self._excess.max()), np.finfo(float).tiny)
-        unreachable = room <= _TIGHT * spread
-        slack = cost <= np.maximum(room, 0)
-        todo = ~slack & ~unreachable
-        high = np.full_like(room, np.inf)
+        if cost <= max(room, 0):
+            return 0.0
+        if room <= _TIGHT * spread:
+            return np.inf
         step = self.beta / spread
         for _ in range(_MOST_STEPS):
-            if not todo.any():
-                break
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                newton = price + np.log(cost / room) * cost / -slope
-            high = np.where(todo & (cost <= room), np.minimum(high, price), high)
-            low = np.where(todo & (cost > room), np.maximum(low, price), low)
-            middle = np.where(np.isinf(high), 4 * low + step, (low + high) / 2)
-            proposal = np.where(
-                (newton > low) & (newton < np.minimum(high, 16 * low + 16 * step)), newton, middle
-            )
-            price = np.where(todo, proposal, price)
+                newton = price + np.log(cost / room) * cost / -np.float64(slope)
+            if cost <= room:
+                high = min(high, price)
+            else:
+                low = max(low, price)
+            middle = 4 * low + step if np.isinf(high) else (low + high) / 2
+            price = float(newton if low < newton < min(high, 16 * low + 16 * step) else middle)
             cost, slope = self._cost_and_slope(price)
-            close = np.abs(cost - room) <= 4 * np.finfo(float).eps * np.maximum(room, cost)
-            todo &= ~close & (np.isinf(high) | (high - low > 4 * np.finfo(float).eps * low))
-        return np.where(slack, 0.0, np.where(unreachable, np.inf, price))
-
-    def _without_kl(self, penalty: float = np.inf) -> Solution:
-        """beta = 0: the best mixture of responses, with the constraint or with a priced violation."""
-        room = np.maximum(self._room, 0) if np.isinf(penalty) else self._room
-        policy, price = best_mixture(
-            self._excess,
-            self.reward,
-            self.reference > 0,
-            weights=self.weights,
-            room=room,
-            penalty=penalty,
-        )
-        status = "active" if (price > 0).any() else "slack"
-        return self.evaluate(policy, price if self.per_prompt else float(price[0]), status)
+            found = abs(cost - room) <= tiny * max(room, cost)
+            if found or (np.isfinite(high) and high - low <= tiny * low):
+                break
+        return price
 
 
 def violation_bound(suboptimality: float, *, penalty: float, multiplier: float) -> float:

@@ -69,7 +69,6 @@ def batch_hinge_equilibrium(problem: FiniteProblem, penalty: float, *, batch: in
     batches of `batch` independent prompts, one response each. Needs an average constraint and beta > 0.
     Both sides are one-dimensional: the left grows with eta, the violation falls with it.
     """
-    _needs_average(problem)
 
     def excess(eta: float) -> float:
         violation, noise = _violation_and_noise(problem, problem.tilted(eta).policy, batch)
@@ -113,7 +112,6 @@ def simulate_gate(
     otherwise on an independent batch, where `carried` equals `gate`. The two differ where costs are skewed:
     rare large costs open the gate exactly when they also inflate the gradient.
     """
-    _needs_average(problem)
     if batch < 1 or repeats < 2:
         raise UserError("simulate_gate: batch >= 1 and repeats >= 2 were expected")
     rng = np.random.default_rng(seed)
@@ -137,8 +135,3 @@ def _violation_and_noise(problem: FiniteProblem, policy: np.ndarray, batch: int)
     mean = float((joint * problem.cost).sum())
     variance = float((joint * (problem.cost - mean) ** 2).sum())
     return problem.violation(policy), np.sqrt(variance / batch)
-
-
-def _needs_average(problem: FiniteProblem) -> None:
-    if problem.per_prompt or problem.beta == 0:
-        raise UserError("the batch hinge is studied for one average constraint and beta > 0")

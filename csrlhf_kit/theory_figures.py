@@ -347,9 +347,7 @@ def suggested_frontier(
 
 
 def _active(problem: FiniteProblem) -> Solution:
-    """The constrained optimum of a problem with one binding average constraint, which these figures need."""
-    if problem.per_prompt or problem.beta == 0:
-        raise UserError("this figure needs one average constraint and beta > 0")
+    """The constrained optimum of a problem with a binding constraint, which these figures need."""
     optimum = problem.constrained_optimum()
     if optimum.status != "active":
         raise UserError(f"this figure needs a constraint that binds; here it is {optimum.status}")

@@ -22,7 +22,6 @@ def random_problem(
     prompts: int = 3,
     responses: int = 5,
     depth: float = 0.5,
-    per_prompt: bool = False,
     **changes,
 ) -> FiniteProblem:
     """A problem whose threshold lies `depth` of the way from the unconstrained cost to the least cost."""
@@ -31,11 +30,10 @@ def random_problem(
     reward = rng.normal(size=(prompts, responses))
     cost = rng.normal(size=(prompts, responses)) + 0.7 * reward
     given = {"beta": 0.5, "prompt_weights": rng.uniform(0.5, 1.5, prompts)} | changes
-    free = FiniteProblem(reference, reward, cost, threshold=0, per_prompt=per_prompt, **given)
-    at_once = np.asarray(free.violation(free.tilted(0.0).policy))
-    threshold = at_once + depth * (np.asarray(free.smallest_cost()) - at_once)
-    threshold = threshold if per_prompt else float(threshold)
-    return FiniteProblem(reference, reward, cost, threshold=threshold, per_prompt=per_prompt, **given)
+    free = FiniteProblem(reference, reward, cost, threshold=0, **given)
+    at_once = free.violation(free.tilted(0.0).policy)
+    threshold = at_once + depth * (free.smallest_cost() - at_once)
+    return FiniteProblem(reference, reward, cost, threshold=threshold, **given)
 
 
 problems = st.builds(

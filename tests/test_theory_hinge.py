@@ -165,11 +165,6 @@ def test_the_same_seed_gives_the_same_training(problem):
 
 
 def test_what_cannot_be_simulated_is_told(problem):
-    flat = FiniteProblem([[0.5, 0.5]], [[0, 1]], [[0, 1]], beta=0, threshold=0.5)
-    with pytest.raises(UserError, match="beta > 0"):
-        simulate_dual(flat, PID())
-    with pytest.raises(UserError, match="beta > 0"):
-        batch_hinge_equilibrium(flat, 1.0, batch=4)
     with pytest.raises(UserError, match="response"):
         simulate_dual(problem, PID(), response=0.0)
     with pytest.raises(UserError, match="repeats"):

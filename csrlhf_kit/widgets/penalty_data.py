@@ -51,12 +51,7 @@ class PenaltyLab:
 
 
 def penalty_lab(problem: FiniteProblem) -> PenaltyLab:
-    """Solve what stays.
-
-    Raises UserError where the constraint does not bind, where there is one for each prompt, or at beta = 0.
-    """
-    if problem.per_prompt or problem.beta == 0:
-        raise UserError("explore_penalty: one average constraint and beta > 0 were expected")
+    """Solve what stays. Raises UserError where the constraint does not bind."""
     optimum = problem.constrained_optimum()
     if optimum.status != "active":
         raise UserError(

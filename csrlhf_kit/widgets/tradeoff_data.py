@@ -64,8 +64,6 @@ class Tradeoff:
             raise UserError(
                 f"explore_tradeoff: {len(strata)} strata for {len(problem.reward)} prompts; one a prompt was expected"
             )
-        if problem.per_prompt or problem.beta == 0:
-            raise UserError("explore_tradeoff: one average constraint and beta > 0 were expected")
         if not recorded.runs:
             raise UserError("explore_tradeoff: the record holds no run; at least one was expected")
         self.recorded, self.problem, self.of_runs = recorded, problem, of_runs
