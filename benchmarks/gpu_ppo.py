@@ -62,7 +62,7 @@ class GPUStepConfig(PlanConfig):
     steps: int = 3
     """Steps to measure, after one that is not."""
     rollout: Sampler = "loop"
-    """How answers are sampled: loop, static (a cache of fixed size, compiled) or continuous (batching)."""
+    """How answers are sampled: loop or static (a cache of fixed size, compiled)."""
     kernels: Literal["auto", "torch"] = "auto"
     """auto: Triton's where it is installed; torch: none of ours."""
     six: bool = False

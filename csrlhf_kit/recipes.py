@@ -89,8 +89,8 @@ class PPORunConfig:
     gradient_checkpointing: bool = False
     """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
     rollout: Sampler = "loop"
-    """loop: the kit's own sampling; static: a cache of fixed size, which transformers compiles on a GPU; continuous:
-    transformers' continuous batching, where answers end at very different lengths. All draw the same tokens."""
+    """loop: the kit's own sampling; static: a cache of fixed size, which transformers compiles on a GPU. Both
+    draw the same tokens."""
     track: str = "none"
     """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
     critic: CriticConfig = field(default_factory=CriticConfig)

@@ -172,7 +172,7 @@ def test_a_dry_run_of_the_benchmark_runs_every_line(benchmark, tmp_path, capsys,
         return measure(*arguments)
 
     monkeypatch.setattr(benchmark, "measure", broken_kernels)
-    upper = {"layers": 1, "scorer_layers": 1, "rollout": "continuous"}
+    upper = {"layers": 1, "scorer_layers": 1, "rollout": "static"}
     assert benchmark.main(benchmark.GPUStepConfig(dry_run=True, quantization="none", **upper, out=out)) == 1
     assert backends == [["auto"], ["torch"]] and not _override
     assert "PassManager" in json.loads(out.read_text())["kernels_failed"]

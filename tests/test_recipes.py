@@ -96,9 +96,9 @@ def test_ppo_leaves_metrics_and_an_adapter_that_peft_loads(policy, random_base):
     assert (adapted(ids).logits - before).abs().max() > 0, "two steps have moved the policy"
 
 
-def test_continuous_batching_trains_the_same_policy(asked, policy, tmp_path):
+def test_a_static_cache_trains_the_same_policy(asked, policy, tmp_path):
     """The same answers from the same random numbers; their old log-probabilities come from the training path."""
-    assert cli.main(asked(tmp_path / "run", "--rollout continuous")) == 0
+    assert cli.main(asked(tmp_path / "run", "--rollout static")) == 0
     one, two = rows_of(policy), rows_of(tmp_path / "run")
     for name in ("objective/reward", "objective/cost", "objective/length", "policy/loss"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-4), name

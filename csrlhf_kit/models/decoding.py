@@ -7,7 +7,6 @@ with some of the rows only, so that finished answers cost nothing.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Protocol
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-Sampler = Literal["loop", "static", "continuous"]
-"""How answers are sampled: token by token here; by `generate` with a cache of fixed size; by continuous batching."""
+Sampler = Literal["loop", "static"]
+"""How answers are sampled: token by token here; by `generate` with a cache of fixed size."""
 
 
 class Decoder(Protocol):
@@ -46,12 +45,6 @@ def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
     target = (noise * cumulative[:, -1]).unsqueeze(1)
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
-
-
-def only_picked(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Logits (batch, vocabulary), minus infinity but at the token that `pick` draws: greedy decoding then takes it."""
-    chosen = pick(logits, noise, temperature)
-    return torch.full_like(logits, -math.inf).scatter_(1, chosen.unsqueeze(1), 0.0)
 
 
 def position_ids(mask: Tensor) -> Tensor:

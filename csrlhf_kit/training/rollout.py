@@ -6,6 +6,7 @@ that a mini-batch can be trimmed to its longest row and no attention mask is nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from csrlhf_kit.data.chat import encode_prompts
-from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, only_picked, pick
+from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, pick
 from csrlhf_kit.models.roles import Roles
 
 
@@ -125,7 +125,8 @@ class Draw(LogitsProcessor):
         self.noise, self.temperature, self.prompt_length = noise, temperature, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return only_picked(scores, self.noise[:, input_ids.shape[1] - self.prompt_length], self.temperature)
+        chosen = pick(scores, self.noise[:, input_ids.shape[1] - self.prompt_length], self.temperature)
+        return torch.full_like(scores, -math.inf).scatter_(1, chosen.unsqueeze(1), 0.0)
 
 
 def generate(
@@ -187,8 +188,8 @@ def sample(
 
     model: a causal LM, or a `Decoder`. prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes
     greedily; else tokens follow softmax(logits / temperature), whatever settings a base ships.
-    noise: as `sampling_noise` draws it; None: drawn here. sampler: with a causal LM, the kit's own `decode`, `generate`
-    with a cache of fixed size, or `generate_continuously`; all three draw the same tokens.
+    noise: as `sampling_noise` draws it; None: drawn here. sampler: with a causal LM, the kit's own `decode`, or
+    `generate` with a cache of fixed size; both draw the same tokens.
     """
     if noise is None:
         noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
@@ -204,8 +205,6 @@ def sample(
     elif sampler == "static" or not CachedForward.fits(model):
         static = sampler == "static" and model._supports_default_dynamic_cache()
         tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=static)
-    elif sampler == "continuous":
-        tokens = _continuous()(model, prompt_ids, prompt_mask, **settings)
     else:
         tokens = decode(CachedForward(model), prompt_ids, prompt_mask, **settings)
     actions, ended = response_mask(tokens, eos_token_id)
@@ -213,18 +212,6 @@ def sample(
     mask = torch.cat([prompt_mask.bool(), actions], 1)
     actions = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), actions], 1)
     return Episodes(*pack(ids, mask, actions), ended)
-
-
-def _continuous() -> Any:
-    """`generate_continuously`, where this transformers has what it stands on."""
-    try:
-        from csrlhf_kit.training.continuous import generate_continuously
-    except ImportError as error:
-        raise UserError(
-            "rollout continuous needs continuous batching, which this transformers lacks: expected a newer one, or "
-            "--rollout loop"
-        ) from error
-    return generate_continuously
 
 
 def sample_episodes(
