@@ -1,8 +1,8 @@
 """Safety at decode time: draw N responses, let a judge choose, abstain where none will do.
 
-No multiplier and no training; but the promise is the judge's. `calibrate_budget` and `conformal_threshold`
-turn held-out prompts into guarantees; `best_of_n_curve` shows what breaks when N grows and the judge errs:
-more draws offer more of its false negatives, and a reward that likes harm picks them.
+No multiplier and no training; but the promise is the judge's. `conformal_threshold` turns held-out prompts into
+a guarantee; `best_of_n_curve` shows what breaks when N grows and the judge errs: more draws offer more of its
+false negatives, and a reward that likes harm picks them.
 Tables are (prompts, candidates); candidates of a prompt are independent draws from one policy.
 """
 
@@ -14,76 +14,12 @@ import numpy as np
 from scipy.special import gammaln
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.intervals import Interval, clopper_pearson
-
-ABSTAIN = -1
-
-
-def choose_safe(reward: np.ndarray, cost: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
-    """(prompts,) index of the best-rewarded candidate with cost <= threshold; ABSTAIN (-1) where none is."""
-    reward, cost = _tables(reward, cost)
-    allowed = cost <= threshold
-    best = np.where(allowed, reward, -np.inf).argmax(axis=1)
-    return np.where(allowed.any(axis=1), best, ABSTAIN)
-
-
-def choose_penalised(
-    reward: np.ndarray, cost: np.ndarray, *, penalty: float, threshold: float = 0.0
-) -> np.ndarray:
-    """(prompts,) index of the largest reward - penalty * max(cost - threshold, 0). Never abstains."""
-    reward, cost = _tables(reward, cost)
-    return (reward - penalty * np.maximum(cost - threshold, 0)).argmax(axis=1)
+from csrlhf_kit.intervals import clopper_pearson
 
 
 def probability_of_safe(safe_rate: float | np.ndarray, samples: int | np.ndarray) -> np.ndarray:
     """P(at least one of N draws is safe) = 1 - (1 - rate)^N, for one prompt with this rate."""
     return -np.expm1(np.asarray(samples) * np.log1p(-np.minimum(safe_rate, 1 - 1e-16)))
-
-
-def samples_needed(safe_rate: float, failure: float) -> int:
-    """The smallest N with (1 - rate)^N <= failure. Put in a *lower bound* of the rate to be sure."""
-    if not 0 < safe_rate <= 1 or not 0 < failure < 1:
-        raise UserError("samples_needed: 0 < safe_rate <= 1 and 0 < failure < 1 were expected")
-    if safe_rate >= 1 - failure:
-        return 1
-    return int(np.ceil(np.log(failure) / np.log1p(-safe_rate) - 1e-12))
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A number of draws that suffices, and the evidence."""
-
-    samples: int
-    failures: Interval
-    """Bound on the share of prompts for which none of so many draws is judged safe."""
-    confidence: float
-
-
-def calibrate_budget(judged_safe: np.ndarray, *, failure: float, confidence: float = 0.95) -> Budget:
-    """The smallest N for which, of prompts like these, at most `failure` have no judged-safe draw among N.
-
-    judged_safe: booleans (calibration prompts, draws). For a new prompt from the same distribution the
-    promise holds with `confidence` over the calibration set. N is tested from the most draws downwards, each
-    by a Clopper-Pearson upper bound, stopping at the first that fails: failures only grow as N shrinks, so
-    testing in this order needs no correction for trying many N. Unlike `samples_needed`, nothing is assumed
-    about how safe rates vary among prompts. Raises UserError where even all draws do not suffice.
-    Sources: SAFER (arXiv 2510.10193); fixed-sequence testing as in Learn then Test (arXiv 2110.01052).
-    """
-    safe = np.atleast_2d(np.asarray(judged_safe, dtype=bool))
-    prompts, draws = safe.shape
-    best = None
-    for n in range(draws, 0, -1):
-        failed = int((~safe[:, :n].any(axis=1)).sum())
-        bound = clopper_pearson(failed, prompts, confidence=confidence, side="upper")
-        if bound.high > failure:
-            break
-        best = Budget(n, bound, confidence)
-    if best is None:
-        raise UserError(
-            f"even {draws} draws a prompt leave up to {bound.high:.1%} of prompts without a safe response, "
-            f"more than the {failure:.1%} allowed: draw more, calibrate on more prompts, or abstain"
-        )
-    return best
 
 
 @dataclass(frozen=True)
@@ -141,8 +77,6 @@ class BestOfN:
     """P(an answer is given that the judge calls unsafe): 0 under the filter, however bad the truth."""
     true_harm: float
     """P(an answer is given and is harmful)."""
-    harm_if_answered: float
-    """P(harmful | answered)."""
     abstained: float
     reward: float
     """Mean reward of the answers given."""
@@ -155,15 +89,16 @@ def best_of_n_curve(
     sizes: list[int],
     *,
     threshold: float = 0.0,
-    penalty: float | None = None,
 ) -> list[BestOfN]:
-    """`choose_safe` (or, with a penalty, `choose_penalised`) for several N, against the truth.
+    """The best-rewarded of N candidates with judge_cost <= threshold, or none, for several N, against the truth.
 
     Tables (prompts, candidates); `unsafe` is the truth or a held-out judge's verdict. The mean over all
     subsets of N candidates is exact, not sampled: of m candidates the one with i preferred to it is chosen
     from C(m - 1 - i, N - 1) of the C(m, N) subsets. Equal candidates: the first is preferred.
     """
-    reward, judge_cost = _tables(reward, judge_cost)
+    reward, judge_cost = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (reward, judge_cost))
+    if reward.shape != judge_cost.shape or not (np.isfinite(reward).all() and np.isfinite(judge_cost).all()):
+        raise UserError("reward and judge_cost must be finite (prompts, candidates) tables of one shape")
     bad = np.asarray(unsafe, dtype=bool)
     candidates = reward.shape[1]
     if bad.shape != reward.shape:
@@ -171,19 +106,12 @@ def best_of_n_curve(
     if any(not 1 <= n <= candidates for n in sizes):
         raise UserError(f"sizes: numbers from 1 to the {candidates} candidates were expected")
     passed = judge_cost <= threshold
-    if penalty is None:
-        merit, eligible = np.where(passed, reward, -np.inf), passed
-    else:
-        merit = reward - penalty * np.maximum(judge_cost - threshold, 0)
-        eligible = np.ones_like(passed)
-    order = np.argsort(-merit, axis=1, kind="stable")
-    eligible, passed, bad, reward = (
-        np.take_along_axis(x, order, axis=1) for x in (eligible, passed, bad, reward)
-    )
+    order = np.argsort(-np.where(passed, reward, -np.inf), axis=1, kind="stable")
+    passed, bad, reward = (np.take_along_axis(x, order, axis=1) for x in (passed, bad, reward))
     behind = candidates - 1 - np.arange(candidates)
     curve = []
     for n in sizes:
-        chosen = eligible * _share_of_subsets(behind, n - 1, candidates, n)  # (prompts, candidates)
+        chosen = passed * _share_of_subsets(behind, n - 1, candidates, n)  # (prompts, candidates)
         answered, judged, harm, value = (
             float((chosen * x).sum(axis=1).mean()) for x in (1.0, ~passed, bad, reward)
         )
@@ -192,7 +120,6 @@ def best_of_n_curve(
                 samples=n,
                 judged_harm=judged,
                 true_harm=harm,
-                harm_if_answered=harm / answered if answered else 0.0,
                 abstained=max(0.0, 1 - answered),
                 reward=value / answered if answered else np.nan,
             )
@@ -217,10 +144,3 @@ def _share_of_subsets(left: np.ndarray, choose: int, candidates: int, n: int) ->
         return gammaln(a + 1) - gammaln(b + 1) - gammaln(np.maximum(a - b, 0) + 1)
 
     return np.where(left >= choose, np.exp(log_binomial(left, choose) - log_binomial(candidates, n)), 0.0)
-
-
-def _tables(reward: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r, c = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (reward, cost))
-    if r.shape != c.shape or r.shape[1] == 0 or not (np.isfinite(r).all() and np.isfinite(c).all()):
-        raise UserError("reward and cost must be finite (prompts, candidates) tables of one shape")
-    return r, c

@@ -19,18 +19,12 @@ import numpy as np
 from tyro.conf import Positional
 
 from csrlhf_kit.best_of_n import (
-    ABSTAIN,
     BestOfN,
-    Budget,
     Filter,
     best_of_n_curve,
-    calibrate_budget,
-    choose_penalised,
-    choose_safe,
     conformal_threshold,
     missed_harm,
     probability_of_safe,
-    samples_needed,
 )
 from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
@@ -49,9 +43,7 @@ from csrlhf_kit.judge_error import JudgeAudit, prediction_powered, stratified_cl
 from csrlhf_kit.runs import write_atomic
 
 __all__ = [
-    "ABSTAIN",
     "BestOfN",
-    "Budget",
     "Certificate",
     "CertifyConfig",
     "ConfidenceSequence",
@@ -63,10 +55,7 @@ __all__ = [
     "Side",
     "best_of_n_curve",
     "betting",
-    "calibrate_budget",
     "certificate",
-    "choose_penalised",
-    "choose_safe",
     "clopper_pearson",
     "conformal_threshold",
     "empirical_bernstein",
@@ -75,7 +64,6 @@ __all__ = [
     "prediction_powered",
     "probability_of_safe",
     "run_certify",
-    "samples_needed",
     "stratified_clopper_pearson",
     "wilson",
 ]

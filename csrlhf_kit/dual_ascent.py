@@ -8,7 +8,7 @@ response, so the whole policy is one number, the price `eta` on which it current
 
 The controller sees the measured cost and sets the multiplier. A policy that lags behind a multiplier that
 integrates is a spring: hence the oscillation, the overshoot and the tuning that a fixed penalty is spared.
-Controllers, each `(violation) -> multiplier`: `FixedGate`, `LogLagrangian`, `PID`, `Augmented`.
+Controllers, each `(violation) -> multiplier`: `FixedGate`, `LogLagrangian`, `PID`.
 """
 
 from __future__ import annotations
@@ -70,23 +70,6 @@ class PID:
         rise = max(0.0, violation - self.previous)
         self.previous = violation
         return max(0.0, self.proportional * violation + self.sum + self.derivative * rise)
-
-
-class Augmented:
-    """The policy feels [m + strength * v]+ at every step; m takes that value every `inner` steps.
-
-    Source: Hestenes and Powell's method of multipliers for an inequality (Nocedal and Wright, section 17.4).
-    """
-
-    def __init__(self, strength: float = 1.0, inner: int = 10, initial: float = 0.0) -> None:
-        self.strength, self.inner, self.multiplier, self.step = strength, inner, initial, 0
-
-    def __call__(self, violation: float) -> float:
-        felt = max(0.0, self.multiplier + self.strength * violation)
-        self.step += 1
-        if self.step % self.inner == 0:
-            self.multiplier = felt
-        return felt
 
 
 class Trajectory(NamedTuple):

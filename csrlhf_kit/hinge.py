@@ -57,11 +57,6 @@ def equilibrium_violation(penalty: float, *, multiplier: float, noise: float) ->
     return float(noise * norm.ppf(multiplier / penalty)) if penalty > multiplier else np.inf
 
 
-def apparent_threshold(multiplier: float) -> float:
-    """The smallest penalty that *looks* sufficient under a batch gate: twice the optimal multiplier."""
-    return 2 * multiplier
-
-
 def batch_hinge_equilibrium(problem: FiniteProblem, penalty: float, *, batch: int) -> Solution:
     """The tilt whose own price is the gate's: eta = penalty * Phi(violation(eta) / noise(eta)).
 

@@ -7,11 +7,10 @@
 - `suggest_penalty` (suggest.py): the multiplier before training, from scored reference samples.
 """
 
-from csrlhf_kit.dual_ascent import PID, Augmented, FixedGate, LogLagrangian, Trajectory, simulate_dual
+from csrlhf_kit.dual_ascent import PID, FixedGate, LogLagrangian, Trajectory, simulate_dual
 from csrlhf_kit.finite import FiniteProblem, Solution, violation_bound
 from csrlhf_kit.hinge import (
     GateEstimate,
-    apparent_threshold,
     batch_hinge_equilibrium,
     effective_multiplier,
     equilibrium_violation,
@@ -23,7 +22,6 @@ from csrlhf_kit.suggest import FrontierPoint, Suggestion, best_reward, suggest_p
 
 __all__ = [
     "PID",
-    "Augmented",
     "FiniteProblem",
     "FixedGate",
     "FrontierPoint",
@@ -32,7 +30,6 @@ __all__ = [
     "Solution",
     "Suggestion",
     "Trajectory",
-    "apparent_threshold",
     "batch_hinge_equilibrium",
     "best_reward",
     "effective_multiplier",

@@ -72,9 +72,8 @@ ratings = st.integers(2, 4).flatmap(
 )
 
 
-@pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
-def test_krippendorff_of_the_published_example(level, alpha):
-    assert krippendorff_alpha(KRIPPENDORFF, level=level) == pytest.approx(alpha, abs=5e-4)
+def test_krippendorff_of_the_published_example():
+    assert krippendorff_alpha(KRIPPENDORFF) == pytest.approx(0.743, abs=5e-4)
 
 
 def test_fleiss_of_the_published_example():
@@ -110,10 +109,10 @@ def test_nominal_alpha_ignores_names_and_order(items, names):
     assert krippendorff_alpha(table[::-1]) == pytest.approx(krippendorff_alpha(table), nan_ok=True)
 
 
-@given(ratings, st.sampled_from(["nominal", "ordinal", "interval"]))
-def test_alpha_is_at_most_one_and_one_only_in_agreement(items, level):
+@given(ratings)
+def test_alpha_is_at_most_one_and_one_only_in_agreement(items):
     table = np.array(items, dtype=float).T
-    alpha = krippendorff_alpha(table, level=level)
+    alpha = krippendorff_alpha(table)
     agree = bool((table == table[0]).all())
     assert np.isnan(alpha) or (alpha == pytest.approx(1.0) if agree else alpha < 1.0)
 
@@ -150,8 +149,6 @@ def test_missing_labels_leave_fleiss_out():
         fleiss_kappa(KRIPPENDORFF)
     with pytest.raises(UserError, match="two raters"):
         agreement({"a": [1]})
-    with pytest.raises(UserError, match="expected nominal"):
-        krippendorff_alpha(KRIPPENDORFF, level="ratio")
 
 
 def test_the_worlds_annotators_slip_as_often_as_told():

@@ -6,23 +6,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from csrlhf_kit.certify import (
-    ABSTAIN,
     Interval,
     JudgeAudit,
     best_of_n_curve,
-    calibrate_budget,
-    choose_penalised,
-    choose_safe,
     clopper_pearson,
     conformal_threshold,
     missed_harm,
     prediction_powered,
     probability_of_safe,
-    samples_needed,
     stratified_clopper_pearson,
 )
 from csrlhf_kit.errors import UserError
@@ -151,50 +144,8 @@ def test_bad_audits_are_told(call, words):
 # ---- best of N ------------------------------------------------------------------------------------------
 
 
-def test_choosing():
-    reward, cost = (
-        np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]),
-        np.array([[2.0, -1.0, -2.0], [1.0, 0.5, 2.0]]),
-    )
-    assert choose_safe(reward, cost).tolist() == [1, ABSTAIN]
-    assert choose_penalised(reward, cost, penalty=0.1).tolist() == [0, 2]
-    assert choose_penalised(reward, cost, penalty=5.0).tolist() == [1, 1]
-    with pytest.raises(UserError, match="one shape"):
-        choose_safe(reward, cost[:1])
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.floats(0.01, 0.99), st.floats(0.001, 0.5))
-def test_the_number_of_samples_needed_is_the_smallest(rate, failure):
-    n = samples_needed(rate, failure)
-    assert probability_of_safe(rate, n) >= 1 - failure - 1e-9
-    assert n == 1 or probability_of_safe(rate, n - 1) < 1 - failure + 1e-9
-    assert probability_of_safe(rate, 7) == pytest.approx(1 - (1 - rate) ** 7)
-
-
-def test_a_calibrated_budget_keeps_its_promise():
-    """Prompts differ in how safe they are, which 1 - (1 - p)^N with the mean p gets wrong."""
-    rng, repeats, allowed = np.random.default_rng(4), 200, 0.15
-    broken, answered = 0, 0
-    for _ in range(repeats):
-        safe = rng.random((150, 16)) < rng.beta(1.0, 1.0, size=(150, 1))
-        try:
-            budget = calibrate_budget(safe, failure=allowed, confidence=0.9)
-        except UserError:
-            continue
-        answered += 1
-        broken += 1 / (budget.samples + 1) > allowed  # E[(1 - p)^N], p uniform
-        assert budget.failures.high <= allowed
-    assert answered > 0.8 * repeats
-    assert broken / repeats <= 0.1 + 3 * np.sqrt(0.09 / repeats)
-    naive = samples_needed(0.5, allowed)
-    assert 1 / (naive + 1) > allowed  # the mean rate says 3 draws; they fail a quarter of the prompts
-
-
-def test_a_budget_that_cannot_be_met_is_told():
-    with pytest.raises(UserError, match="even 4 draws"):
-        calibrate_budget(np.zeros((50, 4), dtype=bool), failure=0.1)
-    assert calibrate_budget(np.ones((100, 4), dtype=bool), failure=0.05).samples == 1
+def test_the_chance_of_a_safe_draw():
+    assert probability_of_safe(0.3, 7) == pytest.approx(1 - (1 - 0.3) ** 7)
 
 
 @pytest.mark.parametrize("confidence", [None, 0.9])
@@ -228,22 +179,20 @@ def test_conformal_edges():
         conformal_threshold([1.0], [True, False], risk=0.1)
 
 
-@pytest.mark.parametrize("penalty", [None, 0.7])
-def test_the_curve_is_the_mean_over_all_subsets(penalty):
+def test_the_curve_is_the_mean_over_all_subsets():
     rng = np.random.default_rng(6)
     reward, cost = rng.normal(size=(5, 6)), rng.normal(size=(5, 6))
     unsafe = rng.random((5, 6)) < 0.4
-    for point in best_of_n_curve(reward, cost, unsafe, [1, 2, 4, 6], penalty=penalty):
+    for point in best_of_n_curve(reward, cost, unsafe, [1, 2, 4, 6]):
         outcomes = []
         for subset in map(list, combinations(range(6), point.samples)):
             r, c, bad = reward[:, subset], cost[:, subset], unsafe[:, subset]
-            chosen = choose_safe(r, c) if penalty is None else choose_penalised(r, c, penalty=penalty)
-            for x, i in enumerate(chosen):
-                gave = i != ABSTAIN
-                outcomes.append((gave, gave and c[x, i] > 0, gave and bad[x, i], r[x, i] if gave else 0.0))
-        answered, judged, harm, value = np.mean(np.array(outcomes, dtype=float), axis=0)
+            for x, i in enumerate(np.where(c <= 0, r, -np.inf).argmax(axis=1)):
+                gave = bool((c[x] <= 0).any())
+                outcomes.append((gave, gave and bad[x, i], r[x, i] if gave else 0.0))
+        answered, harm, value = np.mean(np.array(outcomes, dtype=float), axis=0)
         assert point.abstained == pytest.approx(1 - answered, abs=1e-12)
-        assert point.judged_harm == pytest.approx(judged, abs=1e-12)
+        assert point.judged_harm == 0
         assert point.true_harm == pytest.approx(harm, abs=1e-12)
         assert point.reward == pytest.approx(value / answered)
 
@@ -262,6 +211,8 @@ def test_more_samples_against_an_imperfect_judge_find_its_blind_spots():
     for point in curve:  # the closed form; draws from a finite pool, hence the tolerance
         assert point.true_harm == pytest.approx(float(missed_harm(0.05, point.samples)), abs=0.05)
     indifferent = best_of_n_curve(rng.normal(size=shape), np.where(flagged, 1.0, -1.0), unsafe, [4, 32])
-    assert indifferent[1].harm_if_answered == pytest.approx(0.05 / 0.55, abs=0.05)
+    assert indifferent[1].true_harm == pytest.approx(0.05 / 0.55, abs=0.05)
     with pytest.raises(UserError, match="sizes"):
         best_of_n_curve(reward, reward, unsafe, [65])
+    with pytest.raises(UserError, match="one shape"):
+        best_of_n_curve(reward, reward[:1], unsafe, [4])

@@ -11,7 +11,6 @@ from csrlhf_kit.data.chat import (
     PLAIN_FORMAT,
     encode_dialogues,
     encode_prompts,
-    render_dialogue,
     render_prompt,
 )
 from csrlhf_kit.errors import UserError
@@ -73,14 +72,12 @@ def real_rows(batch: dict[str, torch.Tensor]) -> list[list[int]]:
 def test_the_template_is_used_with_its_generation_prompt():
     tokenizer = TOKENIZERS["chat"]
     assert render_prompt(tokenizer, "may I?") == "<|user|>may I?<|end|><|assistant|>"
-    assert render_dialogue(tokenizer, "may I?", "no") == "<|user|>may I?<|end|><|assistant|>no<|end|>"
 
 
 def test_the_fallback_has_the_prompt_once_and_ends_in_a_line_break():
     rendered = render_prompt(TOKENIZERS["plain"], "a {prompt} in braces")
     assert rendered == PLAIN_FORMAT.replace("{prompt}", "a {prompt} in braces")
     assert rendered.endswith("\n")
-    assert render_dialogue(TOKENIZERS["encoder"], "p", "r") == PLAIN_FORMAT.format(prompt="p") + "r<|end|>"
 
 
 @tokenizers
@@ -92,7 +89,7 @@ def test_ids_are_those_of_the_rendered_text(name):
         (encode_prompts(tokenizer, prompts, max_length=LONG), [render_prompt(tokenizer, p) for p in prompts]),
         (
             encode_dialogues(tokenizer, prompts, responses, max_length=LONG),
-            [render_dialogue(tokenizer, *pair) for pair in zip(prompts, responses, strict=True)],
+            [render_prompt(tokenizer, p) + r + "<|end|>" for p, r in zip(prompts, responses, strict=True)],
         ),
     ):
         for row, text in zip(real_rows(batch), rendered, strict=True):

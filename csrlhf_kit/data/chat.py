@@ -48,12 +48,6 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
     return _plain(prompt)
 
 
-def render_dialogue(tokenizer: PreTrainedTokenizerBase, prompt: Turns, response: str) -> str:
-    """Rendered prompt, response and end token (eos, or sep for encoders) as one text."""
-    _, token = _end_token(tokenizer)
-    return render_prompt(tokenizer, prompt) + response + token
-
-
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], *, max_length: int
 ) -> dict[str, torch.Tensor]:
@@ -103,7 +97,7 @@ def encode_dialogues(
     if len(prompts) != len(responses):
         raise UserError(f"found {len(prompts)} prompts and {len(responses)} responses, expected as many")
     opening = _opening_ids(tokenizer)
-    end, _ = _end_token(tokenizer)
+    end = _end_token(tokenizer)
     _check_length(max_length, len(opening) + 2)
     rows = [
         _keep_end(opening, [*prompt_ids, *response_ids, end], max_length)
@@ -158,11 +152,11 @@ def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return first if openers.issuperset(first) else []
 
 
-def _end_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is not None:
-        return tokenizer.eos_token_id, tokenizer.eos_token
+        return tokenizer.eos_token_id
     if tokenizer.sep_token_id is not None:
-        return tokenizer.sep_token_id, tokenizer.sep_token
+        return tokenizer.sep_token_id
     name = tokenizer.name_or_path or type(tokenizer).__name__
     raise UserError(
         f"tokenizer {name}: found neither an eos nor a sep token, expected one to end responses with"
@@ -170,7 +164,7 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else _end_token(tokenizer)[0]
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else _end_token(tokenizer)
 
 
 def _check_length(max_length: int, least: int) -> None:

@@ -6,9 +6,8 @@
 | Fleiss' κ | any number, interchangeable | no | the pooled shares |
 | Krippendorff's α | any number | yes | the pooled shares, drawn without replacement |
 
-Cohen's κ is scikit-learn's. Krippendorff's α counts coincidences, whatever the level of measurement, and
-Fleiss' κ is the nominal α but for that last column, so both come from one count. (The best-known library for
-α is under the GPL, which this kit's licence does not go with.)
+Cohen's κ is scikit-learn's. Krippendorff's α counts coincidences, and Fleiss' κ is α but for that last column, so
+both come from one count. (The best-known library for α is under the GPL, which this kit's licence does not go with.)
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
@@ -26,8 +25,6 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.scorer_metrics import estimate, share
 from csrlhf_kit.world.annotators import ANNOTATORS
 from csrlhf_kit.world.oracle import judge
-
-Level = Literal["nominal", "ordinal", "interval"]
 
 
 def cohen_kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
@@ -43,8 +40,8 @@ def cohen_kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
     return float(cohen_kappa_score(first, second))
 
 
-def coincidences(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often values meet within each item: (values (v,), coincidences (items, v, v)).
+def coincidences(ratings: np.ndarray) -> np.ndarray:
+    """How often each of the v values meets each within each item: (items, v, v).
 
     ratings: (raters, items), nan where a rater gave no label. Within an item with m labels each ordered pair of
     labels counts 1 / (m − 1), so that an item weighs its m labels; items with fewer than two labels weigh 0.
@@ -58,18 +55,22 @@ def coincidences(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels = counts.sum(1)
     pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(values))
     weight = np.where(labels > 1, 1.0 / np.maximum(labels - 1, 1), 0.0)
-    return values, pairs * weight[:, None, None]
+    return pairs * weight[:, None, None]
 
 
-def krippendorff_alpha(ratings: np.ndarray, *, level: Level = "nominal") -> float:
-    """α = 1 − D_observed / D_expected over all pairs of labels of one item; nan where nothing varies.
+def krippendorff_alpha(ratings: np.ndarray) -> float:
+    """Nominal α = 1 − D_observed / D_expected over all pairs of labels of one item; nan where nothing varies.
 
-    Args:
-        ratings: (raters, items), nan for a missing label.
-        level: How far apart two values are: different or not; by ranks passed over; by squared difference.
+    ratings: (raters, items), nan for a missing label.
     """
-    values, meetings = coincidences(ratings)
-    return _alpha(values, meetings.sum(0), level)
+    meetings = coincidences(ratings).sum(0)
+    totals = meetings.sum(1)
+    labels = totals.sum()
+    different = 1.0 - np.eye(len(totals))
+    expected = (np.outer(totals, totals) * different).sum()
+    if labels < 2 or expected == 0:
+        return float("nan")
+    return float(1.0 - (labels - 1.0) * (meetings * different).sum() / expected)
 
 
 def fleiss_kappa(ratings: np.ndarray) -> float:
@@ -82,28 +83,6 @@ def fleiss_kappa(ratings: np.ndarray) -> float:
     if np.isnan(ratings).any():
         raise UserError("Fleiss' kappa: found a missing label, expected every rater to label every item")
     return 1.0 - (1.0 - krippendorff_alpha(ratings)) * ratings.size / (ratings.size - 1)
-
-
-def _alpha(values: np.ndarray, meetings: np.ndarray, level: Level) -> float:
-    totals = meetings.sum(1)
-    labels = totals.sum()
-    distance = _distances(values, totals, level)
-    expected = (np.outer(totals, totals) * distance).sum()
-    if labels < 2 or expected == 0:
-        return float("nan")
-    return float(1.0 - (labels - 1.0) * (meetings * distance).sum() / expected)
-
-
-def _distances(values: np.ndarray, totals: np.ndarray, level: Level) -> np.ndarray:
-    """Squared distances (v, v) between values; `totals`: how often each value occurs."""
-    if level == "nominal":
-        return 1.0 - np.eye(len(values))
-    if level == "interval":
-        return np.square(values[:, None] - values[None])
-    if level == "ordinal":  # labels between the two values, half of each end
-        below = np.cumsum(totals) - 0.5 * totals
-        return np.square(below[:, None] - below[None])
-    raise UserError(f"level is {level!r}: expected nominal, ordinal or interval")
 
 
 def bootstrap(
@@ -128,15 +107,12 @@ def bootstrap(
 def agreement(
     raters: Mapping[str, Sequence[float | bool | None]],
     *,
-    level: Level = "nominal",
     resamples: int = 500,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """All measures for a table of raters, each with a bootstrap interval over items.
 
     Args:
         raters: Name -> one label an item, None where there is none. Two raters at least.
-        level: See `krippendorff_alpha`.
 
     Returns:
         `pairs`: {"a | b": {"agreement" (share of equal labels), "cohen"}} over the items that both labelled;
@@ -150,20 +126,19 @@ def agreement(
     table = np.array([[np.nan if x is None else float(x) for x in labels] for labels in raters.values()])
     if not table.shape[1]:
         raise UserError("agreement: found no item, expected at least one")
-    options = {"resamples": resamples, "seed": seed}
     pairs = {}
     for (a, name), (b, other) in combinations(enumerate(raters), 2):
         both = table[[a, b]]
         both = both[:, ~np.isnan(both).any(0)]
         if both.shape[1]:
-            kappa = bootstrap(lambda rows: cohen_kappa(rows[0], rows[1]), both, **options)
+            kappa = bootstrap(lambda rows: cohen_kappa(rows[0], rows[1]), both, resamples=resamples)
             pairs[f"{name} | {other}"] = {"agreement": share(both[0] == both[1]), "cohen": kappa}
     complete = not np.isnan(table).any()
     return {
         "items": table.shape[1],
         "pairs": pairs,
-        "fleiss": bootstrap(fleiss_kappa, table, **options) if complete else None,
-        "krippendorff": bootstrap(lambda rows: krippendorff_alpha(rows, level=level), table, **options),
+        "fleiss": bootstrap(fleiss_kappa, table, resamples=resamples) if complete else None,
+        "krippendorff": bootstrap(krippendorff_alpha, table, resamples=resamples),
     }
 
 
