@@ -31,7 +31,7 @@ import tyro
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from csrlhf_kit.bench.measure import device_name, synchronise, versions
 from csrlhf_kit.errors import UserError
@@ -269,7 +269,8 @@ def verdicts(config: GPUStepConfig, measured: dict[str, Any], predicted: float) 
 def main(config: GPUStepConfig) -> int:
     if config.base not in KNOWN:
         raise UserError(f"base is {config.base}: expected one of {', '.join(KNOWN)}")
-    device, model_config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), KNOWN[config.base]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model_config = AutoConfig.for_model(**KNOWN[config.base])
     if config.dry_run:
         model_config = TINY
         small = {"rank": 2, "batch": 2, "microbatch": 1, "prompt_tokens": 4, "new_tokens": 3, "steps": 1}

@@ -1,17 +1,126 @@
-"""`csrlhf ...`: every command is a dataclass of options and a function; tyro makes the one into the other."""
+"""`csrlhf ...`: a table of commands, each a dataclass of options and a function; tyro makes the one into the other.
+
+Nothing is imported before a command is chosen: `csrlhf --help` waits for neither PyTorch nor tyro.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from csrlhf_kit.errors import UserError
 
+# Group -> command -> (its options, its function, what it does).
+COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "train": {
+        "run": (
+            "csrlhf_kit.experiment:RunConfig", "csrlhf_kit.cli:run_and_report",
+            "Train and judge every method on the toy world, and write a report page",
+        ),
+        "sft": (
+            "csrlhf_kit.training.sft:SFTConfig", "csrlhf_kit.training.sft:run_sft",
+            "Fine-tune a policy on dialogues",
+        ),
+        "reward-model": (
+            "csrlhf_kit.evaluation.scorer_run:RewardModelConfig", "csrlhf_kit.evaluation.scorer_run:run_reward_model",
+            "Train a model that scores how helpful an answer is",
+        ),
+        "cost-model": (
+            "csrlhf_kit.evaluation.scorer_run:CostModelConfig", "csrlhf_kit.evaluation.scorer_run:run_cost_model",
+            "Train a model that scores how harmful an answer is",
+        ),
+        "ppo": (
+            "csrlhf_kit.recipes:PPORunConfig", "csrlhf_kit.recipes:run_ppo",
+            "Train a policy with PPO under a constraint on harm",
+        ),
+        "direct": (
+            "csrlhf_kit.direct_run:DirectRunConfig", "csrlhf_kit.direct_run:run_direct",
+            "Train a policy on preference pairs, without a reward model",
+        ),
+        "sweep": (
+            "csrlhf_kit.sweep:SweepConfig", "csrlhf_kit.sweep:run_sweep",
+            "Train every method at several settings and seeds on the toy world",
+        ),
+        "rounds": (
+            "csrlhf_kit.rounds:RoundsConfig", "csrlhf_kit.rounds:run_rounds",
+            "Alternate training and red-teaming on the toy world",
+        ),
+    },
+    "judge": {
+        "evaluate": (
+            "csrlhf_kit.recipes:EvaluateConfig", "csrlhf_kit.recipes:run_evaluate",
+            "Let a policy answer test prompts, and judge its answers",
+        ),
+        "red-team": (
+            "csrlhf_kit.contest:RedTeamConfig", "csrlhf_kit.contest:run_red_team",
+            "Attack a policy with searched and composed jailbreaks",
+        ),
+        "arena": (
+            "csrlhf_kit.contest:ArenaConfig", "csrlhf_kit.contest:run_arena",
+            "Rate the policies of finished runs against each other",
+        ),
+        "arena RUN_A RUN_B": (
+            "csrlhf_kit.chat_run:DuelConfig", "csrlhf_kit.chat_run:run_duel",
+            "Ask two policies the same questions, and vote",
+        ),
+        "chat": (
+            "csrlhf_kit.chat_run:ChatConfig", "csrlhf_kit.chat_run:run_chat",
+            "Talk to a trained policy in the terminal",
+        ),
+        "certify": (
+            "csrlhf_kit.certify:CertifyConfig", "csrlhf_kit.certify:run_certify",
+            "Bound the harm rates of a finished run's policies",
+        ),
+        "claims": (
+            "csrlhf_kit.claims:ClaimsConfig", "csrlhf_kit.claims:run_claims",
+            "Check the papers' claims against the recorded runs",
+        ),
+    },
+    "explain": {
+        "plan": (
+            "csrlhf_kit.plan:PlanConfig", "csrlhf_kit.plan:run_plan",
+            "Predict how much memory a PPO run will take",
+        ),
+        "suggest-penalty": (
+            "csrlhf_kit.suggest:SuggestPenaltyConfig", "csrlhf_kit.suggest:run_suggest_penalty",
+            "Estimate the penalty to train with, from scored answers",
+        ),
+        "bench kernels": (
+            "csrlhf_kit.bench.kernels:BenchKernelsConfig", "csrlhf_kit.bench.kernels:run_bench_kernels",
+            "Measure time and memory of every kernel",
+        ),
+        "bench ppo": (
+            "csrlhf_kit.bench.ppo:BenchPPOConfig", "csrlhf_kit.bench.ppo:run_bench_ppo",
+            "Measure the seconds of one PPO step",
+        ),
+    },
+    "make": {
+        "make-data": (
+            "csrlhf_kit.world.build:DataConfig", "csrlhf_kit.world.build:make_data",
+            "Build the toy world's data files",
+        ),
+        "make-base": (
+            "csrlhf_kit.models.make_base:BaseConfig", "csrlhf_kit.models.make_base:make_base",
+            "Train the toy world's tiny base model",
+        ),
+        "export": (
+            "csrlhf_kit.export:ExportConfig", "csrlhf_kit.export:run_export",
+            "Give a trained adapter away, alone or merged into its base",
+        ),
+    },
+}  # fmt: skip
+MORE = """csrlhf COMMAND --help lists a command's options.
+sft, reward-model, cost-model and ppo take --preset NAME and --config FILE."""
+OPTIONS = {name: row for group in COMMANDS.values() for name, row in group.items()}
 
-def _run(config: Any) -> None:
+
+def run_and_report(config: Any) -> None:
+    """`csrlhf run`: the head-to-head, its page, and a small table."""
     from csrlhf_kit.experiment import run_experiment
     from csrlhf_kit.report import write_report
 
@@ -34,59 +143,36 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bench_commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
-    """The benchmarks: `csrlhf bench kernels`, `csrlhf bench ppo`."""
-    from csrlhf_kit.bench.kernels import BenchKernelsConfig, run_bench_kernels
-    from csrlhf_kit.bench.ppo import BenchPPOConfig, run_bench_ppo
+def overview() -> str:
+    """What `csrlhf --help` prints."""
+    width = max(map(len, OPTIONS)) + 2
+    lines = [
+        "usage: csrlhf COMMAND [OPTIONS]",
+        "",
+        "Constrained RLHF: train, judge and explain policies under a limit on harm.",
+        "",
+    ]
+    for group, rows in COMMANDS.items():
+        lines += [f"{group}:", *(f"  {name:{width}}{told}" for name, (_, _, told) in rows.items()), ""]
+    return "\n".join([*lines, MORE])
 
-    return {"kernels": (BenchKernelsConfig, run_bench_kernels), "ppo": (BenchPPOConfig, run_bench_ppo)}
+
+def load(name: str) -> tuple[type, Callable[[Any], Any]]:
+    """The options and the function of a command."""
+    options, function = (getattr(import_module(m), n) for m, n in (x.split(":") for x in OPTIONS[name][:2]))
+    return options, function
 
 
-def commands() -> dict[str, tuple[type, Callable[[Any], Any]]]:
-    """Name -> (options, function). Imported here, so that `--help` does not wait for torch twice."""
-    from csrlhf_kit.certify import CertifyConfig, run_certify
-    from csrlhf_kit.chat_run import ChatConfig, run_chat
-    from csrlhf_kit.claims import ClaimsConfig, run_claims
-    from csrlhf_kit.contest import ArenaConfig, RedTeamConfig, run_arena, run_red_team
-    from csrlhf_kit.direct_run import DirectRunConfig, run_direct
-    from csrlhf_kit.evaluation.scorer_run import (
-        CostModelConfig,
-        RewardModelConfig,
-        run_cost_model,
-        run_reward_model,
-    )
-    from csrlhf_kit.experiment import RunConfig
-    from csrlhf_kit.export import ExportConfig, run_export
-    from csrlhf_kit.models.make_base import BaseConfig, make_base
-    from csrlhf_kit.plan import PlanConfig, run_plan
-    from csrlhf_kit.recipes import EvaluateConfig, PPORunConfig, run_evaluate, run_ppo
-    from csrlhf_kit.rounds import RoundsConfig, run_rounds
-    from csrlhf_kit.suggest import SuggestPenaltyConfig, run_suggest_penalty
-    from csrlhf_kit.sweep import SweepConfig, run_sweep
-    from csrlhf_kit.training.sft import SFTConfig, run_sft
-    from csrlhf_kit.world.build import DataConfig, make_data
-
-    return {
-        "run": (RunConfig, _run),
-        "sft": (SFTConfig, run_sft),
-        "reward-model": (RewardModelConfig, run_reward_model),
-        "cost-model": (CostModelConfig, run_cost_model),
-        "ppo": (PPORunConfig, run_ppo),
-        "plan": (PlanConfig, run_plan),
-        "export": (ExportConfig, run_export),
-        "chat": (ChatConfig, run_chat),
-        "direct": (DirectRunConfig, run_direct),
-        "evaluate": (EvaluateConfig, run_evaluate),
-        "sweep": (SweepConfig, run_sweep),
-        "red-team": (RedTeamConfig, run_red_team),
-        "rounds": (RoundsConfig, run_rounds),
-        "arena": (ArenaConfig, run_arena),
-        "claims": (ClaimsConfig, run_claims),
-        "suggest-penalty": (SuggestPenaltyConfig, run_suggest_penalty),
-        "certify": (CertifyConfig, run_certify),
-        "make-data": (DataConfig, make_data),
-        "make-base": (BaseConfig, make_base),
-    }
+def choose(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command that a line begins with, and the rest of it. Raises UserError where it is none."""
+    two = " ".join(arguments[:2])
+    if two in OPTIONS:
+        return two, arguments[2:]
+    if arguments[0] == "arena" and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return "arena RUN_A RUN_B", arguments[1:]  # two runs, and a person who votes
+    if arguments[0] not in OPTIONS:
+        raise UserError(f"no command {arguments[0]!r}: expected one of {', '.join(OPTIONS)}")
+    return arguments[0], arguments[1:]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,51 +180,46 @@ def main(arguments: list[str] | None = None) -> int:
 
     Of several processes (torchrun), only the main one prints.
     """
-    import tyro
-
-    from csrlhf_kit.presets import expand
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
     try:
-        arguments = expand(arguments)
+        name, rest = choose(arguments)
+        from csrlhf_kit.presets import expand
+
+        rest = expand([name, *rest])[1:]
     except UserError as error:
         print(f"csrlhf: {error}", file=sys.stderr)
         return 2
-    table, prog = commands(), "csrlhf"
-    if arguments[:1] == ["bench"]:
-        table, prog, arguments = bench_commands(), "csrlhf bench", arguments[1:]
-    elif arguments[:1] == ["arena"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        from csrlhf_kit.chat_run import DuelConfig, run_duel
+    import tyro
 
-        table["arena"] = (DuelConfig, run_duel)  # two runs, and a person who votes
-    parsers = {name: options for name, (options, _) in table.items()}
-    about = (
-        None
-        if prog != "csrlhf"
-        else "Constrained RLHF. `csrlhf bench kernels` and `csrlhf bench ppo` measure speed; sft, reward-model, "
-        "cost-model and ppo take --preset NAME and --config FILE; `csrlhf arena RUN_A RUN_B` lets you vote."
+    options, function = load(name)
+    return run_command(
+        function, tyro.cli(options, args=rest, prog=f"csrlhf {name.removesuffix(' RUN_A RUN_B')}")
     )
-    config = tyro.extras.subcommand_cli_from_dict(parsers, args=arguments, prog=prog, description=about)
-    function = next(function for options, function in table.values() if type(config) is options)
-    return run_command(function, config)
 
 
 def run_command(function: Callable[[Any], Any], config: Any) -> int:
     """Run a command; its exit status."""
-    import torch
+    quiet: Any = contextlib.nullcontext()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from csrlhf_kit import processes
 
-    from csrlhf_kit import processes
-    from csrlhf_kit.models.base import LESS_MEMORY
-
-    processes.start()
-    quiet = contextlib.nullcontext() if processes.is_main() else contextlib.redirect_stdout(io.StringIO())
+        processes.start()
+        if not processes.is_main():
+            quiet = contextlib.redirect_stdout(io.StringIO())
     try:
         with quiet:
             function(config)
     except UserError as error:
         print(f"csrlhf: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
+    except getattr(
+        sys.modules.get("torch"), "OutOfMemoryError", ()
+    ):  # no GPU is full where PyTorch is not loaded
+        from csrlhf_kit.models.base import LESS_MEMORY
+
         print(
             f"csrlhf: the GPU's memory is full: take smaller micro-batches, --gradient-checkpointing, or {LESS_MEMORY}",
             file=sys.stderr,

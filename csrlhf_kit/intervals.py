@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are loaded when they are first used
 
 from csrlhf_kit.errors import UserError
 
@@ -40,8 +40,8 @@ def clopper_pearson(
     """
     k, n = _counts(successes, trials)
     tail = tail_probability(confidence, side)
-    low = float(stats.beta.ppf(tail, k, n - k + 1)) if k > 0 and side != "upper" else 0.0
-    high = float(stats.beta.isf(tail, k + 1, n - k)) if k < n and side != "lower" else 1.0
+    low = float(scipy.stats.beta.ppf(tail, k, n - k + 1)) if k > 0 and side != "upper" else 0.0
+    high = float(scipy.stats.beta.isf(tail, k + 1, n - k)) if k < n and side != "lower" else 1.0
     return Interval(low, high)
 
 
@@ -54,7 +54,7 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.95, side: Side 
     k, n = _counts(successes, trials)
     if n == 0:
         return Interval(0.0, 1.0)
-    z = float(stats.norm.isf(tail_probability(confidence, side)))
+    z = float(scipy.stats.norm.isf(tail_probability(confidence, side)))
     rate, shrink = k / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     margin = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink

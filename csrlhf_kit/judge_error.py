@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm
+import scipy  # its parts are loaded when they are first used
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.intervals import Interval, Side, betting, clopper_pearson, tail_probability
@@ -130,7 +130,7 @@ def prediction_powered(
         w = _best_weight(y, f, g) if weight is None else weight
         centre = w * g.mean() + (y - w * f).mean()
         error = np.sqrt((w * g).var() / len(g) + (y - w * f).var() / len(y))
-        low, high = centre - norm.isf(tail) * error, centre + norm.isf(tail) * error
+        low, high = centre - scipy.stats.norm.isf(tail) * error, centre + scipy.stats.norm.isf(tail) * error
     else:
         raise UserError(f"method is {method!r}; 'normal' or 'betting' was expected")
     return Interval(

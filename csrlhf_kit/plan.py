@@ -17,14 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
-
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.kernels.logprob import CHUNK_ELEMENTS
-from csrlhf_kit.models.base import DTYPES
-from csrlhf_kit.models.classifiers import last_layers, load_config
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import BYTES_PER_PARAMETER, OptimizerName
 
@@ -33,28 +26,25 @@ CARDS = (8, 12, 16, 24, 80)  # GiB
 CONTEXT = 0.6 * GIB  # CUDA's context and cuBLAS' workspaces; an assumption, until a GPU is at hand
 SLACK = 1.05  # what the caching allocator cannot use between blocks; an assumption likewise
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number: nibble, 8-bit scale of 64, float32 scale of 256 scales
+CHUNK_ELEMENTS = {"cpu": 3 << 19, "cuda": 1 << 27}  # of kernels.logprob, which would load PyTorch
+WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of a number
 TRAINED, SCORERS = ("policy", "critic"), ("reward", "cost")
 
 
-def _qwen(
-    hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, tied: bool
-) -> Qwen2Config:
-    return Qwen2Config(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv, vocab_size=vocabulary, tie_word_embeddings=tied,
-    )  # fmt: skip
+def _known(kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, tied: bool):
+    return {
+        "model_type": kind, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocabulary, "tie_word_embeddings": tied,
+    }  # fmt: skip
 
 
-# The presets' bases by their published configurations, so that a plan needs no network.
-KNOWN: dict[str, Any] = {
-    "qwen2.5-0.5b": _qwen(896, 4864, 24, 14, 2, 151_936, True),
-    "qwen2.5-1.5b": _qwen(1536, 8960, 28, 12, 2, 151_936, True),
-    "qwen2.5-7b": _qwen(3584, 18_944, 28, 28, 4, 152_064, False),
-    "llama-3.1-8b": LlamaConfig(
-        hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=False,
-    ),
-}  # fmt: skip
+# The presets' bases by their published configurations, so that a plan needs no network; as transformers names them.
+KNOWN: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": _known("qwen2", 896, 4864, 24, 14, 2, 151_936, True),
+    "qwen2.5-1.5b": _known("qwen2", 1536, 8960, 28, 12, 2, 151_936, True),
+    "qwen2.5-7b": _known("qwen2", 3584, 18_944, 28, 28, 4, 152_064, False),
+    "llama-3.1-8b": _known("llama", 4096, 14_336, 32, 32, 8, 128_256, False),
+}
 
 
 @dataclass
@@ -109,8 +99,28 @@ class Shape:
     adapted: int  # linear maps a layer
 
 
+def known_shape(name: str) -> Shape:
+    """`shape_of` one of `KNOWN`, by arithmetic: a plan of it need not wait for PyTorch."""
+    known = KNOWN[name]
+    h, i, layers = known["hidden_size"], known["intermediate_size"], known["num_hidden_layers"]
+    heads, vocabulary = known["num_attention_heads"], known["vocab_size"]
+    kv = h // heads * known["num_key_value_heads"]
+    maps = [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)]  # q, k, v, o, gate, up, down
+    biases = h + 2 * kv if known["model_type"] == "qwen2" else 0  # of q, k and v
+    embeddings = vocabulary * h * (1 if known["tie_word_embeddings"] else 2)
+    return Shape(
+        hidden=h, inner=i, queries=h, keys=kv, heads=heads, layers=layers, vocabulary=vocabulary,
+        linear=layers * sum(m * n for m, n in maps), other=embeddings + layers * (2 * h + biases) + h,
+        largest=h * i, adapter=layers * sum(m + n for m, n in maps), adapted=len(maps),
+    )  # fmt: skip
+
+
 def shape_of(config: Any) -> Shape:
     """Count a causal LM's parameters by building it without memory (PyTorch's meta device)."""
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     trunk = model.base_model
@@ -138,7 +148,7 @@ def kept_per_token(shape: Shape, width: int, rank: int) -> float:
 
 def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     """Bytes of `roles` (what stays, by part), of `phases` (what each adds at its peak), and of `peak`."""
-    width = DTYPES[config.dtype].itemsize
+    width = WIDTHS[config.dtype]
     nf4 = config.quantization == "nf4"
     acted = {role: config.scorer_layers or shape.layers for role in (*SCORERS, "critic")}
     acted["policy"] = config.layers or shape.layers
@@ -193,9 +203,15 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     """Print and return the prediction. Raises UserError where the base's configuration cannot be read."""
     if min(config.rank, config.batch, config.microbatch, config.prompt_tokens, config.new_tokens) < 1:
         raise UserError("rank, batch, microbatch and token counts: expected at least 1 of each")
-    shape = shape_of(KNOWN[config.base] if config.base in KNOWN else load_config(config.base))
+    if config.base in KNOWN:
+        shape = known_shape(config.base)
+    else:
+        from csrlhf_kit.models.classifiers import load_config
+
+        shape = shape_of(load_config(config.base))
     for count in (config.layers, config.scorer_layers):
-        last_layers(shape.layers, count)  # refuses more than there are
+        if count is not None and not 0 < count <= shape.layers:
+            raise UserError(f"layers is {count}: expected 1 to {shape.layers}, or none for all")
     told = predict(shape, config)
     peak = told["peak"]["bytes"]
     result = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy  # its parts are loaded when they are first used
 from tqdm.auto import tqdm
 
 from csrlhf_kit.errors import UserError
@@ -55,7 +55,7 @@ def optimal_multiplier(problem: FiniteProblem, normalised: bool) -> float:
     reached = next((share for share in shares if violation(share) <= 0), None)
     if reached is None:
         return np.inf
-    share = brentq(violation, reached - shares[1], reached, xtol=1e-12)
+    share = scipy.optimize.brentq(violation, reached - shares[1], reached, xtol=1e-12)
     return share / (1 - share) if share < 1 else np.inf
 
 

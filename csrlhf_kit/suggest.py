@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import minimize
+import scipy  # its parts are loaded when they are first used
 
 from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
@@ -147,7 +146,9 @@ def suggest_penalty(
     if resample == "prompts" and len(r) > 1:
         # Percentiles of n resampled things are too short by sqrt((n - 1) / n) and know no Student:
         # Hesterberg's expanded percentile, The American Statistician 69 (2015).
-        tail = float(stats.norm.cdf(stats.t.ppf(tail, len(r) - 1) * np.sqrt(len(r) / (len(r) - 1))))
+        tail = float(
+            scipy.stats.norm.cdf(scipy.stats.t.ppf(tail, len(r) - 1) * np.sqrt(len(r) / (len(r) - 1)))
+        )
     interval = Interval(*map(float, np.quantile(replicates, [tail, 1 - tail], method="inverted_cdf")))
     recommended, rule = _recommend(multiplier, interval, normalised)
     frontier = [_frontier_point(whole, m, normalised) for m in _frontier_multipliers(whole, multiplier)]
@@ -201,7 +202,9 @@ def best_reward(
         slack = np.array([at_cost - at.cost, at_kl - at.kl])
         return at.reward + slack @ (multiplier, weight), slack * unit
 
-    found = minimize(dual, [0.3, 0.3], jac=True, method="L-BFGS-B", bounds=[(0, 1e4), (1e-4, 1e4)])
+    found = scipy.optimize.minimize(
+        dual, [0.3, 0.3], jac=True, method="L-BFGS-B", bounds=[(0, 1e4), (1e-4, 1e4)]
+    )
     if at_kl < 0 or found.x.max() > 0.99e4:
         raise UserError(f"the samples show no policy of cost {at_cost:.4g} within {at_kl:.4g} nats")
     return float(found.fun)

@@ -10,16 +10,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from csrlhf_kit import cli
+from csrlhf_kit import cli, plan
 from csrlhf_kit.bench.measure import peak_extra_bytes
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels import logprob
 from csrlhf_kit.kernels.backend import _override
-from csrlhf_kit.models.base import load_base
+from csrlhf_kit.models.base import DTYPES, load_base
 from csrlhf_kit.models.checkpointing import checkpoint_activations
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.plan import CARDS, GIB, KNOWN, PlanConfig, predict, run_plan, shape_of, six_models
+from csrlhf_kit.plan import (
+    CARDS,
+    GIB,
+    KNOWN,
+    PlanConfig,
+    known_shape,
+    predict,
+    run_plan,
+    shape_of,
+    six_models,
+)
 
 SIZES = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
@@ -102,7 +113,7 @@ def test_phases_take_what_was_predicted(quantization, checkpointing, layers, bas
 
 def test_the_promise_for_seven_billion_is_arithmetic_that_holds():
     config = PlanConfig()
-    shape = shape_of(KNOWN["qwen2.5-7b"])
+    shape = known_shape("qwen2.5-7b")
     assert shape.linear + shape.other == 7_615_616_512, "the published count of Qwen2.5-7B"
     told = predict(shape, config)
     assert told["peak"]["bytes"] < 16 * GIB
@@ -120,8 +131,15 @@ def test_the_promise_for_seven_billion_is_arithmetic_that_holds():
     [("qwen2.5-0.5b", 494_032_768), ("qwen2.5-1.5b", 1_543_714_304), ("llama-3.1-8b", 8_030_261_248)],
 )
 def test_known_shapes_have_the_published_number_of_parameters(name, parameters):
-    shape = shape_of(KNOWN[name])
+    shape = known_shape(name)
     assert shape.linear + shape.other == parameters
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_arithmetic_counts_what_pytorch_builds(name):
+    assert known_shape(name) == shape_of(AutoConfig.for_model(**KNOWN[name]))
+    assert plan.CHUNK_ELEMENTS == logprob.CHUNK_ELEMENTS
+    assert all(plan.WIDTHS[name] == DTYPES[name].itemsize for name in plan.WIDTHS)
 
 
 def test_plan_is_a_command_that_says_what_fits_and_that_nothing_was_measured(bases, tmp_path, capsys):

@@ -15,7 +15,7 @@ REQUIRED = {"ppo": ["--reward", "a", "--cost", "b", "--out", "c"]}
 
 
 def parse(command: str, arguments: list[str]):
-    options, _ = cli.commands()[command]
+    options, _ = cli.load(command)
     return tyro.cli(options, args=arguments)
 
 

@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 
 @dataclass
 class BaseConfig:
-    """How the tiny base is made."""
+    """Train the toy world's tiny base model."""
 
     out: Path = Path("data/tiny_base")
     """Folder to write: model.safetensors, config, tokenizer."""

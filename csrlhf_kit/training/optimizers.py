@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from csrlhf_kit.errors import UserError
+
+if TYPE_CHECKING:  # `csrlhf plan` needs only the names below, and does not wait for PyTorch
+    import torch
+    from torch import Tensor, nn
 
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 BYTES_PER_PARAMETER = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # its two moments
@@ -30,6 +31,8 @@ def make_optimizer(
 
     Raises UserError for an unknown name, or a paged optimiser without a GPU.
     """
+    import torch
+
     options = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
     if name == "adamw":
         return torch.optim.AdamW(parameters, **options, fused=True)
@@ -50,6 +53,8 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
     bitsandbytes counts steps in Python numbers, and wraps its 8-bit tensors in one more mapping.
     """
+    import torch
+
     found: dict[str, Tensor] = {}
     for index, state in optimizer.state_dict()["state"].items():
         flat: dict[str, object] = {}

@@ -33,7 +33,7 @@ PAIR_MIX = {"both_safe": 0.412, "both_unsafe": 0.442, "astride": 0.146}
 
 @dataclass
 class DataConfig:
-    """How much of what is built."""
+    """Build the toy world's data files."""
 
     out: Path = Path("data/world")
     """Folder to write."""
