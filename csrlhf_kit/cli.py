@@ -82,6 +82,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "explain": {
+        "doctor": (
+            "csrlhf_kit.doctor:DoctorConfig", "csrlhf_kit.doctor:run_doctor",
+            "Check what this machine has and lacks for the kit",
+        ),
         "plan": (
             "csrlhf_kit.plan:PlanConfig", "csrlhf_kit.plan:run_plan",
             "Predict how much memory a PPO run will take",
