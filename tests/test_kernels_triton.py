@@ -46,7 +46,7 @@ def test_kernels_compile_for_a_gpu(capability):
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
 
-    row = dict.fromkeys(("logits", "log_total", "picked", "entropy", "grad", "grad_entropy"), "*fp32")
+    row = dict.fromkeys(("logits", "log_total", "picked", "entropy"), "*fp32")
     row |= {"bias": "*bf16", "targets": "*i64", "out": "*bf16", "vocabulary": "i32", "scale": "fp32"}
     quantised = {"packed": "*u8", "absmax": "*u8", "out": "*bf16", "size": "i32"}
     quantised |= dict.fromkeys(("code", "absmax2", "code2", "offset"), "*fp32")
@@ -56,7 +56,7 @@ def test_kernels_compile_for_a_gpu(capability):
     def without(types, *names):
         return {name: kind for name, kind in types.items() if name not in names}
 
-    nothing = {"bias": None, "grad": None, "grad_entropy": None}
+    nothing = {"bias": None}
     plain = {"absmax2": None, "code2": None, "offset": None}
     blocks = {"BLOCKSIZE": 64, "BLOCKSIZE2": 256, "BLOCKS": 64, "INTERPRETED": False}
     compile_one(kernels._statistics_kernel, row, {"BLOCK": 8192}, num_warps=16)

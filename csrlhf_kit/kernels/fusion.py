@@ -31,10 +31,9 @@ class _FusedForward:
                 base.set_compute_type(x)
                 base.compute_type_is_set = True
             x = x.to(base.compute_dtype or dtype)
-        drop = self.lora_dropout[adapter]
         y = lora_linear(
             x, weight, self.lora_A[adapter].weight, self.lora_B[adapter].weight, bias=base.bias,
-            scaling=self.scaling[adapter], dropout=getattr(drop, "p", 0.0), training=drop.training,
+            scaling=self.scaling[adapter],
         )  # fmt: skip
         return y if torch.is_autocast_enabled(x.device.type) else y.to(dtype)
 
@@ -42,7 +41,7 @@ class _FusedForward:
         """The one adapter to run fused; None where PEFT's own forward has to decide.
 
         That is: adapters off or merged, none or several active, `adapter_names`, a variant such as DoRA, LoRA
-        with a bias, a base in training, hooks on the base, or decoding from packed weights on a GPU.
+        with a bias or dropout, a base in training, hooks on the base, or decoding from packed weights on a GPU.
         """
         if (
             self._disable_adapters
@@ -53,6 +52,8 @@ class _FusedForward:
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or active[0] in self.lora_variant or self.lora_B[active[0]].bias is not None:
+            return None
+        if not isinstance(self.lora_dropout[active[0]], nn.Identity):
             return None
         base = self.base_layer
         if base.weight.requires_grad or base._forward_hooks or base._forward_pre_hooks:
@@ -143,6 +144,8 @@ def _why_not(layer: nn.Module) -> str | None:
         return f"adapter variant {type(next(iter(layer.lora_variant.values()))).__name__}"
     if any(module.bias is not None for module in layer.lora_B.values()):
         return "LoRA with a bias"
+    if not all(isinstance(module, nn.Identity) for module in layer.lora_dropout.values()):
+        return "LoRA with dropout"
     if is_quantised(base.weight):
         kind = base.weight.quant_state.quant_type
         return None if kind == "nf4" else f"quantised as {kind}"

@@ -1,12 +1,12 @@
 """A linear layer with a LoRA adapter as one differentiable function, over a dense or an NF4 base.
 
-    y = x W^T + b + s drop(x) A^T B^T
+    y = x W^T + b + s x A^T B^T
 
 The matrix products stay with cuBLAS (fusing dequantisation into them loses at training sizes); what is saved
 is everything around them: no clone, no separate scale and add over (tokens, out), one dequantised weight
 alive at a time, x and x A^T the only activations kept. With dz = s dy B:
 
-    dB = s dy^T (drop(x) A^T)      dA = dz^T drop(x)      dx = dy W + drop'(dz A)      db = sum dy
+    dB = s dy^T (x A^T)      dA = dz^T x      dx = dy W + dz A      db = sum dy
 
 dA and dB are accumulated in float32 or wider, rounded once to the adapter's dtype. No input is written to.
 """
@@ -25,21 +25,20 @@ from csrlhf_kit.kernels.nf4 import Nf4, dequantize_nf4, is_quantised, read_param
 
 def lora_linear_reference(
     x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, bias: Tensor | None = None,
-    scaling: float = 1.0, keep: Tensor | None = None, dropout: float = 0.0,
+    scaling: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """The definition, for a dense weight; keep (..., in) is true where dropout lets x through."""
-    dropped = x if keep is None else x * keep / (1 - dropout)
-    return torch.nn.functional.linear(x, weight, bias) + scaling * (dropped @ lora_a.t() @ lora_b.t())
+    """The definition, for a dense weight."""
+    return torch.nn.functional.linear(x, weight, bias) + scaling * (x @ lora_a.t() @ lora_b.t())
 
 
 def lora_linear(
     x: Tensor, weight: Tensor | Nf4, lora_a: Tensor, lora_b: Tensor, *, bias: Tensor | None = None,
-    scaling: float = 1.0, dropout: float = 0.0, training: bool = True,
+    scaling: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """x @ weight.T + bias + scaling * dropout(x) @ lora_a.T @ lora_b.T, differentiable once in x, A, B, bias.
+    """x @ weight.T + bias + scaling * x @ lora_a.T @ lora_b.T, differentiable once in x, A, B, bias.
 
     x: (..., in); weight: (out, in), frozen: dense, a bitsandbytes NF4 `Params4bit`, or an `Nf4`;
-    lora_a: (rank, in); lora_b: (out, rank); bias: (out,) or None. Dropout is drawn only while `training`.
+    lora_a: (rank, in); lora_b: (out, rank); bias: (out,) or None.
     Works and answers in x's dtype (under autocast, in autocast's); adapters and dense weight are cast to it.
     Raises UserError for shapes that do not fit, or a weight that wants a gradient: it would get none.
     Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, eq. 3; Dettmers et al. 2023 (QLoRA), 2305.14314, eq. 5.
@@ -60,15 +59,10 @@ def lora_linear(
             f"lora_linear got x {tuple(x.shape)}, weight {tuple(weight.shape)}, A {tuple(lora_a.shape)} "
             f"and B {tuple(lora_b.shape)}; expected (..., in), (out, in), (rank, in) and (out, rank)."
         )
-    if not 0 <= dropout < 1:
-        raise UserError(f"lora_linear got dropout {dropout}; expected at least 0 and less than 1.")
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
-    keep = None
-    if training and dropout > 0:
-        keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout)
-    return _LoraLinear.apply(x, lora_a, lora_b, bias, weight, keep, float(scaling), float(dropout))
+    return _LoraLinear.apply(x, lora_a, lora_b, bias, weight, float(scaling))
 
 
 def _dense(weight: Tensor | Nf4, dtype: torch.dtype) -> Tensor:
@@ -79,32 +73,25 @@ def _no_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _dropped(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
-    return x if keep is None else (x * keep).div_(1 - dropout)
-
-
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, lora_a, lora_b, bias, weight, keep, scaling, dropout):
+    def forward(ctx, x, lora_a, lora_b, bias, weight, scaling):
         with _no_autocast(x.device.type):
             rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
-            kept = None if keep is None else keep.view(rows.shape)
             base = _dense(weight, x.dtype).t()
             y = rows @ base if bias is None else torch.addmm(bias.to(x.dtype), rows, base)
             del base
-            down = _dropped(rows, kept, dropout) @ lora_a.to(x.dtype).t()  # (tokens, rank)
+            down = rows @ lora_a.to(x.dtype).t()  # (tokens, rank)
             y.addmm_(down, lora_b.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(
-            rows, down, lora_a, lora_b, bias, kept, None if isinstance(weight, Nf4) else weight
-        )
+        ctx.save_for_backward(rows, down, lora_a, lora_b, bias, None if isinstance(weight, Nf4) else weight)
         ctx.nf4 = weight if isinstance(weight, Nf4) else None
-        ctx.scaling, ctx.dropout, ctx.shape = scaling, dropout, x.shape
+        ctx.scaling, ctx.shape = scaling, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        rows, down, lora_a, lora_b, bias, kept, weight = ctx.saved_tensors
+        rows, down, lora_a, lora_b, bias, weight = ctx.saved_tensors
         want_x, want_a, want_b, want_bias = ctx.needs_input_grad[:4]
         grad_x = grad_a = grad_b = grad_bias = None
         with _no_autocast(rows.device.type):
@@ -112,19 +99,12 @@ class _LoraLinear(torch.autograd.Function):
             if want_x or want_a:
                 through = (dy @ lora_b.to(dy.dtype)).mul_(ctx.scaling)  # (tokens, rank)
             if want_a:
-                grad_a = matmul_wide(through.t(), _dropped(rows, kept, ctx.dropout)).to(lora_a.dtype)
+                grad_a = matmul_wide(through.t(), rows).to(lora_a.dtype)
             if want_b:
                 grad_b = matmul_wide(dy.t(), down).mul_(ctx.scaling).to(lora_b.dtype)
             if want_bias:
                 grad_bias = dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(bias.dtype)
             if want_x:
                 base = _dense(weight if ctx.nf4 is None else ctx.nf4, dy.dtype)
-                narrow = lora_a.to(dy.dtype)
-                if kept is None:
-                    grad_x = (dy @ base).addmm_(through, narrow)
-                else:
-                    grad_x = (dy @ base).addcmul_(
-                        through @ narrow, kept.to(dy.dtype), value=1 / (1 - ctx.dropout)
-                    )
-                grad_x = grad_x.view(ctx.shape)
-        return grad_x, grad_a, grad_b, grad_bias, None, None, None, None
+                grad_x = (dy @ base).addmm_(through, lora_a.to(dy.dtype)).view(ctx.shape)
+        return grad_x, grad_a, grad_b, grad_bias, None, None

@@ -65,22 +65,15 @@ def _statistics_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    logits, bias, targets, log_total, entropy, grad, grad_entropy, out, vocabulary, scale,
-    BLOCK: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """g (onehot - p) - g_H p (log p + H) for one block of one row."""
+    logits, bias, targets, log_total, out, vocabulary, scale, BLOCK: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """onehot - p for one block of one row."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < vocabulary
     z = _scaled_logits(logits + row * vocabulary, bias, columns, inside, scale)
-    log_p = z - tl.load(log_total + row)
-    p = tl.exp(log_p)
+    p = tl.exp(z - tl.load(log_total + row))
     slope = tl.where(columns == tl.load(targets + row), 1.0, 0.0) - p
-    if grad is not None:
-        slope *= tl.load(grad + row).to(tl.float32)
-    if grad_entropy is not None:
-        towards = p * (tl.where(inside, log_p, 0.0) + tl.load(entropy + row))
-        slope -= tl.load(grad_entropy + row).to(tl.float32) * towards
     slope = _rounded(slope, out.dtype.element_ty, INTERPRETED)
     tl.store(out + row * vocabulary + columns, slope, mask=inside)
 
@@ -104,14 +97,13 @@ def logprob_statistics(
 
 
 def logprob_gradient(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, log_total: Tensor, entropy: Tensor,
-    grad: Tensor | None, grad_entropy: Tensor | None, out: Tensor,
-) -> Tensor:  # fmt: skip
+    logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, log_total: Tensor, out: Tensor
+) -> Tensor:
     """The gradient with respect to the scaled logits, written to `out` (n, vocabulary)."""
     n, vocabulary = logits.shape
     block = min(4096, triton.next_power_of_2(vocabulary))
     _gradient_kernel[(n, triton.cdiv(vocabulary, block))](
-        logits, bias, targets, log_total, entropy, grad, grad_entropy, out, vocabulary, scale,
+        logits, bias, targets, log_total, out, vocabulary, scale,
         BLOCK=block, INTERPRETED=interpreted(), num_warps=8,
     )  # fmt: skip
     return out
