@@ -334,3 +334,38 @@ def finding(verdict: str, ours: str, **estimates: Estimate) -> Finding:
     """A finding whose verdict is held back where too few seeds stand behind it."""
     seeds = fewest(*(e.seeds for e in estimates.values()))
     return Finding(settled(verdict, seeds), ours, estimates)
+
+
+def compared(
+    read: Callable[[Evidence, str], Estimate | None], first: str, second: str, *, less: bool = False
+) -> Measure:
+    """`first` has more (or less) of what is read than `second`, beyond the interval of the difference."""
+
+    def measure(e: Evidence, paper: Numbers) -> Finding | None:
+        a, b = read(e, first), read(e, second)
+        if a is None or b is None:
+            return None
+        text = f"{first} {shown(a)}, {second} {shown(b)}"
+        return finding(exceeds(b, a) if less else exceeds(a, b), text, **{first: a, second: b})
+
+    return measure
+
+
+def held_to(
+    name: str,
+    read: Callable[[Evidence], Estimate | None],
+    *,
+    rule: Callable[[Estimate, float], str] = at_least,
+    words: str = "",
+) -> Measure:
+    """What is read keeps `rule` with the source's number `name`; `words` follow it in the text."""
+
+    def measure(e: Evidence, paper: Numbers) -> Finding | None:
+        found = read(e)
+        return (
+            None
+            if found is None
+            else finding(rule(found, paper[name]), shown(found) + words, **{name: found})
+        )
+
+    return measure

@@ -5,6 +5,8 @@ A measure takes the evidence and the source's own numbers to a `Finding`, or to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from csrlhf_kit import evidence as ev
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
@@ -25,25 +27,37 @@ from csrlhf_kit.settling import predict, settled_cost
 from csrlhf_kit.training.constraints import FixedPenalty
 
 
-def safe_under_jailbreaks(e: Evidence, paper: Numbers) -> Finding | None:
+def safe_under_jailbreaks(e: Evidence) -> Estimate | None:
     harm = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
-    if harm is None:
-        return None
-    safe = ev.complement(harm)
-    return finding(ev.at_least(safe, paper["safe"]), f"{shown(safe)} without harm", safe=safe)
+    return None if harm is None else ev.complement(harm)
 
 
-def less_than(first: str, second: str, rate: str) -> Measure:
-    """`first` has less of a rate than `second`, both of the main job."""
+def starts_harmful(e: Evidence) -> Estimate | None:
+    # The base is one model, made once: its seeds are seeds of sampling, and one will do.
+    harm = ev.rate_of(e.main("sft"), "harmful_nominal")
+    return None if harm is None else harm._replace(seeds=None)
 
-    def measure(e: Evidence, paper: Numbers) -> Finding | None:
-        a, b = ev.rate_of(e.main(first), rate), ev.rate_of(e.main(second), rate)
-        if a is None or b is None:
-            return None
-        text = f"{first} {shown(a)}, {second} {shown(b)}"
-        return finding(ev.exceeds(b, a), text, **{first: a, second: b})
 
-    return measure
+def degenerate(e: Evidence) -> Estimate | None:
+    """Degenerate text of the linear penalty, which their code runs, at their λ if it was swept."""
+    return ev.rate_of(e.cells("linear_penalty", {}) or e.main("linear_penalty"), "degenerate")
+
+
+def of_main(rate: str) -> Callable[[Evidence, str], Estimate | None]:
+    """A rate of a method of the main job."""
+    return lambda e, method: ev.rate_of(e.main(method), rate)
+
+
+def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
+    """A measure of a cost model, on the same test labels."""
+    return lambda e, model: e.costs(model, name)
+
+
+def of_ablation(e: Evidence, name: str) -> Estimate | None:
+    """Harm of "cost model + method"; with the semantic model it is the main job's."""
+    cost, method = name.split(" + ")
+    cells = e.main(method) if cost == "semantic" else [c for c in e.ablation if c.method == method]
+    return ev.rate_of(cells, "harmful_nominal")
 
 
 def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
@@ -54,26 +68,6 @@ def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
     times = ev.ratio(base, fixed)
     wanted = paper["theirs"] / paper["ours"]
     return finding(ev.at_least(times, wanted), f"{shown(times, 1, '×')}", ratio=times)
-
-
-def precision(e: Evidence, paper: Numbers) -> Finding | None:
-    found = e.costs("semantic", "precision")
-    if found is None:
-        return None
-    return finding(ev.at_least(found, paper["precision"]), shown(found), precision=found)
-
-
-def better_judge(name: str, larger: str, smaller: str) -> Measure:
-    """One cost model has more of a measure than the other, on the same test labels."""
-
-    def measure(e: Evidence, paper: Numbers) -> Finding | None:
-        a, b = e.costs(larger, name), e.costs(smaller, name)
-        if a is None or b is None:
-            return None
-        text = f"{larger} {shown(a)}, {smaller} {shown(b)}"
-        return finding(ev.exceeds(a, b), text, **{larger: a, smaller: b})
-
-    return measure
 
 
 def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
@@ -170,15 +164,6 @@ def preferred(e: Evidence, paper: Numbers) -> Finding | None:
     return finding(verdict, ", ".join(f"{k} {shown(r)}" for k, r in won.items()), **won)
 
 
-def garbage(e: Evidence, paper: Numbers) -> Finding | None:
-    """Degenerate text of the linear penalty, which their code runs, at their λ if it was swept."""
-    cells = e.cells("linear_penalty", {}) or e.main("linear_penalty")
-    rate = ev.rate_of(cells, "degenerate")
-    if rate is None:
-        return None
-    return finding(ev.at_least(rate, paper["share"]), shown(rate), degenerate=rate)
-
-
 def released_code(e: Evidence, paper: Numbers) -> Finding | None:
     """At λ = 20: is what the code runs as helpful as what the paper states?"""
     fixed = ev.mean_of(e.cells("fixed_penalty", {}), "helpfulness")
@@ -189,15 +174,6 @@ def released_code(e: Evidence, paper: Numbers) -> Finding | None:
     verdict = REFUTED if gap.low > 0 or gap.high < 0 else DEPENDS
     text = f"helpfulness: rectified {shown(fixed, 1, '', 3)}, linear {shown(linear, 1, '', 3)}"
     return finding(verdict, text, rectified=fixed, linear=linear)
-
-
-def starts_as_theirs(e: Evidence, paper: Numbers) -> Finding | None:
-    harm = ev.rate_of(e.main("sft"), "harmful_nominal")
-    if harm is None:
-        return None
-    # The base is one model, made once: its seeds are seeds of sampling, and one will do.
-    harm = harm._replace(seeds=None)
-    return finding(ev.covers(harm, paper["harmful"]), shown(harm), harmful=harm)
 
 
 def elo(kind: str) -> Measure:
@@ -376,22 +352,3 @@ def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
         texts.append(f"{shown(got)} against {shown(told)} predicted in batches of {cells[0].batch_size}")
         estimates |= {f"B={cells[0].batch_size}": got, f"B={cells[0].batch_size}, predicted": told}
     return finding(ev.all_of(verdicts), "; ".join(texts), **estimates)
-
-
-def ablation(first: tuple[str, str], second: tuple[str, str]) -> Measure:
-    """(cost model, method) `first` is more harmful than `second`; with the semantic model it is the main job's."""
-
-    def harm(e: Evidence, cost: str, method: str) -> Estimate | None:
-        if cost == "semantic":
-            return ev.rate_of(e.main(method), "harmful_nominal")
-        return ev.rate_of([c for c in e.ablation if c.method == method], "harmful_nominal")
-
-    def measure(e: Evidence, paper: Numbers) -> Finding | None:
-        a, b = harm(e, *first), harm(e, *second)
-        if a is None or b is None:
-            return None
-        names = [" + ".join(pair) for pair in (first, second)]
-        text = f"{names[0]} {shown(a)}, {names[1]} {shown(b)}"
-        return finding(ev.exceeds(a, b), text, **dict(zip(names, (a, b), strict=True)))
-
-    return measure
