@@ -2,8 +2,7 @@
 
 GitHub, nbviewer and paper run no JavaScript, so an interactive figure alone is no figure there. `static_svg`
 reads a figure's own JSON and draws it with matplotlib: what the two show is one set of numbers, never two.
-It knows what the kit's figures use (scatter, bar, heatmap; error bars, fills, log axes, subplots, shapes,
-annotations) and says so when it meets anything else, instead of leaving it out.
+It knows what the kit's figures use (scatter, bar; error bars, fills, log axes, subplots, lines, annotations) and says so when it meets anything else, instead of leaving it out.
 
 `show` puts both into one output of a notebook: JupyterLab prefers the interactive one, GitHub the SVG.
 """

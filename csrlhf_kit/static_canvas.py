@@ -13,14 +13,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch, Polygon
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.transforms import IdentityTransform
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.looks import GRID, INK, MUTED
 from csrlhf_kit.static_traces import DRAW
 from csrlhf_kit.static_words import (
-    cell_edges,
     error_ends,
     first_given,
     fitting_columns,
@@ -30,7 +29,6 @@ from csrlhf_kit.static_words import (
     listed,
     merge,
     plain,
-    rgba,
     set_ticks,
 )
 
@@ -50,7 +48,7 @@ class Canvas:
             if trace.get("type", "scatter") not in DRAW:
                 raise UserError(
                     f"a figure's static twin cannot draw the trace type {trace['type']!r}; "
-                    "it draws scatter, bar and heatmap"
+                    "it draws scatter and bar"
                 )
         self.axes: dict[tuple[str, str], Axes] = {}
         self.categories: dict[str, list[str]] = {}
@@ -108,19 +106,13 @@ class Canvas:
             room = (high / low) ** 0.04 if high > low else 2.0
             low, high = low / room, high * room
         else:
-            if any(trace.get("type") == "heatmap" for trace in self.traces):
-                room = 0.0
-            else:
-                room = 0.05 * (high - low) or 0.5
+            room = 0.05 * (high - low) or 0.5
             low = 0.0 if low == 0.0 and axis.get("rangemode") else low - room
             high += room
         return (high, low) if axis.get("autorange") == "reversed" else (low, high)
 
     def _extent(self, trace: dict, name: str) -> list[float]:
         letter = name[0]
-        if trace.get("type") == "heatmap":
-            ends = cell_edges(self.cells(trace, name))
-            return [ends[0], ends[-1]]
         if trace.get("type") == "bar":
             if letter == trace["_value"]:
                 lengths = self.numbers(trace[letter], name)
@@ -131,12 +123,6 @@ class Canvas:
         if letter == "y" and trace.get("fill") == "tozeroy":
             values = [*values, 0.0]
         return [*values, *error_ends(trace, letter, values)]
-
-    def cells(self, trace: dict, name: str) -> list[float]:
-        """Centres of a heatmap's columns (an x axis) or rows (a y axis)."""
-        given = trace.get(name[0])
-        count = len(trace["z"]) if name[0] == "y" else len(trace["z"][0])
-        return list(map(float, range(count))) if given is None else self.numbers(given, name)
 
     def _make_axes(self, x: str, y: str) -> None:
         wide, tall = self.right - self.left, self.top - self.bottom
@@ -249,37 +235,24 @@ class Canvas:
         DRAW[kind](self, self.axes[pair], trace, pair)
 
     def draw_shape(self, shape: dict) -> None:
-        """Draw a line or a rectangle at its place in pixels, inside its axes where it belongs to some."""
-        if shape.get("type", "rect") not in ("line", "rect"):
-            raise UserError(
-                f"a figure's static twin cannot draw a {shape['type']!r} shape; it draws line and rect"
-            )
+        """Draw a line at its place in pixels, inside its axes where it belongs to some."""
+        kind = shape.get("type", "rect")  # plotly's default
+        if kind != "line":
+            raise UserError(f"a figure's static twin cannot draw a {kind!r} shape; it draws lines")
         first = self.pixel_xy(shape, shape["x0"], shape["y0"])
         second = self.pixel_xy(shape, shape["x1"], shape["y1"])
-        line, opacity = shape.get("line") or {}, first_given(shape.get("opacity"), 1.0)
-        level = {"below": 0.2}.get(shape.get("layer"), 2.2)
-        if shape.get("type", "rect") == "line":
-            corners: Any = Line2D(*zip(first, second, strict=True), **line_look(line, INK, opacity))
-        else:
-            outline = [first, (second[0], first[1]), second, (first[0], second[1])]
-            corners = Polygon(
-                outline,
-                facecolor=rgba(first_given(shape.get("fillcolor"), "rgba(0,0,0,0)"), opacity),
-                edgecolor=rgba(first_given(line.get("color"), INK), opacity)
-                if line.get("width", 2)
-                else "none",
-                linewidth=line.get("width", 2),
-            )
-        corners.set_transform(IdentityTransform())
-        corners.set_zorder(level)
+        look = line_look(shape.get("line") or {}, INK, first_given(shape.get("opacity"), 1.0))
+        line = Line2D(*zip(first, second, strict=True), **look)
+        line.set_transform(IdentityTransform())
+        line.set_zorder({"below": 0.2}.get(shape.get("layer"), 2.2))
         names = [shape.get("xref", "x").split()[0], shape.get("yref", "y").split()[0]]
         inside = [ax for pair, ax in self.axes.items() if set(names) - {"paper"} <= set(pair)]
         if inside and names != ["paper", "paper"]:
-            corners.set_clip_path(inside[0].patch)
-            inside[0].add_artist(corners)
-            corners.set_clip_path(inside[0].patch)
+            line.set_clip_path(inside[0].patch)
+            inside[0].add_artist(line)
+            line.set_clip_path(inside[0].patch)
         else:
-            self.page.add_artist(corners)
+            self.page.add_artist(line)
 
     def draw_annotation(self, note: dict) -> None:
         """Write an annotation, with its arrow if it has one."""
@@ -320,7 +293,7 @@ class Canvas:
 
     def draw_legend(self) -> None:
         """The legend where the layout wants it: under the plot by default, wrapped to the page's width."""
-        named = [t for t in self.traces if t.get("name") and t.get("showlegend", t.get("type") != "heatmap")]
+        named = [t for t in self.traces if t.get("name") and t.get("showlegend", True)]
         wanted = self.layout.get(
             "showlegend", len(self.traces) > 1 or any(t.get("showlegend") for t in named)
         )

@@ -1,22 +1,18 @@
-"""One trace of a plotly figure, drawn on its axes: scatter, bar or heatmap, with error bars and text."""
+"""One trace of a plotly figure, drawn on its axes: scatter or bar, with error bars and text."""
 
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 
-from csrlhf_kit.looks import INK, MUTED
+from csrlhf_kit.looks import INK
 from csrlhf_kit.static_words import (
-    cell_edges,
     faint,
     first_given,
     floats,
-    formatted,
     line_look,
     listed,
     marker_look,
@@ -136,33 +132,4 @@ def draw_bar(canvas: Canvas, ax: Axes, trace: dict, pair: tuple[str, str]) -> No
             ax.annotate(plain(word), (px, py), fontsize=11, color=INK, **place, **align)
 
 
-def draw_heatmap(canvas: Canvas, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
-    """Cells, the numbers in them, and the colour scale beside them."""
-    rows = [floats(row) for row in trace["z"]]
-    known = [value for row in rows for value in row if math.isfinite(value)]
-    limits = Normalize(first_given(trace.get("zmin"), min(known)), first_given(trace.get("zmax"), max(known)))
-    scale = trace.get("colorscale") or [[0, "white"], [1, "#0072B2"]]
-    colours = LinearSegmentedColormap.from_list("scale", [(at, rgba(c, 1.0)) for at, c in scale])
-    across, up = canvas.cells(trace, pair[0]), canvas.cells(trace, pair[1])
-    mesh = ax.pcolormesh(cell_edges(across), cell_edges(up), rows, cmap=colours, norm=limits, zorder=0.6)
-    words = trace.get("text")
-    pattern = re.fullmatch(r"%\{(z|text)(?::([^}]*))?\}", trace.get("texttemplate") or "")
-    for i, row in enumerate(rows if pattern else ()):
-        for j, value in enumerate(row):
-            word = words[i][j] if pattern[1] == "text" else formatted(value, pattern[2] or "")
-            red, green, blue, _ = mesh.to_rgba(value)
-            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
-            ink = "white" if dark else INK
-            ax.text(across[j], up[i], plain(word), ha="center", va="center", fontsize=11, color=ink)
-    if trace.get("showscale", True):
-        box = ax.get_position()
-        side = canvas.page.add_axes([box.x1 + 12 / canvas.width, box.y0, 12 / canvas.width, box.height])
-        bar = canvas.page.colorbar(mesh, cax=side)
-        bar.solids.set_edgecolor("face")
-        bar.outline.set_visible(False)
-        title = (trace.get("colorbar") or {}).get("title") or {}
-        bar.set_label(plain(title.get("text")), fontsize=12, color=INK)
-        side.tick_params(labelsize=11, length=3, color=MUTED, labelcolor=INK)
-
-
-DRAW = {"scatter": draw_scatter, "bar": draw_bar, "heatmap": draw_heatmap}
+DRAW = {"scatter": draw_scatter, "bar": draw_bar}

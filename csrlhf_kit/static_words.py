@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import math
 import re
 from typing import Any
@@ -204,14 +203,6 @@ def error_ends(trace: dict, letter: str, values: list[float]) -> list[float]:
     return [v + p for v, p in zip(values, plus, strict=True)] + [
         v - m for v, m in zip(values, minus, strict=True)
     ]
-
-
-def cell_edges(centres: list[float]) -> list[float]:
-    """Edges of cells from their centres."""
-    if len(centres) == 1:
-        return [centres[0] - 0.5, centres[0] + 0.5]
-    inner = [(a + b) / 2 for a, b in itertools.pairwise(centres)]
-    return [2 * centres[0] - inner[0], *inner, 2 * centres[-1] - inner[-1]]
 
 
 def fitting_columns(labels: list[str], size: float, room: float) -> int:
