@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from csrlhf_kit.data.records import PreferencePair, Prompt
-from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
@@ -39,6 +39,8 @@ class DirectRunConfig:
     """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
     rank: int = 16
     """Rank of the policy's adapter."""
+    strict: bool = False
+    """Refuse data with any row that lacks an answer or a label; else up to 1% of such rows are left out."""
     direct: DirectConfig = field(default_factory=DirectConfig)
     """Settings of loss and training."""
 
@@ -54,13 +56,12 @@ def run_direct(config: DirectRunConfig) -> dict[str, Any]:
     A run in `out` that was stopped is gone on with. Raises UserError where a model or the data cannot be
     read, labels are missing, or the folder holds another run.
     """
-    pairs: list[PreferencePair] = []
-    if config.method == "mocan":
-        if config.reward is None or config.cost is None:
-            raise UserError("mocan: expected --reward and --cost, the models that score the base's answers")
-        prompts = [p.prompt for p in read_records(config.data, Prompt, split="train").records]
-    else:
-        pairs = read_records(config.data, PreferencePair, split="train").records
+    samples = config.method == "mocan"
+    if samples and (config.reward is None or config.cost is None):
+        raise UserError("mocan: expected --reward and --cost, the models that score the base's answers")
+    kind = Prompt if samples else PreferencePair
+    loaded = read_records(config.data, kind, split="train", strict=config.strict)
+    print(notes_of(loaded.report), end="")
     tokenizer = load_tokenizer(config.base)
     roles = Roles(
         load_base(config.base, quantization=config.quantization),
@@ -70,12 +71,13 @@ def run_direct(config: DirectRunConfig) -> dict[str, Any]:
         seed=config.direct.seed,
     )
     offline = None
-    if config.method == "mocan":
+    if samples:
         settings = config.direct
         offline = offline_answers(
-            roles, tokenizer, prompts[: settings.offline_prompts],
+            roles, tokenizer, [p.prompt for p in loaded.records[: settings.offline_prompts]],
             samples=settings.offline_samples, max_new_tokens=config.max_new_tokens, seed=settings.seed,
         )  # fmt: skip
+    pairs = [] if samples else loaded.records
     history, multiplier = train_direct(
         config.method, roles, tokenizer, pairs, config.direct, config.out, offline=offline
     )

@@ -16,10 +16,12 @@ from peft import PeftConfig
 from tqdm.auto import tqdm
 
 from csrlhf_kit import processes
-from csrlhf_kit.data.records import Prompt
-from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.data.held_out import source_splits
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
+from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
+from csrlhf_kit.export import run_settings
 from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.checkpointing import checkpoint_activations
@@ -97,6 +99,8 @@ class PPORunConfig:
     """How the critic is fitted to the base's own answers first; --critic.episodes 0: not at all."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO's own settings."""
+    strict: bool = False
+    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
     resume: bool = False
     """Go on with what is in the folder."""
 
@@ -108,7 +112,8 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     """
     constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
     processes.on_main(lambda: _check_new(config))  # said before anything is loaded
-    records = read_records(config.prompts, Prompt, split="train").records
+    loaded = read_records(config.prompts, Prompt, split="train", strict=config.strict)
+    print(notes_of(loaded.report), end="")
     scorers = _scorers(config)
     tokenizer = load_tokenizer(config.base)
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
@@ -121,7 +126,7 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
     asked["critic"] = asdict(config.critic)
     run = processes.on_main(lambda: Run.open(config.out, asked, resume=config.resume)) or Run(config.out)
-    prompts = [p.prompt for p in records]
+    prompts = [p.prompt for p in loaded.records]
     if config.critic.episodes > 0:
         _start_critic(roles, tokenizer, prompts, config)
     said = sample_logger(config.out, roles, tokenizer, prompts, max_new_tokens=config.ppo.max_new_tokens)
@@ -223,6 +228,8 @@ class EvaluateConfig:
     """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
     quantization: Literal["none", "nf4"] = "none"
     """Load the base in 4 bit or as it is."""
+    strict: bool = False
+    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
     seed: int = 0
     """Seed of sampling."""
 
@@ -244,7 +251,9 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.out.is_dir():
         raise UserError(f"--out {config.out}: found a folder, expected the name of a file to write")
     shape = _policy(config.policy) if config.policy is not None else {}
-    records = read_records(config.prompts, Prompt, split="test").records
+    loaded = read_records(config.prompts, Prompt, split="test", strict=config.strict)
+    print(notes_of(loaded.report), end="")
+    records = loaded.records
     if config.limit is not None and config.limit < len(records):  # of every kind, not the first ones
         chosen = sorted(Random(config.seed).sample(range(len(records)), config.limit))
         records = [records[i] for i in chosen]
@@ -273,7 +282,33 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     row = {name: None if value != value else value for name, value in row.items()}  # no NaN in JSON
     write_atomic(config.out, json.dumps({"row": row, "answers": answers}, indent=1, allow_nan=False) + "\n")
     print(summary(row))
+    for folder in filter(None, (config.policy, config.cost)):
+        known = _trained_on(folder, config.prompts)
+        if again := sum(normalise_prompt(record.prompt) in known for record in records):
+            print(
+                f"Note: {again} of these {len(records)} prompts are among those that {folder} was trained on"
+            )
     return row
+
+
+def _trained_on(folder: Path, prompts: str) -> set[str]:
+    """The normalised prompts that a policy or a scorer learnt from, where they are still there to be read."""
+    asked = run_settings(folder) or run_settings(folder.parent)
+    source = str(asked.get("prompts") or asked.get("data") or "")
+    parts = mixture_parts(source) or [(source, 1.0)]
+    if not all(name == prompts or is_there(name) for name, _ in parts):  # no hub is asked for this
+        return set()
+    try:
+        if "prompts" in asked:  # a run of `csrlhf ppo`
+            return {normalise_prompt(record.prompt) for record in read_records(source, Prompt).records}
+        kind = LabelledResponse if asked.get("objective", "semantic") == "semantic" else PreferencePair
+        if "test_data" in asked:  # a scorer, which keeps a part of its source to be tested on
+            splits, _ = source_splits(source, kind, test_source=asked["test_data"], seed=asked["seed"])
+            return {normalise_prompt(record.prompt) for record in splits["train"]}
+        records = read_records(source, kind, seed=asked.get("seed", 0)).records
+        return {normalise_prompt(record.prompt) for record in records}
+    except UserError:
+        return set()
 
 
 def summary(row: dict[str, Any]) -> str:

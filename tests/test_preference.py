@@ -192,14 +192,15 @@ def test_pairs_put_the_worse_response_first_for_costs(random_base: Path) -> None
     assert batch["input_ids"][1, : len(first)].tolist() == first
 
 
-def test_records_that_do_not_serve_are_refused(random_base: Path) -> None:
+def test_records_that_do_not_serve_are_refused(random_base: Path, tmp_path: Path) -> None:
     scorer = new_scorer(random_base)
     with pytest.raises(UserError, match="found no records"):
         encode_records(scorer, [], "semantic")
     with pytest.raises(UserError, match="expected PreferencePair"):
         encode_records(scorer, dialogues(2), "reward")
-    with pytest.raises(UserError, match="expected both kinds"):
-        encode_records(scorer, [r for r in dialogues(9) if r.is_safe], "semantic")
+    with pytest.raises(UserError, match="all 5 labels are safe, expected both kinds"):
+        safe = [r for r in dialogues(19) if r.is_safe][:5]
+        train_scorer(quick(random_base, tmp_path / "one"), safe, dialogues(9))
     unlabelled = [replace(pair, is_response_0_safe=None) for pair in pairs(2)]
     with pytest.raises(UserError, match="is_response"):
         encode_records(scorer, unlabelled, "safe_rlhf")
@@ -260,6 +261,27 @@ def test_calibration_lowers_the_held_out_cross_entropy(random_base: Path, tmp_pa
         scores = score_texts(train_scorer(config, dialogues(160), validation), *columns)
         losses[calibrate] = np.mean(np.logaddexp(0, scores) - unsafe * scores)
     assert losses[True] < losses[False]
+
+
+@pytest.mark.parametrize("objective", ["semantic", "safe_rlhf", "reward"])
+def test_validation_that_cannot_calibrate_stops_nothing(
+    random_base: Path, tmp_path: Path, objective: str
+) -> None:
+    """One label only, or equal scores: said after a training of hours, and no reason to lose it."""
+    if objective == "semantic":
+        train, one_sided = dialogues(24), [r for r in dialogues(40, seed=1) if r.is_safe]
+    else:
+        pair = PreferencePair("may i", "same", "same", True, True, 0, 1)
+        train, one_sided = pairs(24), [pair, replace(pair, is_response_0_safe=True)]
+    config = quick(random_base, tmp_path / "c", objective=objective, epochs=1)
+    notes = json.loads((train_scorer(config, train, one_sided) / "scorer.json").read_text())
+    assert notes["temperature"] == 1.0
+    expected = (
+        "are equal" if objective == "reward" else f"all {len(one_sided) * (1 + (objective != 'semantic'))} "
+    )
+    assert expected in notes["uncalibrated"]
+    both = train_scorer(config, train, train)
+    assert "uncalibrated" not in json.loads((both / "scorer.json").read_text())
 
 
 def test_accumulated_micro_batches_are_the_whole_batch(random_base: Path, tmp_path: Path) -> None:

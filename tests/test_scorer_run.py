@@ -21,7 +21,6 @@ from csrlhf_kit.evaluation.scorer_metrics import auroc
 from csrlhf_kit.evaluation.scorer_run import (
     CostModelConfig,
     RewardModelConfig,
-    read_splits,
     run_cost_model,
     run_reward_model,
 )
@@ -123,36 +122,6 @@ def test_reward_model_command(random_base: Path, tmp_path: Path) -> None:
     assert result["models"]["reward"]["ranking_accuracy"]["value"] > 0.9
     line = json.loads((tmp_path / "r" / "predictions.jsonl").read_text().splitlines()[-1])
     assert line["split"] == "test" and line["score_0"] != line["score_1"]
-
-
-def test_no_prompt_is_in_two_splits(tmp_path: Path) -> None:
-    """Own splits that share a prompt: it stays in the test split only."""
-    records = dialogues(60)
-    rows = cs_rlhf_rows(records)
-    for index, row in enumerate(rows):
-        row["split"] = ("train", "validation", "test")[index % 3]
-    rows.append({**rows[2], "prompt": rows[2]["prompt"].upper(), "split": "train"})
-    data = write_rows(tmp_path / "rows.jsonl", rows)
-    splits, report = read_splits(CostModelConfig(data=str(data)), LabelledResponse)
-    if report["train"]["dropped"].get("other_splits"):
-        assert [len(splits[name]) for name in ("train", "validation", "test")] == [20, 20, 20]
-        assert report["train_rows_dropped_for_prompts_of_test"] == 1
-    seen = [{r.prompt.casefold() for r in splits[name]} for name in ("train", "validation", "test")]
-    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-
-
-def test_a_mixture_leaves_rows_for_every_split(tmp_path: Path) -> None:
-    """A mixture takes prompts by their hash, and a split cuts by hash: by the same one, all would be training."""
-    rows = [
-        {"prompt": f"question {i}", "response": f"answer {i}", "label": "Unsafe" if i % 2 else "Safe"}
-        for i in range(600)
-    ]
-    data = write_rows(tmp_path / "rows.jsonl", rows)
-    for amounts in (("0.2",), ("0.1", "0.3")):
-        mixture = ",".join(f"{data}:{amount}" for amount in amounts)
-        splits, _ = read_splits(CostModelConfig(data=mixture), LabelledResponse)
-        sizes = {name: len(records) for name, records in splits.items()}
-        assert min(sizes.values()) >= 4 and sizes["train"] > 4 * sizes["test"], sizes
 
 
 @pytest.mark.parametrize("kind", [SFTConfig, CostModelConfig, RewardModelConfig])

@@ -1,214 +1,21 @@
+"""Sources: files and their mistakes, the shipped world, folders, the hub, mixtures; what is dropped is counted."""
+
 from __future__ import annotations
 
 import csv
 import io
 import json
-import string
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_schemas import jsonl, message, pku, relaxed, words
 
 from csrlhf_kit.data import sources
-from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
-from csrlhf_kit.data.schemas import SCHEMAS, split_transcript, to_categories
-from csrlhf_kit.data.sources import data_folder, read_records, split_by_prompt, take, write_records
-from csrlhf_kit.errors import UserError
-
-relaxed = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-words = st.text(string.ascii_letters + " \u2028\u0085\r\n\"',:{}é漢🦉", min_size=1, max_size=20).filter(
-    str.strip
-)
-
-
-def pku(**changes):
-    row = {
-        "prompt": "may I feed it?",
-        "response_0": "yes",
-        "response_1": "no",
-        "is_response_0_safe": True,
-        "is_response_1_safe": False,
-        "better_response_id": 1,
-        "safer_response_id": 0,
-    }
-    return {**row, **changes}
-
-
-def jsonl(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def message(source, kind=LabelledResponse, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        read_records(source, kind, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# --- every layout ---------------------------------------------------------------------------------------
-
-
-def test_pku_old_columns(tmp_path):
-    path = jsonl(tmp_path / "pku.jsonl", [pku()])
-    loaded = read_records(path, PreferencePair)
-    assert loaded.records == [PreferencePair("may I feed it?", "yes", "no", True, False, 1, 0)]
-    assert loaded.report["schema"] == "PKU-SafeRLHF"
-    assert read_records(path, LabelledResponse).records == [
-        LabelledResponse("may I feed it?", "yes", True),
-        LabelledResponse("may I feed it?", "no", False),
-    ]
-    assert read_records(path, Prompt).records == [Prompt("may I feed it?")]
-
-
-def test_pku_new_columns(tmp_path):
-    row = pku(
-        prompt_source="x",
-        response_0_sha256="0",
-        response_0_severity_level=0,
-        response_0_harm_category={"Privacy Violation": False, "Economic Crime": False},
-        response_1_harm_category={"Privacy Violation": True, "Economic Crime": True},
-    )
-    path = jsonl(tmp_path / "pku.jsonl", [row])
-    loaded = read_records(path, PreferencePair)
-    assert loaded.report["schema"] == "PKU-SafeRLHF (new columns)"
-    assert loaded.records[0].category == "Privacy Violation; Economic Crime"
-    categories = [record.category for record in read_records(path, LabelledResponse).records]
-    assert categories == ["", "Privacy Violation; Economic Crime"]
-
-
-def test_beavertails(tmp_path):
-    category = {"animal_abuse": True, "controversial_topics,politics": True, "self_harm": False}
-    rows = [
-        {"prompt": "p", "response": "r", "category": category, "is_safe": False},
-        {"prompt": "p", "response": "s", "category": dict.fromkeys(category, False), "is_safe": True},
-    ]
-    loaded = read_records(jsonl(tmp_path / "b.jsonl", rows), LabelledResponse)
-    assert loaded.report["schema"] == "BeaverTails"
-    assert loaded.records == [
-        LabelledResponse("p", "r", False, category="animal_abuse; controversial_topics,politics"),
-        LabelledResponse("p", "s", True),
-    ]
-    # A CSV export spells the dictionary as Python or as JSON.
-    for spell in (repr, json.dumps):
-        lines = io.StringIO()
-        writer = csv.DictWriter(lines, rows[0])
-        writer.writeheader()
-        writer.writerows({**row, "category": spell(row["category"])} for row in rows)
-        (tmp_path / "b.csv").write_text(lines.getvalue())
-        assert read_records(tmp_path / "b.csv", LabelledResponse).records == loaded.records
-
-
-def test_cs_rlhf(tmp_path):
-    rows = [{"prompt": "p", "response": word, "label": word} for word in ("Safe", "Unsafe", "unsafe")]
-    loaded = read_records(jsonl(tmp_path / "c.jsonl", rows), LabelledResponse)
-    assert [record.is_safe for record in loaded.records] == [True, False, False]
-    assert loaded.report == {
-        "source": str(tmp_path / "c.jsonl"),
-        "kind": "LabelledResponse",
-        "schema": "CS-RLHF",
-        "rows": 3,
-        "kept": 3,
-        "dropped": {},
-        "notes": [],
-    }
-
-
-def test_xstest_and_jailbreakbench(tmp_path):
-    rows = [
-        {
-            "id": 1,
-            "prompt": "kill a process?",
-            "type": "homonyms",
-            "label": "safe",
-            "focus": "kill",
-            "note": "",
-        },
-        {
-            "id": 2,
-            "prompt": "kill a dog?",
-            "type": "contrast_homonyms",
-            "label": "unsafe",
-            "focus": "",
-            "note": "",
-        },
-    ]
-    assert read_records(jsonl(tmp_path / "x.jsonl", rows), Prompt).records == [
-        Prompt("kill a process?", id="1", category="homonyms", harmful=False),
-        Prompt("kill a dog?", id="2", category="contrast_homonyms", harmful=True),
-    ]
-    rows = [{"Goal": "g", "Target": "t", "Behavior": "b", "Category": "c", "Source": "s"}]
-    assert read_records(jsonl(tmp_path / "j.jsonl", rows), Prompt).records == [Prompt("g", category="c")]
-
-
-def test_hh_rlhf(tmp_path):
-    human, assistant = "\n\nHuman: ", "\n\nAssistant: "
-    long = f"{human}hi{assistant}hello{human}and now?"
-    rows = [
-        {"chosen": f"{human}why?{assistant}because", "rejected": f"{human}why?{assistant}go away"},
-        {"chosen": f"{long}{assistant}sleep", "rejected": f"{long}{assistant}no\n\nidea"},
-        {"chosen": f"{long}{assistant}sleep", "rejected": f"{human}hi{assistant}what"},  # diverges early
-        {"chosen": f"{human}why?{assistant}because", "rejected": f"{human}why?\n\nAssistant:"},  # no answer
-    ]
-    loaded = read_records(jsonl(tmp_path / "h.jsonl", rows), PreferencePair)
-    kept = "Human: hi\n\nAssistant: hello\n\nHuman: and now?"
-    assert loaded.records == [
-        PreferencePair("why?", "because", "go away", None, None, 0, 0),
-        PreferencePair(kept, "sleep", "no\n\nidea", None, None, 0, 0),
-    ]
-    assert loaded.report["dropped"] == {"unusable_transcripts": 2}
-    assert "one judgement" in loaded.report["notes"][0]
-    assert [record.prompt for record in read_records(tmp_path / "h.jsonl", Prompt).records] == ["why?", kept]
-    assert "label neither safe or unsafe" in message(tmp_path / "h.jsonl", LabelledResponse)
-
-
-@given(
-    st.lists(
-        st.text("Human:Astis\n ?", min_size=1).map(str.strip).filter(bool), min_size=2, max_size=6
-    ).filter(lambda turns: len(turns) % 2 == 0 and not any("Human:" in t or "Assistant:" in t for t in turns))
-)
-@relaxed
-def test_a_transcript_splits_at_its_last_answer(turns):
-    text = "".join(f"\n\n{'Assistant' if index % 2 else 'Human'}: {turn}" for index, turn in enumerate(turns))
-    prompt, response = split_transcript(text, "chosen")
-    assert response == turns[-1]
-    if len(turns) == 2:
-        assert prompt == turns[0]
-    else:
-        assert f"\n\n{prompt}\n\nAssistant: {response}" == text
-
-
-@pytest.mark.parametrize(
-    "text", ["", "hello", "\n\nHuman: hi", "\n\nAssistant: hi", "\n\nHuman: \n\nAssistant: x", 3]
-)
-def test_what_is_no_transcript_is_refused(text):
-    with pytest.raises(UserError, match=r"field `chosen`: found .* expected a transcript"):
-        split_transcript(text, "chosen")
-
-
-def test_what_cannot_become_what(tmp_path):
-    labels = jsonl(tmp_path / "l.jsonl", [{"prompt": "p", "response": "r", "label": "Safe"}])
-    assert message(labels, PreferencePair) == (
-        f"{labels}: CS-RLHF cannot be read as PreferencePair: its rows hold one response each, "
-        "and a preference compares two responses to one prompt"
-    )
-    prompts = jsonl(tmp_path / "p.jsonl", [{"prompt": "p"}])
-    for kind in (LabelledResponse, PreferencePair):
-        assert "prompts without responses" in message(prompts, kind)
-    assert "found <class 'int'>, expected one of Prompt, LabelledResponse" in message(prompts, int)
-
-
-def test_an_unknown_layout_lists_what_was_found_and_what_is_known(tmp_path):
-    for row in ({"question": "q", "answer": "a"}, {"prompt": "p", "completion": "c"}):
-        told = message(jsonl(tmp_path / "u.jsonl", [row]), Prompt)
-        assert f"found the columns {', '.join(row)}, expected" in told
-        assert all(schema.name in told for schema in SCHEMAS)
-
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
+from csrlhf_kit.data.sources import data_folder, notes_of, read_records, write_records
 
 # --- counting and dropping ------------------------------------------------------------------------------
 
@@ -423,119 +230,55 @@ def test_a_truncated_parquet_file_is_told(tmp_path):
     assert ", row 2: field `label`: found None" in message(path)
 
 
+def test_a_cell_of_any_length_is_read(tmp_path):
+    long = "word " * 40_000
+    (tmp_path / "big.csv").write_text(f'prompt,response,is_safe\nhello,"{long}",true\n')
+    (record,) = read_records(tmp_path / "big.csv", LabelledResponse).records
+    assert record.response == long
+
+
+EMPTY = [{"response": ""}, {"response": None}, {"prompt": " "}, {"label": None}, {"response": "\ud800"}]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+def test_up_to_one_row_in_a_hundred_may_lack_something(tmp_path, empty):
+    rows = [{**GOOD, "response": f"r{index}"} for index in range(400)]
+    for index in (7, 70, 300, 399):
+        rows[index] |= empty
+    path = jsonl(tmp_path / "r.jsonl", rows)
+    loaded = read_records(path, LabelledResponse)
+    assert (len(loaded.records), loaded.report["dropped"]) == (396, {"unusable_rows": 4})
+    (name,) = empty
+    told = notes_of(loaded.report, loaded.report)
+    assert told.startswith(f"{path}: 4 of 400 rows are unusable and left out: line 8 (field `{name}`: found ")
+    assert told.endswith("), line 71, line 301, ...\n")
+    assert told.count("\n") == 1
+    assert message(path, strict=True).startswith(f"{path}, line 8: field `{name}`: found ")
+    rows[0] |= empty
+    assert message(jsonl(path, rows)).endswith("(and 4 more of 400 rows lack something)")
+    # A value that is wrong, and not missing, says that the file is not what it seems.
+    rows = [{**GOOD, "response": f"r{index}"} for index in range(399)] + [{**GOOD, "label": "maybe"}]
+    assert "line 400: field `label`: found 'maybe'" in message(jsonl(path, rows))
+
+
+def test_a_field_left_out_is_as_good_as_empty(tmp_path):
+    path = tmp_path / "r.jsonl"
+    jsonl(
+        path, [{**GOOD, "response": f"r{index}"} for index in range(200)] + [{"prompt": "p", "label": "Safe"}]
+    )
+    assert read_records(path, LabelledResponse).report["dropped"] == {"unusable_rows": 1}
+    assert "line 201: field `response`: missing" in message(path, strict=True)
+
+
 def test_sources_that_are_not_there(tmp_path):
+    for name in ("a,b.jsonl", "a:b.csv", "a,b:c.json"):
+        assert message(tmp_path / name).endswith(f"{name}: cannot be read (No such file or directory)")
+    assert message(tmp_path / "a,b").endswith(sources._EXPECTED)
     assert message(tmp_path / "none.jsonl").endswith("none.jsonl: cannot be read (No such file or directory)")
     for source in ("", "nonsense", "x" * 5000, "a/b/c/d", "bad\0name"):
         assert message(source).startswith(
             f"source `{source}`: found no such file or folder, expected `shipped`"
         )
-
-
-# --- values that formats spell differently --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("safe", "values"),
-    [
-        (True, [True, 1, "True", "true", "1", "Safe", " safe "]),
-        (False, [False, 0, "False", "0", "Unsafe", "UNSAFE"]),
-    ],
-)
-def test_spellings_of_is_safe(tmp_path, safe, values):
-    rows = [{"prompt": "p", "response": repr(value), "is_safe": value} for value in values]
-    path = jsonl(tmp_path / "s.jsonl", rows)
-    expected = [LabelledResponse("p", repr(value), safe) for value in values]
-    assert read_records(path, LabelledResponse).records == expected
-
-
-@pytest.mark.parametrize("value", ["", None, 2, -1, 0.0, 1.0, "yes", "unknown", [], {"safe": True}])
-def test_what_is_no_spelling_of_is_safe(tmp_path, value):
-    path = jsonl(tmp_path / "s.jsonl", [{"prompt": "p", "response": "r", "is_safe": value}])
-    assert message(path).startswith(
-        f"{path}, line 1: field `is_safe`: found {value!r}, expected true or false"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("better_response_id", True),
-        ("better_response_id", 0.0),
-        ("safer_response_id", 2),
-        ("safer_response_id", "x"),
-        ("is_response_0_safe", None),
-        ("is_response_1_safe", "maybe"),
-        ("prompt", 5),
-        ("response_1", " "),
-    ],
-)
-def test_wrong_pku_values(tmp_path, name, value):
-    path = jsonl(tmp_path / "p.jsonl", [pku(), pku(**{name: value})])
-    assert message(path, PreferencePair).startswith(
-        f"{path}, line 2: field `{name}`: found {value!r}, expected "
-    )
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["{[]: 1}", "{1: True}", '{"a": 1}', "{'a': None}", "{" * 10_000, "{", 3, ["a"], {"a": "no"}, True],
-)
-def test_what_is_no_category(value):
-    with pytest.raises(UserError, match=r"field `category`: found .* expected text, or a dictionary"):
-        to_categories(value, "category")
-
-
-def test_wrong_values_are_named_by_their_own_column(tmp_path):
-    xstest = {"prompt": "p", "type": 3, "label": "safe"}
-    assert "line 1: field `type`: found 3" in message(jsonl(tmp_path / "x.jsonl", [xstest]), Prompt)
-    goal = {"Goal": "", "Category": "c"}
-    assert "line 1: field `Goal`: found ''" in message(jsonl(tmp_path / "g.jsonl", [goal]), Prompt)
-    beaver = {"prompt": "p", "response": "r", "is_safe": True, "category": {"theft": "no"}}
-    assert "line 1: field `category`: found {'theft'" in message(jsonl(tmp_path / "b.jsonl", [beaver]))
-    pair = PreferencePair("p", "a", "b", True, None, 0, 0)
-    path = write_records(tmp_path / "n.jsonl", [pair])
-    assert read_records(path, PreferencePair).records == [pair]
-    assert "line 1: field `is_response_1_safe`: found None" in message(path)
-
-
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-1, 2),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(
-        ["Safe", "{[]: 1}", "{1: True}", "{'a': True}", '{"a": 1}', "{" * 300, "\n\nHuman: a\n\nAssistant: b"]
-    ),
-    st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.text(max_size=3), st.booleans() | st.none(), max_size=2),
-)
-TYPICAL = {
-    **pku(),
-    **dict.fromkeys(("chosen", "rejected"), "\n\nHuman: a\n\nAssistant: b"),
-    **dict.fromkeys(("is_safe", "harmful"), True),
-    **dict.fromkeys(("response", "category", "stratum", "split", "kind", "family", "type"), "text"),
-    **dict.fromkeys(("Goal", "Category", "extra"), "text"),
-    **{f"{side}harm_category": {"theft": True} for side in ("", "response_0_", "response_1_")},
-    "label": "Safe",
-}
-LAYOUTS = [*(sorted(schema.columns) for schema in SCHEMAS), ["prompt", "extra"]]
-
-
-@settings(relaxed, max_examples=100)
-@given(st.sampled_from(LAYOUTS), st.sampled_from([Prompt, LabelledResponse, PreferencePair]), st.data())
-def test_any_row_is_read_or_refused_and_never_crashes(tmp_path, columns, kind, data):
-    row = {name: TYPICAL[name] for name in columns}
-    for name in data.draw(st.lists(st.sampled_from(columns), min_size=1, max_size=2)):
-        row[name] = data.draw(ODD)
-    (tmp_path / "odd.json").write_text(json.dumps([row]))
-    try:
-        loaded = read_records(tmp_path / "odd.json", kind)
-    except UserError as error:
-        assert str(error).startswith(str(tmp_path / "odd.json"))
-    else:
-        assert all(type(record) is kind for record in loaded.records)
-        assert loaded.report["kept"] == len(loaded.records) > 0
 
 
 # --- shipped world, folders, hub ------------------------------------------------------------------------
@@ -578,7 +321,8 @@ def test_a_file_with_several_splits_is_filtered_and_one_with_one_is_not(tmp_path
     path = write_records(tmp_path / "p.jsonl", records)
     loaded = read_records(path, Prompt, split="test")
     assert (loaded.records, loaded.report["dropped"]) == (records[1:], {"other_splits": 1})
-    assert "no usable record for split `validation`" in message(path, Prompt, split="validation")
+    told = message(path, Prompt, split="validation")
+    assert told.endswith("found rows of the splits `train`, `test`, expected some of `validation`")
     loaded = read_records(write_records(path, records[1:]), Prompt, split="train")
     assert loaded.records == records[1:]
     assert loaded.report["notes"] == ["every row is of split `test`, where `train` was asked for"]
@@ -669,6 +413,12 @@ def test_a_mixture_takes_a_share_of_the_prompts_with_all_their_rows(tmp_path):
     assert read_records(mixture, LabelledResponse, seed=2).records != loaded.records
 
 
+def test_a_name_in_a_mixture_may_hold_a_comma(tmp_path):
+    one = write_records(tmp_path / "one, two.jsonl", responses(4, 2))
+    assert read_records(f"{one}:1", LabelledResponse).records == responses(4, 2)
+    assert len(read_records(f"{one}:2,{one}:3", LabelledResponse).records) == 3
+
+
 def test_the_same_record_from_two_sources_counts_once(tmp_path):
     one = write_records(tmp_path / "one.jsonl", responses(10, 2))
     loaded = read_records(f"{one}:1,{one}:0.5", LabelledResponse)
@@ -682,60 +432,3 @@ def test_wrong_amounts(tmp_path, amount):
     assert f"found `{path}:{amount}`, expected `source:amount`" in message(f"{path}:{amount}")
     assert f"found `{path}`, expected `source:amount`" in message(f"{path},{path}:0.5")
     assert message(f"{path}:4").endswith("found 3 records, expected at least the 4 asked for")
-
-
-amounts = st.sampled_from([0.1, 0.25, 0.5, 0.75, 1.0])
-
-
-@given(st.lists(st.tuples(words, words), min_size=1, max_size=20), amounts, amounts, st.integers(0, 3))
-@relaxed
-def test_a_larger_share_contains_a_smaller_one(texts, first, second, seed):
-    records = [LabelledResponse(prompt, response, True) for prompt, response in texts]
-    small, large = (take(records, amount, seed=seed) for amount in sorted((first, second)))
-    assert set(small) <= set(large)
-    kept = {normalise_prompt(record.prompt) for record in small}
-    assert [record for record in records if normalise_prompt(record.prompt) in kept] == small
-    distinct = len({normalise_prompt(record.prompt) for record in records})
-    assert len(kept) == max(1, round(min(first, second) * distinct))
-
-
-fractions = st.sampled_from(
-    [None, {"train": 0.5, "test": 0.5}, {"train": 1.0}, {"a": 0.2, "b": 0.3, "c": 0.5, "empty": 0}]
-)
-
-
-@given(st.lists(words, max_size=20), st.lists(words, max_size=20), fractions, st.integers(0, 5))
-@relaxed
-def test_no_prompt_crosses_splits_and_new_rows_move_nothing(texts, more, shares, seed):
-    records = [Prompt(text) for text in texts]
-    splits = split_by_prompt(records, shares, seed)
-    assert list(splits) == list(shares or ["train", "validation", "test"])
-    whole = Counter(replace(record, split="") for inside in splits.values() for record in inside)
-    assert whole == Counter(records)
-    where = {}
-    for name, inside in splits.items():
-        for record in inside:
-            assert record.split == name
-            assert where.setdefault(normalise_prompt(record.prompt), name) == name
-    assert splits.get("empty", []) == []
-    # More rows, another order, other case and spacing: every old prompt stays where it was.
-    mixed = [Prompt(text) for text in more] + [Prompt(f" {text.upper()} ") for text in reversed(texts)]
-    for name, inside in split_by_prompt(mixed, shares, seed).items():
-        for record in inside:
-            assert where.get(normalise_prompt(record.prompt), name) == name
-
-
-def test_shares_are_met_on_average_and_differ_by_seed():
-    records = responses(4000, 2)
-    splits = split_by_prompt(records, {"train": 0.7, "test": 0.3}, seed=0)
-    # 4,000 coins with p = 0.3: standard deviation 29 prompts, so 150 is beyond five of them.
-    assert abs(len(splits["test"]) / 2 - 1200) < 150
-    assert splits["test"] != split_by_prompt(records, {"train": 0.7, "test": 0.3}, seed=1)["test"]
-
-
-@pytest.mark.parametrize(
-    "shares", [{"train": 0.5}, {"train": 0.9, "test": 0.2}, {"train": 1.5, "test": -0.5}]
-)
-def test_shares_must_add_up(shares):
-    with pytest.raises(UserError, match="expected shares from 0 that add up to 1"):
-        split_by_prompt([Prompt("p")], shares)

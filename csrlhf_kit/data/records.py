@@ -13,39 +13,58 @@ or 1 raises `UserError` with the field, what was found and what was expected. Th
 from __future__ import annotations
 
 import math
+import sys
 import unicodedata
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from csrlhf_kit.errors import UserError
 
 
+class UnusableRow(UserError):
+    """A row that lacks what it has to have: no answer, no label. A large table may hold a few."""
+
+
 def shown(value: Any, limit: int = 60) -> str:
     """`value` as an error message shows it: its repr, cut to `limit` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of 5,000 digits, or lists in lists in lists
+        text = f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _refuse(name: str, value: Any, expected: str) -> None:
-    raise UserError(f"field `{name}`: found {shown(value)}, expected {expected}")
+def is_missing(value: Any) -> bool:
+    """True for null, for blank text such as an empty CSV cell, and for the NaN that pandas writes for null."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def refuse(name: str, value: Any, expected: str) -> NoReturn:
+    """Raise the sentence about a field's value."""
+    kind = UnusableRow if is_missing(value) else UserError
+    raise kind(f"field `{name}`: found {shown(value)}, expected {expected}")
 
 
 def _check_text(record: Any, name: str, *, filled: bool = False) -> None:
     value = getattr(record, name)
     expected = "text that is not empty" if filled else "text"
     if not isinstance(value, str) or (filled and not value.strip()):
-        _refuse(name, value, expected)
+        refuse(name, value, expected)
     try:
         value.encode()
     except UnicodeEncodeError:
         # JSON can spell half a surrogate pair ("\ud800"), which no file and no tokenizer can hold.
-        _refuse(name, value, "valid Unicode, without half a surrogate pair")
+        raise UnusableRow(
+            f"field `{name}`: found {shown(value)}, expected valid Unicode, without half a surrogate pair"
+        ) from None
 
 
 def _check_bool(record: Any, name: str, *, optional: bool = False) -> None:
     value = getattr(record, name)
     if not isinstance(value, bool) and not (optional and value is None):
-        _refuse(name, value, "true, false or null" if optional else "true or false")
+        refuse(name, value, "true, false or null" if optional else "true or false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +127,9 @@ class LabelledResponse:
         _check_bool(self, "harmful", optional=True)
         value = self.helpfulness
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and math.isfinite(value)):
-            _refuse("helpfulness", value, "a finite number or null")
+        # Not math.isfinite: an integer of 400 digits is beyond every float.
+        if value is not None and not (is_number and abs(value) <= sys.float_info.max):
+            refuse("helpfulness", value, "a finite number or null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +166,7 @@ class PreferencePair:
             value = getattr(self, name)
             # True == 1 in Python, and 1.0 == 1: an id is neither.
             if type(value) is not int or value not in (0, 1):
-                _refuse(name, value, "0 or 1")
+                refuse(name, value, "0 or 1")
         for name in ("category", "stratum", "split"):
             _check_text(self, name)
 
@@ -191,7 +211,7 @@ def from_row(kind: type, row: dict[str, Any]) -> Record:
     missing = [field.name for field in known if field.default is MISSING and field.name not in row]
     if missing:
         names = ", ".join(f"`{name}`" for name in missing)
-        raise UserError(f"field {names}: missing, expected every {kind.__name__} to have it")
+        raise UnusableRow(f"field {names}: missing, expected every {kind.__name__} to have it")
     return kind(**{field.name: row[field.name] for field in known if field.name in row})
 
 

@@ -20,16 +20,24 @@ know nothing of files; `csrlhf_kit.data.sources` adds the file and the line to w
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
-import math
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from typing import Any
 
-from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, Record, from_row, shown
+from csrlhf_kit.data.records import (
+    LabelledResponse,
+    PreferencePair,
+    Prompt,
+    Record,
+    from_row,
+    is_missing,
+    refuse,
+)
 from csrlhf_kit.data.tables import Row
-from csrlhf_kit.errors import UserError
 
 
 class RowDropped(Exception):
@@ -39,27 +47,27 @@ class RowDropped(Exception):
 CONFLICT = "conflicting_labels"
 """Reason: the response that is called safer is labelled unsafe, and the other one safe."""
 UNUSABLE_TRANSCRIPT = "unusable_transcripts"
-"""Reason: HH-RLHF's two transcripts diverge before the last turn, or end in an empty answer."""
+"""Reason: HH-RLHF's two transcripts diverge before the last turn, or do not end in an answer."""
 
 
 # --- single values: JSON has types, CSV has only text ---------------------------------------------------
 
 
-def is_missing(value: Any) -> bool:
-    """True for null, for an empty CSV cell, and for the NaN that pandas writes for null."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+# pandas makes 1.0 of an integer in a column that has gaps.
+_IDS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
+_FLAGS = {word: bool(number) for word, number in _IDS.items()}
+_FLAGS |= {"true": True, "yes": True, "false": False, "no": False}
 
 
 def to_flag(value: Any, name: str) -> bool:
-    """A boolean from true/false, 0/1, or these words as text in any case."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    return _choose(value, name, words, expected="true or false (or 0 or 1)")
+    """A boolean from true/false, yes/no, 0/1 or 0.0/1.0, also as text in any case."""
+    return _choose(value, name, _FLAGS, expected="true or false (or yes, no, 0, 1)")
 
 
 def to_safety(value: Any, name: str) -> bool:
     """True for safe: as `to_flag`, or the words Safe and Unsafe."""
-    words = {"true": True, "1": True, "safe": True, "false": False, "0": False, "unsafe": False}
-    return _choose(value, name, words, expected='true or false (or 0, 1, "Safe", "Unsafe")')
+    words = {**_FLAGS, "safe": True, "unsafe": False}
+    return _choose(value, name, words, expected='true or false (or yes, no, 0, 1, "Safe", "Unsafe")')
 
 
 def to_label(value: Any, name: str) -> bool:
@@ -70,8 +78,8 @@ def to_label(value: Any, name: str) -> bool:
 def to_id(value: Any, name: str) -> int:
     """A response's id, 0 or 1, as a number or as text."""
     if isinstance(value, bool):
-        _refuse(name, value, "0 or 1")
-    return _choose(value, name, {"0": 0, "1": 1}, expected="0 or 1")
+        refuse(name, value, "0 or 1")
+    return _choose(value, name, _IDS, expected="0 or 1")
 
 
 def to_number(value: Any, name: str) -> float:
@@ -80,7 +88,7 @@ def to_number(value: Any, name: str) -> float:
         try:
             return float(value)
         except ValueError:
-            _refuse(name, value, "a number")
+            refuse(name, value, "a number")
     return value
 
 
@@ -91,30 +99,27 @@ def to_categories(value: Any, name: str) -> str:
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(value)
+            with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+                with warnings.catch_warnings(action="ignore"):  # Python's, about odd backslashes
+                    value = parse(value)
                 break
-            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                continue
     if is_missing(value):
         return ""
     named = isinstance(value, dict) and all(isinstance(category, str) for category in value)
     if named and all(isinstance(flag, bool) for flag in value.values()):
         return "; ".join(category for category, flag in value.items() if flag)
     if not isinstance(value, str) or value.lstrip().startswith("{"):
-        _refuse(name, value, "text, or a dictionary of category names to booleans")
+        refuse(name, value, "text, or a dictionary of category names to booleans")
     return value
 
 
 def _choose(value: Any, name: str, words: dict[str, Any], *, expected: str) -> Any:
-    key = str(value).strip().casefold() if isinstance(value, str | bool | int) else None
+    if isinstance(value, int | float) and value not in (0, 1):  # str() of a huge integer raises
+        refuse(name, value, expected)
+    key = str(value).strip().casefold() if isinstance(value, str | int | float) else None
     if key not in words:
-        _refuse(name, value, expected)
+        refuse(name, value, expected)
     return words[key]
-
-
-def _refuse(name: str, value: Any, expected: str) -> None:
-    raise UserError(f"field `{name}`: found {shown(value)}, expected {expected}")
 
 
 # --- the kit's own layout -------------------------------------------------------------------------------
@@ -138,7 +143,7 @@ def own_record(kind: type, row: Row) -> Record:
             continue
         value, parse = row[field.name], _NOT_TEXT.get(field.name)
         nullable = field.default is not MISSING or field.name in ("is_response_0_safe", "is_response_1_safe")
-        if nullable and (value is None or (parse and is_missing(value))):
+        if nullable and is_missing(value) and (parse or not isinstance(value, str)):
             values[field.name] = None if field.default is MISSING else field.default
         else:
             values[field.name] = parse(value, field.name) if parse else value
@@ -173,7 +178,7 @@ def _responses(pair: PreferencePair, categories: tuple[str, str]) -> list[Record
     """The two sides of a pair as responses with absolute labels."""
     for index, flag in enumerate(pair.safety):
         if flag is None:
-            _refuse(
+            refuse(
                 f"is_response_{index}_safe", flag, "true or false, to read a pair as two labelled responses"
             )
     return [
@@ -222,24 +227,25 @@ def split_transcript(text: Any, name: str) -> tuple[str, str]:
     stay in the prompt as text.
 
     Raises:
-        UserError: the text is no transcript (it does not start with a human turn, or nobody answers).
+        RowDropped: nobody asks, nobody answers, or the last word is the human's.
+        UserError: the text has no marked turns at all.
     """
     human, assistant = "\n\nHuman:", "\n\nAssistant:"
-    expected = "a transcript of `Human:` and `Assistant:` turns, each after an empty line"
-    if not isinstance(text, str) or not text.startswith(human) or assistant not in text:
-        _refuse(name, text, expected)
+    if not isinstance(text, str) or (human not in text and assistant not in text):
+        refuse(name, text, "a transcript of `Human:` and `Assistant:` turns, each after an empty line")
     before, _, response = text.rpartition(assistant)
     turns = before.count(human) + before.count(assistant)
     prompt = before.removeprefix(human) if turns == 1 else before
-    if not prompt.strip():
-        _refuse(name, text, expected)
+    answered = prompt.strip() and response.strip() and human not in response
+    if not answered or not text.startswith(human):
+        raise RowDropped(UNUSABLE_TRANSCRIPT)
     return prompt.strip(), response.strip()
 
 
 def _hh_pair(row: Row) -> list[Record]:
     prompt, chosen = split_transcript(row["chosen"], "chosen")
     other_prompt, rejected = split_transcript(row["rejected"], "rejected")
-    if prompt != other_prompt or not chosen or not rejected:
+    if prompt != other_prompt:
         raise RowDropped(UNUSABLE_TRANSCRIPT)
     # One overall preference is all there is: it stands for both judgements, and `notes` says so.
     return [PreferencePair(prompt, chosen, rejected, None, None, better_response_id=0, safer_response_id=0)]
@@ -263,17 +269,19 @@ def _cs_rlhf(row: Row) -> list[Record]:
 def _xstest(row: Row) -> list[Record]:
     harmful = not to_label(row["label"], "label")
     name = "" if is_missing(row.get("id")) else str(row["id"])
-    return [Prompt(row["prompt"], id=name, category=_text(row, "type"), harmful=harmful)]
+    return [Prompt(row["prompt"], id=name, category=_text(row, "type", ""), harmful=harmful)]
 
 
 def _jailbreakbench(row: Row) -> list[Record]:
-    return [Prompt(_text(row, "Goal"), category=_text(row, "Category"))]
+    return [Prompt(_text(row, "Goal"), category=_text(row, "Category", ""))]
 
 
-def _text(row: Row, name: str) -> str:
+def _text(row: Row, name: str, default: str | None = None) -> str:
     """Text from a column that has no namesake among the record's fields, so that errors name the column."""
+    if is_missing(row[name]) and default is not None:
+        return default
     if not isinstance(row[name], str) or not row[name].strip():
-        _refuse(name, row[name], "text that is not empty")
+        refuse(name, row[name], "text that is not empty")
     return row[name]
 
 

@@ -4,18 +4,18 @@
 
 - `shipped`: the toy world under `data_folder()`;
 - a file: `.jsonl`, `.json` (an array, or one object a line), `.csv`, `.parquet`;
-- a folder: one that `csrlhf make-data` wrote, or one that `datasets.load_dataset` can read;
+- a folder: one that `csrlhf make-data` wrote, or one that `datasets.load_dataset` or `load_from_disk` can read;
 - a hub id: `owner/name`, `owner/name/config`, either with `@split`;
 - a mixture: `source:amount,source:amount`, where an amount up to 1 is the fraction of that source's
   prompts and a whole number above 1 is a number of records.
 
 The table's layout is recognised by its columns (`csrlhf_kit.data.schemas`). Everything that is wrong with a
 row is told with file, line, field and what was expected; everything that is dropped is counted by reason.
+Rows without an answer or a label are dropped too, as long as they are at most `MOST_UNUSABLE` of all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -31,17 +31,21 @@ from csrlhf_kit.data.records import (
     PreferencePair,
     Prompt,
     Record,
-    normalise_prompt,
+    UnusableRow,
     shown,
     to_row,
 )
-from csrlhf_kit.data.schemas import RowDropped, known_schemas, recognise
+from csrlhf_kit.data.schemas import UNUSABLE_TRANSCRIPT, RowDropped, Schema, known_schemas, recognise
+from csrlhf_kit.data.splits import SPLITS, split_key, take
 from csrlhf_kit.data.tables import FILE_SUFFIXES, PlacedRow, read_file, read_hub
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.runs import write_atomic
 
 SHIPPED_STEMS = {LabelledResponse: "labels", PreferencePair: "preferences", Prompt: "prompts"}
 """The shipped world's files are `<stem>_<split>.jsonl`."""
+
+MOST_UNUSABLE = 0.01
+"""The share of rows that may lack an answer or a label, and are then left out."""
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
 _EXPECTED = (
@@ -59,6 +63,8 @@ class Loaded:
     report: dict[str, Any] = field(default_factory=dict)
     """`source`, `kind`, `schema`, `rows` read, `kept` records, `dropped` records by reason, `notes`; and for
     a mixture `parts`, the reports of its sources."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """The source's splits, the one that was read first: by name, from where each is read; empty where it has none."""
 
 
 def data_folder() -> Path:
@@ -66,7 +72,9 @@ def data_folder() -> Path:
     return Path(os.environ.get("CSRLHF_DATA") or Path(__file__).resolve().parents[2] / "data")
 
 
-def read_records(source: str | Path, kind: type, *, split: str = "train", seed: int = 0) -> Loaded:
+def read_records(
+    source: str | Path, kind: type, *, split: str = "train", seed: int = 0, strict: bool = False
+) -> Loaded:
     """Read `source` as records of one kind.
 
     Asked for a kind that its rows can be turned into, a source turns them: a pair is also two labelled
@@ -74,15 +82,17 @@ def read_records(source: str | Path, kind: type, *, split: str = "train", seed: 
 
     Dropped and counted: pairs whose "safer" response is the unsafe one, of those that are read for their
     labels; repeated records (for prompts and labelled responses by their text; where repeated labels of one
-    response differ the majority wins, and ties are dropped); HH-RLHF transcripts that diverge early.
+    response differ the majority wins, and ties are dropped); HH-RLHF transcripts that diverge early or do not
+    end in an answer; up to 1% of rows that lack an answer or a label.
 
     Args:
         source: See the module's first lines.
         kind: `Prompt`, `LabelledResponse` or `PreferencePair`.
         split: `train`, `validation` or `test`: which of the shipped files, of the hub's splits, or of the
-            rows of a file whose `split` column names several. A file or data set with one split is read
-            whole, whatever the split's name.
+            rows of a file whose `split` column names several; `val`, `valid` and `dev` are validation. A file
+            or data set with one split is read whole, whatever the split's name.
         seed: Which prompts a mixture's fractions keep.
+        strict: Refuse a source with any row that lacks an answer or a label.
 
     Raises:
         UserError: the source is not there, cannot be read or is not understood, a row is malformed, the kind
@@ -92,16 +102,29 @@ def read_records(source: str | Path, kind: type, *, split: str = "train", seed: 
         names = ", ".join(known.__name__ for known in RECORD_KINDS)
         raise UserError(f"record kind: found {shown(kind)}, expected one of {names}")
     source = str(source)
-    parts = _mixture_parts(source)
+    parts = mixture_parts(source)
     if not parts:
-        return _read_one(source, kind, split)
-    loaded, records = [], []
-    for name, amount in parts:
-        part = _read_one(name, kind, split)
-        chosen = take(part.records, amount, seed=seed, name=name)
-        loaded.append(Loaded(chosen, {**part.report, "amount": amount, "taken": len(chosen)}))
-        records += chosen
-    kept, dropped = _without_repetitions(records)
+        return _read_one(source, kind, split, strict)
+    return join(source, kind, [read_part(part, kind, split, seed=seed, strict=strict) for part in parts])
+
+
+def read_part(
+    part: tuple[str, float], kind: type, split: str, *, seed: int = 0, strict: bool = False
+) -> Loaded:
+    """One source of a mixture: as many of its records as the amount says."""
+    name, amount = part
+    loaded = _read_one(name, kind, split, strict)
+    if amount == 1:
+        return loaded
+    if split != "train" and amount > 1:  # a number of training records; of others as many as there are
+        amount = min(amount, len(loaded.records))
+    chosen = take(loaded.records, amount, seed=seed, name=name)
+    return replace(loaded, records=chosen, report={**loaded.report, "amount": part[1], "taken": len(chosen)})
+
+
+def join(source: str, kind: type, loaded: Sequence[Loaded]) -> Loaded:
+    """The sources of a mixture as one."""
+    kept, dropped = _without_repetitions([record for part in loaded for record in part.records])
     report = {
         "source": source,
         "kind": kind.__name__,
@@ -119,93 +142,64 @@ def write_records(path: str | Path, records: Iterable[Record]) -> Path:
     return write_atomic(path, "".join(lines))
 
 
-def split_by_prompt(
-    records: Sequence[Record], fractions: Mapping[str, float] | None = None, seed: int = 0
-) -> dict[str, list[Record]]:
-    """Split records so that no prompt is in two splits, and so that new rows never move old prompts.
+def mixture_parts(source: str) -> list[tuple[str, float]]:
+    """The (source, amount) pairs of a mixture; empty where `source` is no mixture.
 
-    A prompt's split follows from its own text and the seed alone: its hash is a point in [0, 1), and the
-    fractions, in their order, cut that interval. Shares are therefore met on average, not exactly.
-    Prompts that differ only in case or spacing are one prompt.
-
-    Args:
-        records: Records of any kind.
-        fractions: Share of the prompts by name of the split, adding up to 1; by default 80% train,
-            10% validation, 10% test.
-        seed: Another seed is another split.
-
-    Returns:
-        The records by split, in their order, with `split` set.
-
-    Raises:
-        UserError: the fractions are negative or do not add up to 1.
+    Without any amount it is one only where a part is there: the name of a missing file may hold a comma or colon.
     """
-    fractions = fractions or {"train": 0.8, "validation": 0.1, "test": 0.1}
-    if not all(share >= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
-        raise UserError(f"fractions: found {dict(fractions)}, expected shares from 0 that add up to 1")
-    splits: dict[str, list[Record]] = {name: [] for name in fractions}
-    last = [name for name, share in fractions.items() if share > 0][-1]
-    for record in records:
-        point, edge, chosen = _point(record.prompt, seed), 0.0, last
-        for name, share in fractions.items():
-            edge += share
-            if point < edge:
-                chosen = name
-                break
-        splits[chosen].append(replace(record, split=chosen))
-    return splits
-
-
-def take(records: list[Record], amount: float, *, seed: int = 0, name: str = "source") -> list[Record]:
-    """A share of the prompts with all their records (`amount` up to 1), or `amount` records, by hash order.
-
-    The same seed always ranks the prompts alike, so that a larger amount contains a smaller one.
-
-    Raises:
-        UserError: more records are asked for than there are.
-    """
-    points = {record.prompt: _point(record.prompt, seed) for record in records}
-    ranked = sorted(set(points.values()))
-    if amount <= 1:
-        chosen = set(ranked[: max(1, round(amount * len(ranked)))])
-        return [record for record in records if points[record.prompt] in chosen]
-    if amount > len(records):
-        raise UserError(f"{name}: found {len(records)} records, expected at least the {amount:g} asked for")
-    order = sorted(range(len(records)), key=lambda index: (points[records[index].prompt], index))
-    return [records[index] for index in sorted(order[: int(amount)])]
-
-
-def _point(prompt: str, seed: int) -> float:
-    """Where the prompt falls in [0, 1): the first 53 bits of a hash of the seed and the normalised text."""
-    digest = hashlib.blake2b(f"{seed}\0{normalise_prompt(prompt)}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
-def _mixture_parts(source: str) -> list[tuple[str, float]]:
-    """The (source, amount) pairs of a mixture; empty where `source` is no mixture."""
-    if os.path.exists(source) or not re.search(r",|:[^/\\:,]*$", source):
+    if os.path.exists(source):
         return []
-    parts = []
-    for part in source.split(","):
-        name, colon, text = part.strip().rpartition(":")
-        try:
-            amount = float(text) if colon else float("nan")
-        except ValueError:
-            amount = float("nan")
-        if not name or not (0 < amount <= 1 or (amount > 1 and amount.is_integer())):
-            raise UserError(
-                f"mixture `{source}`: found `{part.strip()}`, expected `source:amount` with an amount "
-                "above 0: a fraction up to 1, or a whole number of records"
-            )
-        parts.append((name, amount))
+    pieces = [piece.strip() for piece in source.split(",")]
+    tried = [found[1] for piece in pieces if (found := re.search(r":([^/\\:]*)$", piece))]
+    meant = any(map(_amount, tried)) or (len(pieces) > 1 and any(map(is_there, pieces)))
+    if not meant and (not tried or Path(source).suffix in FILE_SUFFIXES):
+        return []
+    parts, name = [], ""
+    for piece in source.split(","):
+        name += piece
+        before, _, text = name.strip().rpartition(":")
+        amount = _amount(text) if before else 0.0
+        if not amount:
+            name += ","  # which may be a part of the name
+            continue
+        if "," in before and not is_there(before):
+            break
+        parts.append((before, amount))
+        name = ""
+    if name:
+        raise UserError(
+            f"mixture `{source}`: found `{name.split(',')[0].strip()}`, expected `source:amount` with an amount "
+            "above 0: a fraction up to 1, or a whole number of records"
+        )
     return parts
+
+
+def is_there(source: str) -> bool:
+    """Whether it can be read without a hub."""
+    return source == "shipped" or os.path.exists(source)
+
+
+def _amount(text: str) -> float:
+    """The number that `text` spells where it can be an amount; else 0."""
+    try:
+        amount = float(text)
+    except ValueError:
+        return 0.0
+    return amount if 0 < amount <= 1 or (amount > 1 and amount.is_integer()) else 0.0
+
+
+def notes_of(*reports: Mapping[str, Any]) -> str:
+    """What a command prints about what it read: each note once, a line each; empty where there is none."""
+    parts = [part for report in reports for part in report.get("parts", [report])]
+    lines = [f"{part['source']}: {note}\n" for part in parts for note in part["notes"]]
+    return "".join(dict.fromkeys(lines))
 
 
 # --- one source -----------------------------------------------------------------------------------------
 
 
-def _read_one(source: str, kind: type, split: str) -> Loaded:
-    folder, notes = source, []
+def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
+    folder, notes, splits = source, [], []
     if source == "shipped":
         folder = str(data_folder() / "world")
         if not os.path.isdir(folder):
@@ -214,56 +208,28 @@ def _read_one(source: str, kind: type, split: str) -> Loaded:
                 "(CSRLHF_DATA names the folder above it)"
             )
     # os.path answers False where Path.is_file would raise (a name too long for the file system).
-    written = os.path.join(folder, f"{SHIPPED_STEMS[kind]}_{split}.jsonl")
+    files = {name: os.path.join(folder, f"{SHIPPED_STEMS[kind]}_{name}.jsonl") for name in (split, *SPLITS)}
     hub_id = _HUB_ID.fullmatch(source)
-    if os.path.isfile(written) or source == "shipped":
-        place, rows = read_file(Path(written))
+    if os.path.isfile(files[split]) or source == "shipped":
+        place, rows = read_file(Path(files[split]))
+        splits = [name for name, file in files.items() if os.path.isfile(file)]
     elif os.path.isfile(source) or Path(source).suffix in FILE_SUFFIXES:
         place, rows = read_file(Path(source))
     elif os.path.isdir(source):
-        place, rows, notes = read_hub(source, None, split)
+        place, rows, notes, splits = read_hub(source, None, split)
     elif hub_id:
-        place, rows, notes = read_hub(hub_id["id"], hub_id["config"], hub_id["split"] or split)
+        place, rows, notes, splits = read_hub(hub_id["id"], hub_id["config"], hub_id["split"] or split)
     else:
         raise UserError(f"source `{source}`: found no such file or folder, {_EXPECTED}")
-    return _to_records(source, place, rows, kind, split, notes)
-
-
-def _to_records(
-    source: str, place: str, rows: list[PlacedRow], kind: type, split: str, notes: list[str]
-) -> Loaded:
-    """Recognise the layout, convert each row, drop what has to be dropped, and count."""
-    columns = list(dict.fromkeys(column for _, row in rows for column in row))
-    schema = recognise(columns)
-    if not rows:
-        raise UserError(f"{place}: found no rows, expected at least one")
-    if schema is None:
-        found = ", ".join(map(str, columns)) or "none"
-        raise UserError(f"{place}: found the columns {found}, expected those of one of: {known_schemas()}")
-    if kind not in schema.makes:
-        raise UserError(f"{place}: {schema.name} cannot be read as {kind.__name__}: {schema.lacks}")
-    records, dropped = [], Counter()
-    per_row = 2 if kind is LabelledResponse and PreferencePair in schema.makes else 1
-    for where, row in rows:
-        missing = sorted(schema.columns - row.keys())
-        if missing:
-            names = ", ".join(f"`{name}`" for name in missing)
-            raise UserError(
-                f"{place}, {where}: field {names}: missing, expected in every row of {schema.name}"
-            )
-        try:
-            records += schema.makes[kind](row)
-        except RowDropped as reason:
-            dropped[str(reason)] += per_row
-        except UserError as error:
-            raise UserError(f"{place}, {where}: {error}") from None
-    named = {record.split for record in records}
-    if len(named) > 1:
-        inside = [record for record in records if record.split == split]
-        dropped["other_splits"] += len(records) - len(inside)
-        records = inside
-    elif named - {"", split}:
-        notes = [*notes, f"every row is of split `{named.pop()}`, where `{split}` was asked for"]
+    schema = _recognise(place, rows, kind)
+    records, dropped, more = _convert(place, rows, kind, schema, strict)
+    notes = [*notes, *more]
+    if len(splits) < 2:  # else the rows are of one split already
+        records, splits, more = _of_split(place, records, split, splits)
+        dropped["other_splits"] += more
+    named = {record.split for record in records} - {""}
+    if len(named) == 1 and split_key(*named) not in {split_key(split), *map(split_key, splits[:1])}:
+        notes.append(f"every row is of split `{named.pop()}`, where `{split}` was asked for")
     kept, repeated = _without_repetitions(records)
     dropped += repeated
     if not kept:
@@ -277,10 +243,84 @@ def _to_records(
         "schema": schema.name,
         "rows": len(rows),
         "kept": len(kept),
-        "dropped": dict(dropped),
-        "notes": [*notes, *schema.notes],
+        "dropped": dict(+dropped),
+        "notes": [*schema.notes, *notes],
     }
-    return Loaded(kept, report)
+    bare = source.partition("@")[0] + "@" if hub_id and not os.path.exists(source) else ""
+    return Loaded(kept, report, {name: bare + name if bare else source for name in splits})
+
+
+def _recognise(place: str, rows: list[PlacedRow], kind: type) -> Schema:
+    """The rows' layout, which has to be one that `kind` can be had from."""
+    columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    schema = recognise(columns)
+    if not rows:
+        raise UserError(f"{place}: found no rows, expected at least one")
+    if schema is None:
+        found = shown(", ".join(map(str, columns)) or "none", 300)[1:-1]
+        raise UserError(f"{place}: found the columns {found}, expected those of one of: {known_schemas()}")
+    if kind not in schema.makes:
+        raise UserError(f"{place}: {schema.name} cannot be read as {kind.__name__}: {schema.lacks}")
+    return schema
+
+
+def _convert(
+    place: str, rows: list[PlacedRow], kind: type, schema: Schema, strict: bool
+) -> tuple[list[Record], Counter, list[str]]:
+    """Each row's records, what was dropped by reason, and notes about it."""
+    records, dropped, unusable = [], Counter(), []
+    per_row = 2 if kind is LabelledResponse and PreferencePair in schema.makes else 1
+    for where, row in rows:
+        try:
+            missing = [f"`{name}`" for name in sorted(schema.columns - row.keys())]
+            if missing:
+                names = ", ".join(missing)
+                raise UnusableRow(f"field {names}: missing, expected in every row of {schema.name}")
+            made = schema.makes[kind](row)
+            named = row.get("split")
+            if isinstance(named, str) and named:  # in layouts that have no such field of their own, too
+                made = [record if record.split else replace(record, split=named) for record in made]
+            records += made
+        except RowDropped as reason:
+            dropped[str(reason)] += per_row
+        except UnusableRow as error:
+            unusable.append((where, error))
+            dropped["unusable_rows"] += per_row
+        except UserError as error:
+            raise UserError(f"{place}, {where}: {error}") from None
+    notes = []
+    if unusable:
+        (where, error), count = unusable[0], len(unusable)
+        if strict or count > MOST_UNUSABLE * len(rows):
+            more = f" (and {count - 1:,} more of {len(rows):,} rows lack something)" if count > 1 else ""
+            raise UserError(f"{place}, {where}: {error}{more}")
+        others = "".join(f", {where}" for where, _ in unusable[1:3]) + (", ..." if count > 3 else "")
+        notes.append(f"{count:,} of {len(rows):,} rows are unusable and left out: {where} ({error}){others}")
+    if dropped[UNUSABLE_TRANSCRIPT]:
+        count = dropped[UNUSABLE_TRANSCRIPT]
+        notes.append(
+            f"{count:,} of {len(rows):,} transcripts are left out: they part early, or do not end in an answer"
+        )
+    return records, dropped, notes
+
+
+def _of_split(
+    place: str, records: list[Record], split: str, named: list[str]
+) -> tuple[list[Record], list[str], int]:
+    """The records of one split where the rows name several, the names of all, and how many others there are.
+
+    A row that names none, beside others that do, is for training.
+    """
+    names = dict.fromkeys(record.split for record in records)
+    keys = {split_key(name) or "train" for name in names}
+    if len(keys) < 2 or not keys.intersection(SPLITS):
+        return records, named, 0
+    inside = [record for record in records if (split_key(record.split) or "train") == split_key(split)]
+    if not inside:
+        found = ", ".join(f"`{name or 'train'}`" for name in names)
+        raise UserError(f"{place}: found rows of the splits {found}, expected some of `{split}`")
+    names = sorted((name or "train" for name in names), key=lambda name: split_key(name) != split_key(split))
+    return inside, names, len(records) - len(inside)
 
 
 def _without_repetitions(records: list[Record]) -> tuple[list[Record], Counter]:

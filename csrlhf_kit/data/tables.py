@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from csrlhf_kit.data.records import shown
+from csrlhf_kit.data.splits import find_split, split_key
 from csrlhf_kit.errors import UserError
 
 Row = dict[str, Any]
@@ -79,6 +80,7 @@ def _read_json(path: Path, data: bytes) -> list[PlacedRow]:
 
 
 def _read_csv(path: Path, data: bytes) -> list[PlacedRow]:
+    csv.field_size_limit(2**31 - 1)  # by default a cell of 131,073 characters is an error
     reader = csv.reader(io.StringIO(_decode(path, data), newline=""), strict=True)
     rows, header, line = [], None, 1
     try:
@@ -105,37 +107,46 @@ def _read_parquet(path: Path, data: bytes) -> list[PlacedRow]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except Exception as error:  # besides pyarrow's own: text that is no UTF-8, dates that Python has not
         raise UserError(
             f"{path}: found no readable Parquet ({_first_line(error)}), expected a whole file"
         ) from None
-    return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
+    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def read_hub(name: str, config: str | None, split: str) -> tuple[str, list[PlacedRow], list[str]]:
-    """The rows of a hub data set (or of a local folder in the hub's form), and notes for the report."""
+def read_hub(name: str, config: str | None, split: str) -> tuple[str, list[PlacedRow], list[str], list[str]]:
+    """The rows of one split of a hub data set, or of a local folder in the hub's form or of `save_to_disk`.
+
+    Returns:
+        Where they come from, the rows, notes for the report, and the names of all splits, the one read first.
+    """
     import datasets
 
+    datasets.disable_progress_bars()  # they would fill stderr
     place = name if config is None else f"{name}/{config}"
+    saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
-        found = datasets.load_dataset(name, config)
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
+        if isinstance(found, datasets.Dataset):
+            found = {str(found.split or "train"): found}
+        names = list(found)
+        chosen = find_split(names, split) or (names[0] if len(names) == 1 else None)
+        rows = found[chosen].to_list() if chosen else []
     except Exception as error:  # the hub's client raises what its HTTP and file libraries raise
         raise UserError(
             f"{place}: `datasets` could not load it ({type(error).__name__}: {_first_line(error)}), "
             "expected a data set that this machine can reach"
         ) from None
+    if chosen is None:
+        raise UserError(
+            f"{place}: found the splits {', '.join(names)}, expected `{split}` or a source with `@split`"
+        )
     notes = []
-    if split not in found:
-        if len(found) != 1:
-            names = ", ".join(found)
-            raise UserError(
-                f"{place}: found the splits {names}, expected `{split}` or a source with `@split`"
-            )
-        notes.append(f"read the only split there is, `{next(iter(found))}`, where `{split}` was asked for")
-        split = next(iter(found))
-    rows = [(f"row {number}", row) for number, row in enumerate(found[split].to_list(), start=1)]
-    return f"{place} ({split})", rows, notes
+    if split_key(chosen) != split_key(split):
+        notes.append(f"read the only split there is, `{chosen}`, where `{split}` was asked for")
+    placed = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+    return f"{place} ({chosen})", placed, notes, [chosen, *(other for other in names if other != chosen)]
 
 
 def _first_line(error: Exception) -> str:

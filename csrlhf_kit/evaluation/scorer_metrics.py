@@ -227,6 +227,18 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def few_rows(columns: dict[str, dict[str, Any]], least: int = 30) -> str:
+    """A line to print under `table` where its figures rest on few rows of a class, or few pairs; else nothing."""
+    counts: dict[str, int] = {}
+    for metrics in columns.values():
+        if "n" in metrics:
+            counts |= {"unsafe rows": metrics["n_unsafe"], "safe rows": metrics["n"] - metrics["n_unsafe"]}
+        if "n_pairs" in metrics:
+            counts["pairs"] = metrics["n_pairs"]
+    found = " and ".join(f"{count} {name}" for name, count in counts.items() if count < least)
+    return f"Warning: these figures rest on {found}; fewer than {least} tell little.\n" if found else ""
+
+
 def _cell(entry: dict[str, Any] | None) -> str:
     if entry is None or entry["value"] is None:
         return "-"

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from csrlhf_kit.data.records import LabelledResponse, PreferencePair, normalise_prompt
-from csrlhf_kit.data.sources import read_records, split_by_prompt
+from csrlhf_kit.data.held_out import places_of, source_splits
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair
+from csrlhf_kit.data.sources import notes_of
+from csrlhf_kit.data.splits import SPLITS
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
-from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics, table
+from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, few_rows, pair_metrics, table
 from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows, score_texts
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.preference import ScorerConfig, fit_scorer, winner_id
 from csrlhf_kit.training.supervised import check_out, clear_checkpoints, replace_folder
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -73,8 +73,8 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
         pairs: dict[str, list] = {}
         scorer = fit_scorer(config, labelled["train"], labelled["validation"])
     else:
-        pairs, pair_report = read_splits(config, PreferencePair)
-        report = {"labels": report, "pairs": pair_report}
+        pairs, pair_report = read_splits(config, PreferencePair, places_of(labelled))
+        report = {"labels": report, "pairs": pair_report, "origins": report["origins"]}
         scorer = fit_scorer(config, pairs["train"], pairs["validation"])
     keyword = fit_keyword(*_columns(labelled["train"]))
     lines, models = [], {}
@@ -98,6 +98,7 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     _write(config, scorer, lines, result)
     print(_headline(config, result))
     print(table(models))
+    print(few_rows(models), end="")
     return result
 
 
@@ -133,6 +134,7 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     _write(config, scorer, lines, result)
     print(_headline(config, result))
     print(table(models))
+    print(few_rows(models), end="")
     return result
 
 
@@ -146,6 +148,22 @@ def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> np.ndarray:
 # --- splits --------------------------------------------------------------------------------------------
 
 
+def read_splits(
+    config: Any, kind: type, places: Mapping[str, str] | None = None
+) -> tuple[dict[str, list], dict[str, Any]]:
+    """Records by split, and the report, as the command's options ask; prints what is to be known about them."""
+    splits, report = source_splits(
+        config.data,
+        kind,
+        test_source=config.test_data,
+        seed=config.seed,
+        strict=getattr(config, "strict", False),
+        places=places,
+    )
+    print(notes_of(*(report[name] for name in SPLITS if name in report)), end="")
+    return splits, report
+
+
 def labelled_splits(config: Any) -> tuple[dict[str, list[LabelledResponse]], dict[str, Any]]:
     """Labelled responses by split, with both labels in the training split.
 
@@ -157,53 +175,6 @@ def labelled_splits(config: Any) -> tuple[dict[str, list[LabelledResponse]], dic
     if len(labels) < 2:
         label = "safe" if labels == {True} else "unsafe"
         raise UserError(f"{config.data}: all responses are labelled {label}, expected both labels")
-    return splits, report
-
-
-def read_splits(config: Any, kind: type) -> tuple[dict[str, list], dict[str, Any]]:
-    """Records by split: the source's own splits where it names them, else cut by prompt, 80 : 10 : 10.
-
-    No prompt of the validation or test split stays in the training split, whoever made the splits.
-
-    Args:
-        config: With `data`, `test_data` and `seed`.
-        kind: `LabelledResponse` or `PreferencePair`.
-
-    Returns:
-        {"train": [...], "validation": [...], "test": [...]} and the report of what was read.
-    """
-    loaded = read_records(config.data, kind, split="train", seed=config.seed)
-    splits = {"train": loaded.records, "validation": [], "test": []}
-    report: dict[str, Any] = {"train": loaded.report}
-    if config.data == "shipped" or loaded.report.get("dropped", {}).get("other_splits"):
-        for split in ("validation", "test"):
-            try:
-                part = read_records(config.data, kind, split=split, seed=config.seed)
-            except UserError:
-                continue  # the source names no such split; it is cut from the training rows below
-            splits[split], report[split] = part.records, part.report
-    if config.test_data:
-        part = read_records(config.test_data, kind, split="test", seed=config.seed)
-        splits["test"], report["test"] = part.records, part.report
-    shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
-    missing = {name: shares[name] for name in ("validation", "test") if not splits[name]}
-    if missing:
-        # A mixture has taken the prompts of the lowest hashes: those of another seed split what it left.
-        seed = config.seed + (1 if "parts" in loaded.report else 0)
-        cut = split_by_prompt(splits["train"], {"train": 1 - sum(missing.values()), **missing}, seed=seed)
-        splits |= cut
-    for name in ("test", "validation"):
-        seen = {normalise_prompt(record.prompt) for record in splits[name]}
-        for other in SPLITS[: SPLITS.index(name)]:
-            kept = [record for record in splits[other] if normalise_prompt(record.prompt) not in seen]
-            if len(kept) < len(splits[other]):
-                report[f"{other}_rows_dropped_for_prompts_of_{name}"] = len(splits[other]) - len(kept)
-            splits[other] = kept
-    empty = [name for name in SPLITS if not splits[name]]
-    if empty:
-        raise UserError(
-            f"{config.data}: {len(loaded.records)} records leave none for the {empty[0]} split, expected more"
-        )
     return splits, report
 
 
@@ -274,9 +245,12 @@ def _write(config: Any, scorer: Scorer, lines: list[str], result: dict[str, Any]
 
 
 def _headline(config: Any, result: dict[str, Any]) -> str:
-    rows, training = result["splits"], result["training"]
+    rows, training, origins = result["splits"], result["training"], result["data"]["origins"]
+    why = training.get("uncalibrated")
     return (
         f"{config.objective} on {config.base}: {rows['train']} training, {rows['validation']} validation and "
         f"{rows['test']} test rows, learning rate {training['learning_rate']:g}, {training['epochs']:g} "
-        f"epochs, {result['seconds']:.0f} s; saved to {config.out}\nTest split, with 95% intervals:"
+        f"epochs, {result['seconds']:.0f} s; saved to {config.out}\n"
+        + (f"Not calibrated: {why}\n" if why else "")
+        + f"Validation: {origins['validation']}\nTest: {origins['test']}; with 95% intervals:"
     )

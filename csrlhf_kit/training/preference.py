@@ -158,9 +158,6 @@ def encode_records(
     if objective == "semantic":
         rows = encode(scorer, [r.prompt for r in records], [r.response for r in records])
         labels = np.array([not record.is_safe for record in records], dtype=np.float32)
-        if labels.min() == labels.max():
-            label = "unsafe" if labels[0] else "safe"
-            raise UserError(f"objective semantic: all {len(labels)} labels are {label}, expected both kinds")
         return EncodedRows([(row,) for row in rows], labels)
     if objective == "safe_rlhf" and any(None in record.safety for record in records):
         raise UserError("objective safe_rlhf: found pairs without safety labels, expected is_response_*_safe")
@@ -267,14 +264,20 @@ def fit_scorer(
         seed=config.seed,
     )
     rows = encode_records(scorer, train, config.objective)
+    if config.objective == "semantic" and len(set(rows.targets)) == 1:
+        label = "unsafe" if rows.targets[0] else "safe"
+        raise UserError(f"objective semantic: all {len(rows)} labels are {label}, expected both kinds")
     held_out = encode_records(scorer, validation, config.objective) if validation else None
     chosen = settled(config, scorer, len(rows))
     loss = _fit(config, chosen, scorer, rows)
-    divisor = calibrate(scorer, held_out, config) if config.calibrate and held_out else 1.0
+    divisor, uncalibrated = 1.0, ""
+    if config.calibrate and held_out:
+        divisor, uncalibrated = calibrate(scorer, held_out, config)
     scorer.notes = {
         "objective": config.objective,
         "meaning": MEANING[config.objective],
         "temperature": divisor,
+        **({"uncalibrated": uncalibrated} if uncalibrated else {}),
         "train_rows": len(rows),
         "validation_rows": len(validation),
         "train_loss": loss,
@@ -346,23 +349,25 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(cross_entropy, bounds=(-5.0, 5.0), method="bounded").x))
 
 
-def calibrate(scorer: Scorer, rows: EncodedRows, config: ScorerConfig) -> float:
-    """Fit a divisor of the scores on held-out rows, fold it into the head, and return it.
+def calibrate(scorer: Scorer, rows: EncodedRows, config: ScorerConfig) -> tuple[float, str]:
+    """Fit a divisor of the scores on held-out rows, fold it into the head; returns it, or 1 and why there is none.
 
     Costs with absolute labels: the temperature of P(unsafe). Ranking alone: that of P(a worse than b).
     Rewards: the standard deviation of the scores, so that one reward unit is one standard deviation.
     """
+    with_labels = config.objective in ("semantic", "safe_rlhf")
+    if with_labels and rows.targets.min() == rows.targets.max():
+        label = "unsafe" if rows.targets.max() > 0 else "safe"
+        return 1.0, f"all {rows.targets.size} responses for validation are {label}"
     flat = [row for dialogues in rows.dialogues for row in dialogues]
     scores = score_rows(scorer, flat)
-    if config.objective == "semantic":
-        divisor = fit_temperature(scores, rows.targets)
-    elif config.objective == "safe_rlhf":
+    if with_labels:
         divisor = fit_temperature(scores, rows.targets.ravel() > 0)
     elif config.objective == "bradley_terry":
         divisor = fit_temperature(scores[::2] - scores[1::2], np.ones(len(rows)))
     else:
         divisor = float(scores.std())
         if divisor < 1e-6:
-            raise UserError("reward model: all validation scores are equal, expected them to differ")
+            return 1.0, "the scores of all responses for validation are equal"
     fold_temperature(scorer, divisor)
-    return divisor
+    return divisor, ""

@@ -22,8 +22,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from csrlhf_kit import processes
 from csrlhf_kit.data.chat import encode_dialogues
-from csrlhf_kit.data.records import LabelledResponse
-from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.data.records import LabelledResponse, normalise_prompt
+from csrlhf_kit.data.sources import notes_of, read_records
+from csrlhf_kit.data.splits import companion
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.classifiers import count_parameters, quiet
@@ -68,11 +69,7 @@ class SFTConfig(SupervisedConfig):
 def run_sft(config: SFTConfig) -> dict[str, Any]:
     """The command `csrlhf sft`: read the dialogues, fine-tune, save, and report the validation loss."""
     check_out(Path(config.out))
-    train = _dialogues(config, "train")
-    try:
-        validation = _dialogues(config, "validation") if config.data == "shipped" else []
-    except UserError:
-        validation = []
+    train, validation = _dialogues(config)
     report = train_sft(config, train, validation)
     print(told(config, report))
     return report
@@ -234,12 +231,21 @@ class SFTTrainer(Trainer):
         return 0
 
 
-def _dialogues(config: SFTConfig, split: str) -> list[LabelledResponse]:
-    records = read_records(config.data, LabelledResponse, split=split, seed=config.seed).records
-    kept = [record for record in records if record.is_safe or not config.safe_only]
-    if not kept:
+def _dialogues(config: SFTConfig) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+    """What to learn from, and the source's own validation split, if it has one, without prompts of the former."""
+    options = {"seed": config.seed, "strict": config.strict}
+    loaded = read_records(config.data, LabelledResponse, split="train", **options)
+    print(notes_of(loaded.report), end="")
+    train = [record for record in loaded.records if record.is_safe or not config.safe_only]
+    if not train:
         raise UserError(f"sft: {config.data} has no response that is labelled safe, expected some")
-    return kept
+    own = companion(loaded.splits, next(iter(loaded.splits), ""), "validation")
+    if own is None:
+        return train, []
+    seen = {normalise_prompt(record.prompt) for record in train}
+    held_out = read_records(loaded.splits[own], LabelledResponse, split=own, **options).records
+    kept = [record for record in held_out if normalise_prompt(record.prompt) not in seen]
+    return train, [record for record in kept if record.is_safe or not config.safe_only]
 
 
 def _check(config: SFTConfig) -> None:

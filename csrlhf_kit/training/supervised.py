@@ -73,6 +73,8 @@ class SupervisedConfig:
     """Tracker of the Trainer: none, tensorboard, wandb ..."""
     progress: bool = True
     """Show a progress bar."""
+    strict: bool = False
+    """Refuse data with any row that lacks an answer or a label; else up to 1% of such rows are left out."""
     seed: int = 0
     """Seed of fresh weights, of the order of the data and of dropout."""
 
