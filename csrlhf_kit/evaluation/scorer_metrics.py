@@ -232,11 +232,11 @@ def few_rows(columns: dict[str, dict[str, Any]], least: int = 30) -> str:
     counts: dict[str, int] = {}
     for metrics in columns.values():
         if "n" in metrics:
-            counts |= {"unsafe rows": metrics["n_unsafe"], "safe rows": metrics["n"] - metrics["n_unsafe"]}
+            counts |= {"unsafe": metrics["n_unsafe"], "safe": metrics["n"] - metrics["n_unsafe"]}
         if "n_pairs" in metrics:
             counts["pairs"] = metrics["n_pairs"]
-    found = " and ".join(f"{count} {name}" for name, count in counts.items() if count < least)
-    return f"Warning: these figures rest on {found}; fewer than {least} tell little.\n" if found else ""
+    found = ", ".join(f"{name}: {count}" for name, count in counts.items() if count < least)
+    return f"Warning: these figures rest on fewer than {least} rows of a kind ({found}).\n" if found else ""
 
 
 def _cell(entry: dict[str, Any] | None) -> str:
