@@ -32,12 +32,18 @@ class Constraint:
     """Number of recent episodes whose mean cost estimates J_C."""
     recent: list[float] = field(default_factory=list, init=False, repr=False)
 
+    not_negative: ClassVar[tuple[str, ...]] = ()
+    """Settings that must be finite and at least 0."""
     kl_in_costs: ClassVar[bool] = True
     """Whether costs carry +beta * KL, which keeps the KL weight at beta in (A_R - lambda A_C) / (1 + lambda)."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise UserError(f"window is {self.window}: expected at least one episode")
+        for name in self.not_negative:
+            value = getattr(self, name)
+            if not value >= 0 or math.isinf(value):
+                raise UserError(f"{name} is {value}: expected a finite number >= 0")
 
     @property
     def window_cost(self) -> float:
@@ -105,10 +111,3 @@ class Constraint:
 def mix(reward_advantages: Tensor, cost_advantages: Tensor, multiplier: float | Tensor) -> Tensor:
     """(A_R - lambda A_C) / (1 + lambda), all (batch, length); lambda a number, or (batch, 1)."""
     return (reward_advantages - multiplier * cost_advantages) / (1.0 + multiplier)
-
-
-def not_negative(**values: float) -> None:
-    """Raise UserError where a setting is negative or not finite."""
-    for name, value in values.items():
-        if not value >= 0 or math.isinf(value):
-            raise UserError(f"{name} is {value}: expected a finite number >= 0")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.training.constraint import Constraint, not_negative
+from csrlhf_kit.training.constraint import Constraint
 
 
 @dataclass
@@ -32,10 +33,10 @@ class Lagrangian(Constraint):
     scaled: bool = True
     """Keep the factor lambda in the update; without it log lambda moves at the same speed at every lambda."""
     log_multiplier: float = field(default=0.0, init=False, repr=False)
+    not_negative: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        not_negative(rate=self.rate)
         if not 0 < self.initial <= self.maximum:
             raise UserError(f"initial is {self.initial}: expected 0 < initial <= maximum ({self.maximum})")
         self.log_multiplier = math.log(self.initial)
@@ -71,11 +72,10 @@ class PIDLagrangian(Constraint):
     accumulated: float = field(default=0.0, init=False, repr=False)
     previous: float | None = field(default=None, init=False, repr=False)
     current: float = field(default=0.0, init=False, repr=False)
+    not_negative: ClassVar[tuple[str, ...]] = ("proportional", "integral", "derivative", "initial")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gains = {"proportional": self.proportional, "integral": self.integral, "derivative": self.derivative}
-        not_negative(**gains, initial=self.initial)
         self.accumulated = self.current = self.initial
 
     @property
@@ -103,10 +103,10 @@ class AugmentedLagrangian(Constraint):
     initial: float = 0.0
     """mu before the first step."""
     current: float = field(default=0.0, init=False, repr=False)
+    not_negative: ClassVar[tuple[str, ...]] = ("rho", "initial")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        not_negative(rho=self.rho, initial=self.initial)
         self.current = self.initial
 
     @property

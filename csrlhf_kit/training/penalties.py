@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.training.constraint import Constraint, mix, not_negative
+from csrlhf_kit.training.constraint import Constraint, mix
 
 
 @dataclass
@@ -44,10 +44,10 @@ class FixedPenalty(Constraint):
     ema: float | None = field(default=None, init=False, repr=False)
     open_share: float = field(default=0.0, init=False, repr=False)
     gates = None  # (batch,), of the step that was observed last; no field, since no checkpoint needs it
+    not_negative: ClassVar[tuple[str, ...]] = ("penalty",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        not_negative(penalty=self.penalty)
         if self.gate not in ("window", "batch", "half", "ema"):
             raise UserError(f"gate is {self.gate!r}: expected window, batch, half or ema")
 
@@ -146,10 +146,7 @@ class LinearPenalty(Constraint):
 
     penalty: float = 20.0
     """lambda, fixed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        not_negative(penalty=self.penalty)
+    not_negative: ClassVar[tuple[str, ...]] = ("penalty",)
 
     @property
     def multiplier(self) -> float:
@@ -213,10 +210,7 @@ class RewardShaping(Constraint):
 
     weight: float = 1.0
     """nu, rewards for one unit of cost."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        not_negative(weight=self.weight)
+    not_negative: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
     def multiplier(self) -> float:
@@ -244,12 +238,8 @@ class P3O(Constraint):
     """kappa."""
     clip: float = 0.2
     """Clip range of the cost surrogate's ratio."""
-
     kl_in_costs: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        not_negative(penalty=self.penalty, clip=self.clip)
+    not_negative: ClassVar[tuple[str, ...]] = ("penalty", "clip")
 
     @property
     def multiplier(self) -> float:
@@ -278,10 +268,7 @@ class CRPO(Constraint):
 
     tolerance: float = 0.0
     """eta, slack before the cost phase starts."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        not_negative(tolerance=self.tolerance)
+    not_negative: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     @property
     def multiplier(self) -> float:
