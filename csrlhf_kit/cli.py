@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -196,6 +197,13 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"csrlhf: {error}", file=sys.stderr)
         return 2
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a bar is for eyes: in a file or a pipe it is noise
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # between libraries: nobody who types a command can mend it
     import tyro
 
     options, function = load(name)

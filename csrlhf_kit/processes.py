@@ -46,6 +46,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def bar() -> dict[str, bool]:
+    """tqdm's options for a progress bar of the main process alone; TQDM_DISABLE still counts there."""
+    return {} if is_main() else {"disable": True}
+
+
 def device() -> torch.device:
     """The device that a model goes to by default: this process's GPU, else the CPU."""
     if not torch.cuda.is_available():

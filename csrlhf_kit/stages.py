@@ -117,9 +117,7 @@ class _Board:
     def bar(self, name: str) -> tqdm:
         if name not in self.bars:
             total = self.config.ppo.steps if name in self.config.methods else 1
-            self.bars[name] = tqdm(
-                total=total, desc=f"{name:15}", unit="step" if total > 1 else "model", disable=False
-            )
+            self.bars[name] = tqdm(total=total, desc=f"{name:15}", unit="step" if total > 1 else "model")
         return self.bars[name]
 
     def finish(self, name: str) -> None:

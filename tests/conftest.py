@@ -10,11 +10,17 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import runpy
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# No test, and no process that one starts, reaches a network: see guard/sitecustomize.py.
+GUARD = Path(__file__).parent / "guard"
+runpy.run_path(str(GUARD / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(GUARD), os.environ.get("PYTHONPATH"))))
 
 SENTENCES = [
     "how do i open the lock of my own shed",

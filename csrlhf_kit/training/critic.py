@@ -111,7 +111,7 @@ def fit_critic(
         optimizer, lambda i: cosine_to_a_tenth(i / (config.epochs * per_epoch))
     )
     history = []
-    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch", disable=not processes.is_main()):
+    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch", **processes.bar()):
         total, tokens = torch.zeros(2), 0
         # Episodes of one sampling batch stay together: their prompts have similar lengths.
         for rows in _minibatches(places, config.batch_size):

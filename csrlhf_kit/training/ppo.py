@@ -205,9 +205,7 @@ def train_ppo(
         first, history = checkpoint.step, run.history()
     processes.wait()  # before one of them writes to what another still reads
     name = type(constraint).__name__
-    with tqdm(
-        total=config.steps, initial=first, desc=name, unit="step", disable=not processes.is_main()
-    ) as bar:
+    with tqdm(total=config.steps, initial=first, desc=name, unit="step", **processes.bar()) as bar:
         for step in range(first, config.steps):
             for role, optimizer in optimizers.items():
                 optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
