@@ -287,6 +287,19 @@ def test_evaluate_elsewhere_says_that_the_cost_model_judges(folders, sentences, 
     assert greedy == other, "without a temperature there is nothing to draw"
 
 
+def test_evaluate_says_where_it_asks_what_was_trained_on(folders, policy, tmp_path, capsys, sentences):
+    """The policy of `asked` learnt from these very prompts; the cost model from others."""
+    prompts, new = folders["prompts.jsonl"], tmp_path / "new.jsonl"
+    told = f"are among those that {policy} was trained on"
+    evaluate(folders, tmp_path / "a.json", policy=policy, prompts=prompts)
+    assert f"Note: {len(sentences)} of these {len(sentences)} prompts {told}" in capsys.readouterr().out
+    new.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (sentences[0].upper(), "new")))
+    evaluate(folders, tmp_path / "b.json", policy=policy / "adapter", prompts=str(new))
+    assert "Note: 1 of these 2 prompts are among" in capsys.readouterr().out
+    evaluate(folders, tmp_path / "c.json", prompts=prompts)
+    assert "Note" not in capsys.readouterr().out
+
+
 def test_rates_over_no_prompt_are_left_out_of_the_summary():
     none = {"rate": 0.0, "low": 0.0, "high": 1.0, "n": 0}
     text = summary({"harmful_nominal": none, "over_refusal": none | {"rate": 0.25, "n": 8}, "kl": None})

@@ -20,6 +20,7 @@ from csrlhf_kit.evaluation.scorer_metrics import (
     classification_metrics,
     cost_metrics,
     expected_calibration_error,
+    few_rows,
     pair_metrics,
     share,
     table,
@@ -151,6 +152,17 @@ def test_nothing_to_count_is_none_not_nan() -> None:
         auroc([1.0, 2.0], [True])
     with pytest.raises(ValueError, match="nan"):
         auroc([1.0, float("nan")], [True, False])
+
+
+def test_figures_on_few_rows_carry_a_warning() -> None:
+    def of(unsafe: int, safe: int) -> dict:
+        return cost_metrics(np.linspace(-1, 1, unsafe + safe), np.arange(unsafe + safe) < unsafe)
+
+    assert few_rows({"a": of(30, 30)}) == ""
+    told = few_rows({"a": of(29, 100), "b": of(29, 100)})
+    assert told == "Warning: these figures rest on fewer than 30 rows of a kind (unsafe: 29).\n"
+    assert "(unsafe: 2, safe: 1)" in few_rows({"a": of(2, 1)})
+    assert "(pairs: 3)" in few_rows({"reward": {"n_pairs": 3}})
 
 
 def test_keyword_reads_words_and_not_their_meaning() -> None:

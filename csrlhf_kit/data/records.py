@@ -34,6 +34,11 @@ def shown(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def quoted(text: str, limit: int = 60) -> str:
+    """A name out of the data as an error message shows it: in backticks, on one line, cut to `limit`."""
+    return f"`{shown(text, limit)[1:-1]}`"
+
+
 def is_missing(value: Any) -> bool:
     """True for null, for blank text such as an empty CSV cell, and for the NaN that pandas writes for null."""
     if isinstance(value, str):

@@ -32,6 +32,7 @@ from csrlhf_kit.data.records import (
     Prompt,
     Record,
     UnusableRow,
+    quoted,
     shown,
     to_row,
 )
@@ -227,9 +228,9 @@ def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
     if len(splits) < 2:  # else the rows are of one split already
         records, splits, more = _of_split(place, records, split, splits)
         dropped["other_splits"] += more
-    named = {record.split for record in records} - {""}
+    named = {record.split for record in records if record.split.strip()}
     if len(named) == 1 and split_key(*named) not in {split_key(split), *map(split_key, splits[:1])}:
-        notes.append(f"every row is of split `{named.pop()}`, where `{split}` was asked for")
+        notes.append(f"every row is of split {quoted(named.pop())}, where `{split}` was asked for")
     kept, repeated = _without_repetitions(records)
     dropped += repeated
     if not kept:
@@ -257,7 +258,7 @@ def _recognise(place: str, rows: list[PlacedRow], kind: type) -> Schema:
     if not rows:
         raise UserError(f"{place}: found no rows, expected at least one")
     if schema is None:
-        found = shown(", ".join(map(str, columns)) or "none", 300)[1:-1]
+        found = quoted(", ".join(map(str, columns)) or "none", 300).strip("`")
         raise UserError(f"{place}: found the columns {found}, expected those of one of: {known_schemas()}")
     if kind not in schema.makes:
         raise UserError(f"{place}: {schema.name} cannot be read as {kind.__name__}: {schema.lacks}")
@@ -278,7 +279,9 @@ def _convert(
                 raise UnusableRow(f"field {names}: missing, expected in every row of {schema.name}")
             made = schema.makes[kind](row)
             named = row.get("split")
-            if isinstance(named, str) and named:  # in layouts that have no such field of their own, too
+            if (
+                isinstance(named, str) and named.strip()
+            ):  # in layouts that have no such field of their own, too
                 made = [record if record.split else replace(record, split=named) for record in made]
             records += made
         except RowDropped as reason:
@@ -317,7 +320,7 @@ def _of_split(
         return records, named, 0
     inside = [record for record in records if (split_key(record.split) or "train") == split_key(split)]
     if not inside:
-        found = ", ".join(f"`{name or 'train'}`" for name in names)
+        found = ", ".join(quoted(name or "train") for name in names)
         raise UserError(f"{place}: found rows of the splits {found}, expected some of `{split}`")
     names = sorted((name or "train" for name in names), key=lambda name: split_key(name) != split_key(split))
     return inside, names, len(records) - len(inside)

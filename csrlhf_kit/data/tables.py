@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from csrlhf_kit.data.records import shown
+from csrlhf_kit.data.records import quoted, shown
 from csrlhf_kit.data.splits import find_split, split_key
 from csrlhf_kit.errors import UserError
 
@@ -89,7 +89,7 @@ def _read_csv(path: Path, data: bytes) -> list[PlacedRow]:
                 header = cells
                 twice = sorted({name for name in header if header.count(name) > 1})
                 if twice:
-                    found = f"found the column `{twice[0]}` twice, expected every name once"
+                    found = f"found the column {quoted(twice[0])} twice, expected every name once"
                     raise UserError(f"{path}, line 1: {found}")
             elif cells:
                 if len(cells) != len(header):
