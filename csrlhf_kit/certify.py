@@ -40,6 +40,7 @@ from csrlhf_kit.intervals import (
     wilson,
 )
 from csrlhf_kit.judge_error import JudgeAudit, prediction_powered, stratified_clopper_pearson
+from csrlhf_kit.outputs import check_file
 from csrlhf_kit.runs import write_atomic
 
 __all__ = [
@@ -263,6 +264,7 @@ class CertifyConfig:
 
 def run_certify(config: CertifyConfig) -> dict[str, Any]:
     """Print a certificate for each policy and each harmful_* rate of a run; return them as dictionaries."""
+    check_file(config.output, "--output")
     path, policies = _read_policies(config.run)
     metrics = {
         (p, m): v for p, entry in policies.items() for m, v in entry.items() if m.startswith("harmful_")

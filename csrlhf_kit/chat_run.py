@@ -18,6 +18,7 @@ from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, stored_policy
 from csrlhf_kit.export import adapter_folder, run_settings
+from csrlhf_kit.outputs import check_file
 
 LEAVE = ("/quit", "/exit")
 
@@ -146,8 +147,7 @@ def run_duel(config: DuelConfig) -> dict[str, Any]:
     if config.run_a is None or config.run_b is None:
         raise UserError("arena needs two runs: expected `csrlhf arena RUN_A RUN_B`")
     out = config.out or config.run_a.parent / "votes.jsonl"
-    if out.is_dir():
-        raise UserError(f"--out {out}: found a folder, expected the name of a file")
+    check_file(out)
     runs = {"run_a": str(config.run_a), "run_b": str(config.run_b)}
     answers = [load_answer(run, config) for run in (config.run_a, config.run_b)]
     if earlier := sum(tally(journal.read(out), **runs).values()):

@@ -17,6 +17,7 @@ from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evidence import DEPENDS, OPEN, REFUTED, REPRODUCED, Estimate, Evidence
 from csrlhf_kit.ledger import CLAIMS, Claim
+from csrlhf_kit.outputs import check_folder
 from csrlhf_kit.runs import write_atomic
 
 
@@ -89,6 +90,8 @@ def run_claims(config: ClaimsConfig) -> dict[str, Any]:
     data = config.data or data_folder()
     if not data.is_dir():
         raise UserError(f"{data} is no folder: expected one with recorded/ and runs/")
+    out = config.out or data
+    check_folder(out)
     evidence = Evidence.read(data)
     rows = [row_of(claim, evidence) for claim in CLAIMS]
     counts = Counter(row["verdict"] for row in rows)
@@ -97,7 +100,6 @@ def run_claims(config: ClaimsConfig) -> dict[str, Any]:
         "verdicts": {v: counts.get(v, 0) for v in (REPRODUCED, REFUTED, DEPENDS, OPEN)},
         "claims": rows,
     }
-    out = config.out or data
     write_atomic(out / "claims.json", json.dumps(ledger, indent=1, ensure_ascii=False) + "\n")
     write_atomic(out / "claims.md", markdown(rows))
     for row in rows:

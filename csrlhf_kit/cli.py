@@ -240,6 +240,13 @@ def run_command(function: Callable[[Any], Any], config: Any) -> int:
     except KeyboardInterrupt:
         print("csrlhf: stopped; --resume goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        from csrlhf_kit.outputs import trouble
+
+        if (reason := trouble(error)) is None:
+            raise
+        print(f"csrlhf: {reason}; what was whole before is still there", file=sys.stderr)
+        return 2
     return 0
 
 

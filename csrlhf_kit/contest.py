@@ -19,6 +19,7 @@ from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, oracle_progress, robustness
 from csrlhf_kit.experiment import evaluation_prompts, versions
 from csrlhf_kit.models.any_scorer import text_scorer
+from csrlhf_kit.outputs import check_file
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world.conversations import conversations
 
@@ -56,6 +57,7 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
 
     Raises UserError where the base, the policy or the cost model cannot be read.
     """
+    check_file(config.out)
     base = config.base or str(data_folder() / "tiny_base")
     answer = stored_policy(
         base,
@@ -135,6 +137,7 @@ def run_arena(config: ArenaConfig) -> dict[str, Any]:
 
     Raises UserError where a folder is no finished run, or the runs answered different prompts.
     """
+    check_file(config.out)
     prompts: list[Prompt] = []
     answers: dict[str, list[list[str]]] = {}
     for run in config.runs:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from csrlhf_kit.contents import content_of, content_of_records
 from csrlhf_kit.data.records import PreferencePair, Prompt
 from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.runs import Run
 from csrlhf_kit.training.direct import DirectConfig, Method, train_direct
 from csrlhf_kit.training.ranked_pairs import offline_answers
 
@@ -50,6 +53,7 @@ def no_scorer(prompts: list[str], responses: list[str]) -> torch.Tensor:
     return torch.zeros(len(prompts))
 
 
+@writes_run
 def run_direct(config: DirectRunConfig) -> dict[str, Any]:
     """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's statistics.
 
@@ -70,6 +74,10 @@ def run_direct(config: DirectRunConfig) -> dict[str, Any]:
         rank=config.rank,
         seed=config.direct.seed,
     )
+    asked = {name: value for name, value in asdict(config).items() if name not in ("out", "strict")}
+    models = {name: getattr(config, name) for name in ("base", "reward", "cost")}
+    contents = {name: content_of(place) for name, place in models.items() if place is not None}
+    Run.open(config.out, asked, contents=contents | {"data": content_of_records(loaded.records)}, resume=True)
     offline = None
     if samples:
         settings = config.direct

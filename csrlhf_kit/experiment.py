@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from csrlhf_kit import __version__
+from csrlhf_kit.contents import content_of
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.errors import UserError
@@ -29,6 +30,7 @@ from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import load_scorer
+from csrlhf_kit.outputs import writes_run
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.suggest import best_reward, suggest_penalty
@@ -98,6 +100,11 @@ class RunConfig:
             )
         here = Path.cwd()
         return path.relative_to(here) if path.is_relative_to(here) else path
+
+    def contents(self) -> dict[str, str]:
+        """Fingerprints of what a run reads that is not its own."""
+        world = content_of(data_folder() / "world", ("*.jsonl",))
+        return {"base": content_of(self.base_path()), "data": world}
 
     def stage_path(self, name: str) -> Path:
         """The file that a finished stage has written."""
@@ -333,6 +340,7 @@ def versions() -> dict[str, str]:
     } | {n: version(n) for n in names}
 
 
+@writes_run
 def run_experiment(config: RunConfig) -> dict[str, Any]:
     """The whole head-to-head; returns what it wrote to `results.json`.
 
@@ -343,7 +351,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
         constraint_for(method, config)
     prompts = evaluation_prompts(config.evaluate)
     asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "workers")}
-    Run.open(config.out, asked, resume=config.resume)
+    Run.open(config.out, asked, contents=config.contents(), resume=config.resume)
     seconds = run_stages(stage_needs(config), config, run_stage)
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
     done = {name: config.read_stage(name) for name in ("sft", *config.methods)}

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.scorers import load_scorer, save_scorer
-from csrlhf_kit.training.supervised import replace_folder
+from csrlhf_kit.outputs import check_model_folder, replace_folder
 
 
 @dataclass
@@ -55,8 +55,7 @@ def run_export(config: ExportConfig) -> Path:
 
     Raises UserError where `run` holds no adapter, the base does not load, or `out` holds something.
     """
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise UserError(f"--out {config.out}: found something there, expected a new folder")
+    check_model_folder(config.out, marks=())
     adapter = adapter_folder(config.run)
     shape = PeftConfig.from_pretrained(str(adapter))
     base = config.base or run_settings(config.run).get("base") or shape.base_model_name_or_path

@@ -25,6 +25,7 @@ from nbformat import NotebookNode
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.notebook_solutions import refresh_solutions, solution_problems, student_edition
+from csrlhf_kit.outputs import check_folder
 from csrlhf_kit.runs import write_atomic
 
 MAX_LINES = 25  # of a code cell: more belongs into the package, with a test
@@ -323,6 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     bad: list[str] = []
     try:
+        check_folder(getattr(command, "out", None))
         for path in command.notebooks:
             if isinstance(command, Student):
                 print(store(student_edition(read(path)), command.out / path.name))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.outputs import check_file
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import BYTES_PER_PARAMETER, OptimizerName
 
@@ -201,6 +202,7 @@ def six_models(shape: Shape) -> dict[str, float]:
 
 def run_plan(config: PlanConfig) -> dict[str, Any]:
     """Print and return the prediction. Raises UserError where the base's configuration cannot be read."""
+    check_file(config.out)
     if min(config.rank, config.batch, config.microbatch, config.prompt_tokens, config.new_tokens) < 1:
         raise UserError("rank, batch, microbatch and token counts: expected at least 1 of each")
     if config.base in KNOWN:

@@ -16,6 +16,7 @@ from peft import PeftConfig
 from tqdm.auto import tqdm
 
 from csrlhf_kit import processes
+from csrlhf_kit.contents import content_of, content_of_records
 from csrlhf_kit.data.held_out import source_splits
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
 from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_records
@@ -29,6 +30,7 @@ from csrlhf_kit.models.cost_sign import CostSign, signed_cost
 from csrlhf_kit.models.decoding import Sampler
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import SCORER_FILE
+from csrlhf_kit.outputs import check_file, writes_run
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
@@ -105,6 +107,7 @@ class PPORunConfig:
     """Go on with what is in the folder."""
 
 
+@writes_run
 def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's statistics.
 
@@ -125,7 +128,10 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
         checkpoint_activations(roles)
     asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
     asked["critic"] = asdict(config.critic)
-    run = processes.on_main(lambda: Run.open(config.out, asked, resume=config.resume)) or Run(config.out)
+    contents = {name: content_of(getattr(config, name)) for name in ("base", "reward", "cost")}
+    contents["prompts"] = content_of_records(loaded.records)
+    run = processes.on_main(lambda: Run.open(config.out, asked, contents=contents, resume=config.resume))
+    run = run or Run(config.out)
     prompts = [p.prompt for p in loaded.records]
     if config.critic.episodes > 0:
         _start_critic(roles, tokenizer, prompts, config)
@@ -248,8 +254,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"limit is {config.limit}: expected at least one prompt")
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}: expected at least one prompt")
-    if config.out.is_dir():
-        raise UserError(f"--out {config.out}: found a folder, expected the name of a file to write")
+    check_file(config.out)
     shape = _policy(config.policy) if config.policy is not None else {}
     loaded = read_records(config.prompts, Prompt, split="test", strict=config.strict)
     print(notes_of(loaded.report), end="")

@@ -23,6 +23,7 @@ from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.experiment import RunConfig, evaluation_prompts, open_roles, scorer_settings, versions
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.outputs import writes_run
 from csrlhf_kit.round_data import gather, joined, store, training_prompts
 from csrlhf_kit.runs import Run, write_atomic
 from csrlhf_kit.stages import run_stages
@@ -269,6 +270,7 @@ def round_rows(config: RoundsConfig) -> list[dict[str, Any]]:
     return rows
 
 
+@writes_run
 def run_rounds(config: RoundsConfig) -> dict[str, Any]:
     """All rounds; returns what it wrote to `rounds.json`, and prints the table.
 
@@ -276,7 +278,7 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
     """
     config.base_path()  # a base or prompts that are not there are told before anything is trained
     evaluation_prompts(config.evaluate)
-    Run.open(config.out, config.asks(), resume=config.resume)
+    Run.open(config.out, config.asks(), contents=config.shared().contents(), resume=config.resume)
     run_stages(stage_needs(config), config, run_stage)
     results = {
         "config": json.loads(json.dumps(config.asks(), default=str)),

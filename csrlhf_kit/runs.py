@@ -12,6 +12,7 @@ resume and computed again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from csrlhf_kit.contents import check_same
 from csrlhf_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,19 +37,26 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
     """Write `content` to `path` so that a reader, or a `kill -9`, sees the old file or the new one.
 
     The bytes go to a temporary file in the same folder (a rename is atomic only within one file
-    system), are flushed to disk, and take the name `path` in one step.
+    system), are flushed to disk, and take the name `path` in one step. A link stays, and its target is written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=".csrlhf-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, place)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # a file that is a mount point: it cannot be renamed, only filled
+                raise
+            shutil.copyfile(temporary, place)
+            os.unlink(temporary)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -112,10 +121,19 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
 
     @classmethod
-    def open(cls, folder: str | Path, config: Any, *, resume: bool = False, keep: int = 2) -> Run:
+    def open(
+        cls,
+        folder: str | Path,
+        config: Any,
+        *,
+        contents: Mapping[str, str] | None = None,
+        resume: bool = False,
+        keep: int = 2,
+    ) -> Run:
         """Start a run in `folder`, or go on with the one that is there.
 
         config: a dataclass or mapping of JSON values; stored, and compared on resume.
+        contents: fingerprints of what settings name, which are compared instead of the names.
         keep: number of newest checkpoints that stay.
 
         Raises UserError where the folder already holds a run and `resume` is off, where there is nothing to
@@ -123,15 +141,14 @@ class Run:
         """
         run = cls(folder, keep=keep)
         path = run.folder / "config.json"
-        asked = _plain(config)
+        asked = _plain(config) | ({"contents": dict(contents)} if contents else {})
         if path.is_file():
             if not resume:
                 raise UserError(
                     f"{run.folder} already holds a run: expected a new folder, or --resume to go on"
                 )
             stored = json.loads(path.read_text())
-            if difference := _difference(stored, asked):
-                raise UserError(f"{path} cannot be resumed: {difference}, expected the same")
+            check_same(stored, asked, str(path))
         else:
             if run.metrics_path.exists() or run.checkpoints.exists():
                 raise UserError(
@@ -162,14 +179,18 @@ class Run:
 
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=self.checkpoints, prefix=".saving-"))
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            aside / "tensors.safetensors",
-        )
-        (aside / "state.json").write_text(json.dumps({"step": step, **state}))
-        for name in ("tensors.safetensors", "state.json"):
-            with open(aside / name, "rb") as file:
-                os.fsync(file.fileno())  # a power cut must not leave a complete-looking folder of empty files
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(whole, aside / "tensors.safetensors")
+            (aside / "state.json").write_text(json.dumps({"step": step, **state}))
+            for name in ("tensors.safetensors", "state.json"):
+                with open(aside / name, "rb") as file:
+                    os.fsync(
+                        file.fileno()
+                    )  # a power cut must not leave a complete-looking folder of empty files
+        except Exception:  # a full disk
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         final = self.checkpoints / f"step-{step:06d}"
         if final.exists():
             final.rename(aside / "replaced")
@@ -285,18 +306,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def _difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str | None:
-    """The first setting that differs, told as "name was ... and is now ..."."""
-    for name in sorted(stored.keys() | asked.keys()):
-        old, new = stored.get(name, "absent"), asked.get(name, "absent")
-        if isinstance(old, dict) and isinstance(new, dict):
-            if inner := _difference(old, new, f"{prefix}{name}."):
-                return inner
-        elif old != new:
-            return f"{prefix}{name} was {old!r} and is now {new!r}"
-    return None
 
 
 def _plain(config: Any) -> dict[str, Any]:

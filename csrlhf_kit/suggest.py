@@ -21,6 +21,7 @@ from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.finite import FiniteProblem, Solution
 from csrlhf_kit.intervals import Interval, tail_probability
+from csrlhf_kit.outputs import check_file
 from csrlhf_kit.reweighting import Resample, bootstrap_multipliers, optimal_multiplier, tilt
 from csrlhf_kit.runs import write_atomic
 
@@ -323,6 +324,7 @@ def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
 
     An interval without an upper end has `high` None there.
     """
+    check_file(config.output, "--output")
     reward, cost = read_scores(config.scores)
     suggestion = suggest_penalty(
         reward,

@@ -33,6 +33,7 @@ from csrlhf_kit.experiment import (
     versions,
 )
 from csrlhf_kit.methods import METHODS, Cell, check_cell, offline_stage, train_cell
+from csrlhf_kit.outputs import check_folder, writes_run
 from csrlhf_kit.runs import Run, curve_of, write_atomic
 from csrlhf_kit.stages import run_stages
 from csrlhf_kit.sweep_plans import PLANS, grid_settings
@@ -256,12 +257,14 @@ def command(config: SweepConfig) -> str:
     return " ".join(["csrlhf sweep", *options(config, SweepConfig(), "")])
 
 
+@writes_run
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
     """Run every cell that is missing and write the tables; returns what `sweep.json` holds.
 
     Raises UserError for unknown methods or settings, before anything is trained, and where the folder holds
     another sweep.
     """
+    check_folder(config.record, "--record")
     shared = config.shared()
     shared.base_path()  # a base that is not there is told before anything is trained
     cells = config.cells()
@@ -276,7 +279,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         k: v for k, v in asdict(config).items() if k not in ("out", "record", "resume", "workers", "attacked")
     }
     asked["cells"] = list(cells)
-    Run.open(config.out, asked, resume=config.resume)
+    Run.open(config.out, asked, contents=shared.contents(), resume=config.resume)
     run_stages(stage_needs(config), config, run_stage)
     return write_tables(config)
 

@@ -19,6 +19,7 @@ from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.scorer_metrics import auroc
 from csrlhf_kit.models.scorers import new_scorer, score_rows, score_texts
+from csrlhf_kit.outputs import check_model_folder, replace_folder
 from csrlhf_kit.training import preference
 from csrlhf_kit.training.preference import (
     EncodedRows,
@@ -37,7 +38,7 @@ from csrlhf_kit.training.preference_losses import (
     reward_loss,
     semantic_loss,
 )
-from csrlhf_kit.training.supervised import check_out, checkpoint_folder, replace_folder
+from csrlhf_kit.training.supervised import checkpoint_folder
 
 # --- objectives ----------------------------------------------------------------------------------------
 
@@ -293,7 +294,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(random_base: Path, tmp_pa
         )
         scorer = new_scorer(random_base, adaptation="lora", seed=0)
         preference._fit(
-            config, settled(config, scorer, 8), scorer, encode_records(scorer, pairs(8), "safe_rlhf")
+            config, settled(config, scorer, 8), scorer, encode_records(scorer, pairs(8), "safe_rlhf"), {}
         )
         weights.append(torch.cat([p.flatten() for p in scorer.model.parameters() if p.requires_grad]))
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
@@ -384,7 +385,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="other things"):
-        check_out(tmp_path)
+        check_model_folder(tmp_path)
     with pytest.raises(UserError, match="a file"):
-        check_out(tmp_path / "thesis.tex")
-    check_out(tmp_path / "new")
+        check_model_folder(tmp_path / "thesis.tex")
+    check_model_folder(tmp_path / "new")

@@ -191,7 +191,7 @@ def test_a_merged_policy_needs_no_peft(runs, random_base, tmp_path):
     torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
     assert float((merged - base).abs().max()) > 0.01
     assert load_tokenizer(tmp_path / "m").eos_token_id == load_tokenizer(random_base).eos_token_id
-    with pytest.raises(UserError, match="found something there"):
+    with pytest.raises(UserError, match="expected an empty or new one"):
         run_export(ExportConfig(run=runs[0], out=tmp_path / "m"))
 
 

@@ -22,6 +22,7 @@ from csrlhf_kit.kernels import dequantize_nf4, fuse, gae, linear_logprob, lora_l
 from csrlhf_kit.kernels.gae import gae_reference
 from csrlhf_kit.kernels.logprob import linear_logprob_reference
 from csrlhf_kit.kernels.lora import lora_linear_reference
+from csrlhf_kit.outputs import check_folder
 from csrlhf_kit.runs import write_atomic
 
 Verdict = tuple[
@@ -228,6 +229,7 @@ def run_gpu_check(config: GPUCheckConfig) -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a GPU and PyTorch sees none here: nothing was measured, nothing was written.")
         return 3
+    check_folder(config.out)
     device = torch.device("cuda")
     verdicts = []
     for verdict in correctness(device, scale=4):

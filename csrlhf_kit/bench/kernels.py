@@ -27,6 +27,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import dequantize_nf4, gae, linear_logprob
 from csrlhf_kit.kernels.gae import gae_reference
 from csrlhf_kit.kernels.logprob import linear_logprob_reference
+from csrlhf_kit.outputs import check_folder
 from csrlhf_kit.runs import write_atomic
 
 
@@ -282,6 +283,7 @@ def run_bench_kernels(config: BenchKernelsConfig) -> dict[str, object]:
 
     Returns {"device", "versions", "best", "rows", "csv", "page"}. Raises UserError for an unknown shape or kernel.
     """
+    check_folder(config.out)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
     shapes = config.shapes or (tuple(name for name in SHAPES if name != "laptop") if on_gpu else ("laptop",))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from csrlhf_kit.bench.measure import device_name, versions
 from csrlhf_kit.models.classifiers import last_layers, linear_names
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.outputs import check_file
 from csrlhf_kit.runs import seed_everything, write_atomic
 from csrlhf_kit.training.constraints import Lagrangian
 from csrlhf_kit.training.ppo import PPOConfig, ppo_step
@@ -125,6 +126,7 @@ def run_bench_ppo(config: BenchPPOConfig) -> dict[str, object]:
     Beside the wall's seconds, those that the process computed, over all its threads: the wall's mean little
     on a machine that does other things. The parts' medians need not sum to the step's.
     """
+    check_file(config.out)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from csrlhf_kit import processes
 from csrlhf_kit.data.held_out import places_of, source_splits
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.data.sources import notes_of
@@ -23,9 +24,10 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, few_rows, pair_metrics, table
 from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows, score_texts
+from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.preference import ScorerConfig, fit_scorer, winner_id
-from csrlhf_kit.training.supervised import check_out, clear_checkpoints, replace_folder
+from csrlhf_kit.training.supervised import clear_checkpoints
 
 
 @dataclass
@@ -56,6 +58,7 @@ class RewardModelConfig(ScorerConfig):
     """reward: -log sigmoid(R_w - R_l) with Safe RLHF's regulariser."""
 
 
+@writes_model
 def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     """Train a cost model, print its metrics beside the keyword baseline's, write model and predictions.
 
@@ -66,16 +69,15 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     Raises:
         UserError: data or base do not serve, or `out` holds something else.
     """
-    check_out(Path(config.out))
     started = time.perf_counter()
     labelled, report = labelled_splits(config)
     if config.objective == "semantic":
         pairs: dict[str, list] = {}
-        scorer = fit_scorer(config, labelled["train"], labelled["validation"])
+        scorer = fit_scorer(config, *(labelled[split] for split in SPLITS))
     else:
         pairs, pair_report = read_splits(config, PreferencePair, places_of(labelled))
         report = {"labels": report, "pairs": pair_report, "origins": report["origins"]}
-        scorer = fit_scorer(config, pairs["train"], pairs["validation"])
+        scorer = fit_scorer(config, *(pairs[split] for split in SPLITS))
     keyword = fit_keyword(*_columns(labelled["train"]))
     lines, models = [], {}
     for split in SPLITS:
@@ -102,15 +104,15 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     return result
 
 
+@writes_model
 def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     """Train a reward model, print its ranking accuracy on held-out pairs, write model and predictions.
 
     Returns and raises as `run_cost_model`.
     """
-    check_out(Path(config.out))
     started = time.perf_counter()
     pairs, report = read_splits(config, PreferencePair)
-    scorer = fit_scorer(config, pairs["train"], pairs["validation"])
+    scorer = fit_scorer(config, *(pairs[split] for split in SPLITS))
     lines = []
     for split in SPLITS:
         scores = pair_scores(scorer, pairs[split])  # the last ones, of the test split, are measured below
@@ -240,7 +242,7 @@ def _write(config: Any, scorer: Scorer, lines: list[str], result: dict[str, Any]
         write_atomic(folder / "predictions.jsonl", "\n".join(lines) + "\n")
         write_atomic(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
-    replace_folder(Path(config.out), write)
+    processes.on_main(lambda: replace_folder(Path(config.out), write))
     clear_checkpoints(config)
 
 

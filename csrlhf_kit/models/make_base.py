@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from csrlhf_kit.outputs import check_model_folder, replace_folder
 from csrlhf_kit.world import corpus
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -67,6 +68,7 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 
 def make_base(config: BaseConfig) -> Path:
     """Train the tiny base and save it; returns its folder."""
+    check_model_folder(config.out, marks=("config.json",))
     torch.manual_seed(config.seed)
     documents = list(islice(corpus.documents(config.seed, config.reading), config.reading + config.chatting))
     tokenizer = make_tokenizer([f"{d.given}\n{d.text}" for d in documents[-40_000:]], config.vocabulary)
@@ -117,8 +119,9 @@ def make_base(config: BaseConfig) -> Path:
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {time.time() - started:.0f} s")
-    model.save_pretrained(config.out)
-    tokenizer.save_pretrained(config.out)
+    replace_folder(
+        config.out, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder))
+    )
     return config.out
 
 

@@ -35,6 +35,7 @@ from csrlhf_kit.models.classifiers import last_layers, linear_names
 from csrlhf_kit.models.decoding import Decoder, Sampler, last_true, position_ids
 from csrlhf_kit.models.scorers import TextScorer
 from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
+from csrlhf_kit.outputs import replace_folder
 
 
 def _before(actions: Tensor) -> Tensor:
@@ -300,11 +301,15 @@ class Roles(nn.Module):
 
     def save_policy(self, folder: str | Path) -> Path:
         """Save the policy as a PEFT adapter that `PeftModel.from_pretrained(base, folder)` loads."""
-        self.model.save_pretrained(str(folder), selected_adapters=["policy"], save_embedding_layers=False)
-        written = Path(folder) / "policy"  # peft gives each named adapter a folder of its own
-        for file in written.iterdir():
-            file.replace(Path(folder) / file.name)
-        written.rmdir()
+
+        def write(fresh: Path) -> None:
+            self.model.save_pretrained(str(fresh), selected_adapters=["policy"], save_embedding_layers=False)
+            written = fresh / "policy"  # peft gives each named adapter a folder of its own
+            for file in written.iterdir():
+                file.replace(fresh / file.name)
+            written.rmdir()
+
+        replace_folder(Path(folder), write)
         return Path(folder)
 
     # --- set-up ---

@@ -24,8 +24,9 @@ import torch
 import transformers
 from scipy.optimize import minimize_scalar
 from transformers import PrinterCallback, Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
+from csrlhf_kit import processes
+from csrlhf_kit.contents import content_of_records
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.classifiers import count_parameters
@@ -39,16 +40,16 @@ from csrlhf_kit.models.scorers import (
     save_scorer,
     score_rows,
 )
+from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.training.preference_losses import Objective, objective_loss
 from csrlhf_kit.training.supervised import (
     EpochSampler,
     SupervisedConfig,
     TimedCheckpoints,
-    check_out,
-    checkpoint_folder,
     clear_checkpoints,
+    last_checkpoint,
     mean_loss,
-    replace_folder,
+    settings_of,
     training_arguments,
 )
 
@@ -219,6 +220,7 @@ def collate(batch: Sequence[Any], pad_id: int) -> dict[str, torch.Tensor]:
     return {**pad(dialogues, pad_id), "targets": torch.from_numpy(np.stack([target for _, target in batch]))}
 
 
+@writes_model
 def train_scorer(
     config: ScorerConfig,
     train: Sequence[LabelledResponse | PreferencePair],
@@ -229,15 +231,17 @@ def train_scorer(
     Arguments and errors are those of `fit_scorer`.
     """
     scorer = fit_scorer(config, train, validation)
-    replace_folder(Path(config.out), lambda folder: save_scorer(scorer, folder))
+    processes.on_main(lambda: replace_folder(Path(config.out), lambda folder: save_scorer(scorer, folder)))
     clear_checkpoints(config)
     return Path(config.out)
 
 
+@writes_model
 def fit_scorer(
     config: ScorerConfig,
     train: Sequence[LabelledResponse | PreferencePair],
     validation: Sequence[LabelledResponse | PreferencePair] = (),
+    test: Sequence[LabelledResponse | PreferencePair] = (),
 ) -> Scorer:
     """Train a scorer and calibrate it on `validation`; nothing but checkpoints is written.
 
@@ -245,11 +249,12 @@ def fit_scorer(
         config: Base, objective, optimiser settings.
         train: `LabelledResponse`s for the `semantic` objective, `PreferencePair`s for the others.
         validation: Records of the same kind to calibrate on; empty: no calibration.
+        test: What it will be tested on, which has to be the same when a run goes on.
 
     Raises:
-        UserError: the base or the records do not serve, or `config.out` holds something that is no scorer.
+        UserError: the base or the records do not serve, `config.out` holds something that is no scorer, or a
+            run with other settings would be resumed.
     """
-    check_out(Path(config.out))
     started = time.perf_counter()
     scorer = new_scorer(
         config.base,
@@ -269,7 +274,8 @@ def fit_scorer(
         raise UserError(f"objective semantic: all {len(rows)} labels are {label}, expected both kinds")
     held_out = encode_records(scorer, validation, config.objective) if validation else None
     chosen = settled(config, scorer, len(rows))
-    loss = _fit(config, chosen, scorer, rows)
+    contents = {"data": content_of_records(train, validation), "test_data": content_of_records(test)}
+    loss = _fit(config, chosen, scorer, rows, contents)
     divisor, uncalibrated = 1.0, ""
     if config.calibrate and held_out:
         divisor, uncalibrated = calibrate(scorer, held_out, config)
@@ -293,10 +299,11 @@ def fit_scorer(
     return scorer
 
 
-def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRows) -> float:
-    checkpoints = checkpoint_folder(config)
-    if not config.resume:
-        clear_checkpoints(config)
+def _fit(
+    config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRows, contents: dict[str, str]
+) -> float:
+    settings = settings_of(config, contents, **asdict(chosen))
+    last = last_checkpoint(config, settings)
     arguments = training_arguments(config, **asdict(chosen))
     trainer = ScorerTrainer(
         objective=config.objective,
@@ -305,10 +312,9 @@ def _fit(config: ScorerConfig, chosen: Settings, scorer: Scorer, rows: EncodedRo
         args=arguments,
         train_dataset=rows,
         data_collator=lambda batch: collate(batch, scorer.pad_id),
-        callbacks=[TimedCheckpoints(config.checkpoint_seconds)],
+        callbacks=[TimedCheckpoints(config.checkpoint_seconds, settings)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(checkpoints)) if config.resume and checkpoints.exists() else None
     result = trainer.train(resume_from_checkpoint=last)
     loss = mean_loss(result)
     if not np.isfinite(loss):

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PrinterCallback, Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from csrlhf_kit import processes
+from csrlhf_kit.contents import content_of_records
 from csrlhf_kit.data.chat import encode_dialogues
 from csrlhf_kit.data.records import LabelledResponse, normalise_prompt
 from csrlhf_kit.data.sources import notes_of, read_records
@@ -28,16 +28,16 @@ from csrlhf_kit.data.splits import companion
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.classifiers import count_parameters, quiet
+from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.supervised import (
     EpochSampler,
     SupervisedConfig,
     TimedCheckpoints,
-    check_out,
-    checkpoint_folder,
     clear_checkpoints,
+    last_checkpoint,
     mean_loss,
-    replace_folder,
+    settings_of,
     training_arguments,
 )
 
@@ -66,9 +66,9 @@ class SFTConfig(SupervisedConfig):
     """Dialogues of one optimiser step."""
 
 
+@writes_model
 def run_sft(config: SFTConfig) -> dict[str, Any]:
     """The command `csrlhf sft`: read the dialogues, fine-tune, save, and report the validation loss."""
-    check_out(Path(config.out))
     train, validation = _dialogues(config)
     report = train_sft(config, train, validation)
     print(told(config, report))
@@ -89,6 +89,7 @@ def told(config: SFTConfig, report: dict[str, Any]) -> str:
     return f"{text}.\nThe policy is in {config.out}"
 
 
+@writes_model
 def train_sft(
     config: SFTConfig, train: Sequence[LabelledResponse], validation: Sequence[LabelledResponse] = ()
 ) -> dict[str, Any]:
@@ -102,8 +103,6 @@ def train_sft(
         UserError: the base does not load, no dialogue has room for a prompt and a response, or settings that do
             not go together.
     """
-    out = Path(config.out)
-    check_out(out)
     _check(config)
     started = time.perf_counter()
     tokenizer = load_tokenizer(config.base)
@@ -113,11 +112,11 @@ def train_sft(
             f"sft: none of {len(train)} dialogues fits into {config.max_length} tokens with a part of its "
             "prompt, expected some; raise --max-length"
         )
-    if not config.resume:
-        clear_checkpoints(config)
     model = _model(config)
     rate = config.learning_rate if config.learning_rate is not None else _default_rate(config, model)
-    trainer = _trainer(config, model, tokenizer, rows, rate)
+    settings = settings_of(config, {"data": content_of_records(train, validation)}, learning_rate=rate)
+    last = last_checkpoint(config, settings)
+    trainer = _trainer(config, model, tokenizer, rows, settings)
     if config.sharded and not trainer.is_fsdp_enabled:
         raise UserError(
             "sharded needs GPUs, since Accelerate shards nothing on CPUs: expected one for each process"
@@ -126,8 +125,6 @@ def train_sft(
         raise UserError(
             "the launcher asks for FSDP: expected --adaptation full --sharded, or a launch without it"
         )
-    folder = checkpoint_folder(config)
-    last = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
     loss = mean_loss(trainer.train(resume_from_checkpoint=last))
     if not math.isfinite(loss):
         clear_checkpoints(config)
@@ -153,7 +150,7 @@ def train_sft(
             tokenizer.save_pretrained(fresh)
         write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
 
-    replace_folder(out, write)
+    processes.on_main(lambda: replace_folder(Path(config.out), write))
     clear_checkpoints(config)
     return report
 
@@ -288,16 +285,16 @@ def _default_rate(config: SFTConfig, model: torch.nn.Module) -> float:
     return 2e-4 if config.adaptation == "lora" else 2e-5
 
 
-def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, rate: float) -> SFTTrainer:
+def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, settings: dict) -> SFTTrainer:
     arguments = training_arguments(
-        config, learning_rate=rate, epochs=config.epochs, batch_size=config.batch_size, sharded=config.sharded
+        config, **{name: settings[name] for name in ("learning_rate", "epochs", "batch_size", "sharded")}
     )
     trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-        callbacks=[TimedCheckpoints(config.checkpoint_seconds)],
+        callbacks=[TimedCheckpoints(config.checkpoint_seconds, settings)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -6,10 +6,12 @@ repeats, and a folder that appears whole or not at all.
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from csrlhf_kit import processes
+from csrlhf_kit.contents import check_same, content_of
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import OptimizerName
 
 OPTIMIZERS = {  # the Trainer's names
@@ -27,6 +31,9 @@ OPTIMIZERS = {  # the Trainer's names
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+SETTINGS = "settings.json"  # beside the checkpoints
+# What may change when a run goes on.
+FREE = ("out", "resume", "progress", "report_to", "checkpoint_seconds", "gradient_checkpointing", "strict")
 
 
 @dataclass
@@ -146,42 +153,37 @@ class EpochSampler(LengthGroupedSampler):
 
 
 class TimedCheckpoints(TrainerCallback):
-    """Ask the Trainer for a checkpoint whenever `seconds` have passed since the last one."""
+    """Ask the Trainer for a checkpoint whenever `seconds` have passed since the last one.
 
-    def __init__(self, seconds: float) -> None:
+    settings: what a run that goes on from it has to be asked for; written beside it, and first.
+    """
+
+    def __init__(self, seconds: float, settings: Mapping[str, Any]) -> None:
         self.seconds = seconds
+        self.settings = json.dumps(settings, indent=1) + "\n"
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = torch.tensor(float(time.monotonic() - self.last >= self.seconds), device=processes.device())
         # Clocks differ by a moment, and a process that saves alone waits for the others for ever.
         if state.global_step < state.max_steps and float(processes.largest(due)) > 0:
+            processes.on_main(lambda: write_atomic(Path(args.output_dir) / SETTINGS, self.settings))
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last = time.monotonic()
 
 
-# --- folders -----------------------------------------------------------------------------------------
-
-
-def check_out(out: Path) -> None:
-    """Refuse to replace a folder that does not look like one of ours, before an hour is spent on it.
-
-    Raises:
-        UserError: `out` is a file, or a folder with something else in it.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: found a file, expected a folder or nothing")
-    ours = ("scorer.json", "sft.json")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
-        raise UserError(f"--out {out}: found a folder with other things in it, expected an empty or new one")
+# --- checkpoints -------------------------------------------------------------------------------------
 
 
 def checkpoint_folder(config: Any) -> Path:
-    """Where a run to `config.out` keeps its checkpoints until it is done: a hidden folder beside it."""
-    out = Path(config.out)
-    return out.parent / f".{out.name}.checkpoints"
+    """Where a run to `config.out` keeps its checkpoints until it is done: hidden, in that folder where there is
+    one (it may be a mount point), else beside it.
+    """
+    out = Path(os.path.realpath(config.out))
+    beside = out.parent / f".{out.name}.checkpoints"
+    return out / ".checkpoints" if out.is_dir() and not beside.exists() else beside
 
 
 def clear_checkpoints(config: Any) -> None:
@@ -189,27 +191,27 @@ def clear_checkpoints(config: Any) -> None:
     processes.on_main(lambda: shutil.rmtree(checkpoint_folder(config), ignore_errors=True))
 
 
-def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary folder beside `out`, then give it the name `out` in one rename.
+def settings_of(config: SupervisedConfig, contents: Mapping[str, str], **settled: Any) -> dict[str, Any]:
+    """What has to be the same when a run goes on; settled: what the configuration leaves open."""
+    asked = {k: v for k, v in asdict(config).items() if k not in FREE}
+    return asked | settled | {"contents": {"base": content_of(config.base), **contents}}
 
-    Of several processes, the main one does it and the others wait.
+
+def last_checkpoint(config: SupervisedConfig, settings: Mapping[str, Any]) -> str | None:
+    """The newest whole checkpoint, for a run that is resumed; one that is not loses those that are there.
+
+    Raises UserError where the checkpoints are those of a run with other settings.
     """
-    processes.on_main(lambda: _replace_folder(out, write))
-
-
-def _replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = out.parent / f".{out.name}.new", out.parent / f".{out.name}.old"
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        write(fresh)
-        if out.exists():
-            out.rename(old)
-        fresh.rename(out)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    folder = checkpoint_folder(config)
+    if not config.resume:
+        clear_checkpoints(config)
+        return None
+    # The Trainer writes its state last: a checkpoint without was being written when the process was killed.
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    if not whole:
+        return None
+    file = folder / SETTINGS
+    if not file.is_file():
+        raise UserError(f"{folder} does not say how its run began: expected {SETTINGS}, or no --resume")
+    check_same(json.loads(file.read_text()), json.loads(json.dumps(settings)), str(config.out))
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))

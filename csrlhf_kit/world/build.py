@@ -14,6 +14,7 @@ from random import Random
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import write_records
+from csrlhf_kit.outputs import check_folder, replace_folder
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world import annotators
 from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, compose, wrap
@@ -187,6 +188,12 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
 
 def make_data(config: DataConfig) -> Path:
     """Write every file of `data/world` and its checksums; returns the folder."""
+    check_folder(config.out)
+    replace_folder(config.out, lambda folder: _write(config, folder))
+    return config.out
+
+
+def _write(config: DataConfig, folder: Path) -> None:
     files = []
     for split, share in (("train", 1.0), ("validation", 0.125), ("test", 0.25)):
         rng = Random(f"{config.seed}/{split}")
@@ -195,8 +202,7 @@ def make_data(config: DataConfig) -> Path:
             ("labels", _labels(split, round(config.train_labels * share), rng)),
             ("preferences", _pairs(split, round(config.train_pairs * share), rng)),
         ):
-            files.append(config.out / f"{name}_{split}.jsonl")
+            files.append(folder / f"{name}_{split}.jsonl")
             write_records(files[-1], records)
     sums = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
-    write_atomic(config.out / "SHA256SUMS", sums)
-    return config.out
+    write_atomic(folder / "SHA256SUMS", sums)
