@@ -6,11 +6,14 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,38 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(tmp_path):
         found.stderr.count("\n") == 1 and "no base model" in found.stderr and "Traceback" not in found.stderr
     )
     assert not (tmp_path / "o").exists(), "nothing half-written"
+
+
+def test_a_wheel_carries_data_and_base_and_runs_from_a_folder_with_any_name(tmp_path):
+    """Built from what git knows, unpacked where a space and an umlaut are in the path, away from the checkout."""
+    source, place = tmp_path / "source", tmp_path / "über mich" / "hier hin"
+    for file in tracked():
+        if file.parts[len(ROOT.parts)] in (
+            "csrlhf_kit",
+            "data",
+            "pyproject.toml",
+            "setup.py",
+            "README.md",
+            "LICENSE",
+        ):
+            copy = source / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(place)
+    packages = {
+        p.relative_to(ROOT) for p in tracked() if p.suffix in (".py", ".jinja") and "csrlhf_kit" in p.parts
+    }
+    assert packages and all((place / p).is_file() for p in packages), "no file of the package is left behind"
+    environment = {k: v for k, v in os.environ.items() if k != "CSRLHF_DATA"} | {"PYTHONPATH": str(place)}
+    command = [sys.executable, "-P", "-m", "csrlhf_kit.cli", "doctor"]
+    done = subprocess.run(command, cwd=place.parent, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("world", "tiny_base"):
+        assert str(place / "csrlhf_kit" / "shipped" / name) in done.stdout
 
 
 def test_user_error_is_a_value_error():

@@ -69,8 +69,14 @@ class Loaded:
 
 
 def data_folder() -> Path:
-    """The shipped data: the environment variable CSRLHF_DATA, else `data/` beside the package."""
-    return Path(os.environ.get("CSRLHF_DATA") or Path(__file__).resolve().parents[2] / "data")
+    """The shipped data and base: where CSRLHF_DATA says, else inside the package, where a wheel puts them (setup.py),
+    else `data/` beside it, as in the repository.
+    """
+    if named := os.environ.get("CSRLHF_DATA"):
+        return Path(named).expanduser()
+    package = Path(__file__).resolve().parents[1]
+    held = package / "shipped"
+    return held if held.is_dir() else package.parent / "data"
 
 
 def read_records(
