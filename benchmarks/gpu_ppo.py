@@ -160,6 +160,7 @@ def measure(config: GPUStepConfig, model_config: Any, device: torch.device) -> d
     tokenizer = SimpleNamespace(
         eos_token_id=-1, pad_token_id=0
     )  # the scorers read ids; nothing ends an answer
+    roles.model.generation_config.eos_token_id = None
     seed_everything(0)
     rows, peaks = [], []
     _clean(device)  # of what loading has left in the allocator

@@ -17,7 +17,7 @@ from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, stored_policy
-from csrlhf_kit.export import adapter_folder, run_settings
+from csrlhf_kit.export import adapter_folder, numbers_of, run_settings
 from csrlhf_kit.outputs import check_file
 
 LEAVE = ("/quit", "/exit")
@@ -29,6 +29,8 @@ class TalkConfig:
 
     base: str | None = None
     """The policy's base; None: the one that the run names."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of the base's weights; None: the run's own."""
     quantization: Literal["none", "nf4"] | None = None
     """Load the base in 4 bit or as it is; None: as the run did."""
     max_new_tokens: int = 256
@@ -86,9 +88,8 @@ def load_answer(run: Path | None, config: TalkConfig) -> Answer:
         base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not base:
         raise UserError("nothing says which base to load: expected a run's folder, or --base")
-    quantization = config.quantization or stored.get("quantization", "none")
     return stored_policy(
-        base, adapter, quantization=quantization,
+        base, adapter, **numbers_of(run, config.dtype, config.quantization),
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed,
     )  # fmt: skip
 

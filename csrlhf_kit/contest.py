@@ -18,6 +18,7 @@ from csrlhf_kit.evaluation.arena import arena
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, oracle_progress, robustness
 from csrlhf_kit.experiment import evaluation_prompts, versions
+from csrlhf_kit.export import numbers_of
 from csrlhf_kit.models.any_scorer import text_scorer
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.runs import write_atomic
@@ -34,6 +35,10 @@ class RedTeamConfig:
     """The policy's adapter folder; None: the base itself."""
     base: str | None = None
     """The policy's base; None: the tiny base that is shipped."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of the base's weights; None: as the policy's run had them."""
+    quantization: Literal["none", "nf4"] | None = None
+    """Load the base in 4 bit or as it is; None: as the policy's run did."""
     cost: Path | None = None
     """A cost model to guide the search; None: the oracle guides. The verdict is always the oracle's."""
     team: Literal["held_out", "train"] = "held_out"
@@ -62,6 +67,7 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
     answer = stored_policy(
         base,
         config.policy,
+        **numbers_of(config.policy, config.dtype, config.quantization),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=config.seed,

@@ -12,7 +12,7 @@ import tyro
 from peft import PeftConfig, PeftModel
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.base import load_base, load_tokenizer, save_model, save_tokenizer, shipped_generation
 from csrlhf_kit.models.scorers import load_scorer, save_scorer
 from csrlhf_kit.outputs import check_model_folder, replace_folder
 
@@ -29,8 +29,9 @@ class ExportConfig:
     """Fold the adapter into the base's weights, so that plain transformers loads the result without peft."""
     base: str | None = None
     """The base, where it is no longer where the adapter says."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of merged weights. An adapter that was trained on a 4-bit base is merged into the dense one."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of merged weights; None: the run's own, bfloat16 where it says nothing. An adapter that was trained
+    on a 4-bit base is merged into the dense one."""
 
 
 def adapter_folder(run: Path) -> Path:
@@ -42,12 +43,26 @@ def adapter_folder(run: Path) -> Path:
 
 
 def run_settings(run: Path) -> dict[str, Any]:
-    """What a run was asked for: `config.json` of `csrlhf ppo`, or the `config` in `sft.json` and `scorer.json`."""
+    """What a run was asked for: `config.json` of `csrlhf ppo`, or the `config` in `sft.json` and `scorer.json`; for
+    the `adapter` folder in a run, and for one policy of `csrlhf run`, what that run was asked for.
+    """
+    run = run.resolve()
+    run = run.parent if run.name == "adapter" else run
+    shared = run_settings(run.parent.parent) if run.parent.name == "policies" else {}
     for name, part in (("config.json", None), ("sft.json", "config"), ("scorer.json", "config")):
         if (run / name).is_file():
             stored = json.loads((run / name).read_text())
-            return stored if part is None else stored.get(part, {})
-    return {}
+            return shared | (stored if part is None else stored.get(part, {}))
+    return shared
+
+
+def numbers_of(run: Path | None, dtype: str | None, quantization: str | None) -> dict[str, Any]:
+    """`dtype` and `quantization` to load a run's base with: those that are given, else the run's own."""
+    stored = run_settings(run) if run is not None else {}
+    return {
+        "dtype": dtype or stored.get("dtype", "float32"),
+        "quantization": quantization or stored.get("quantization", "none"),
+    }
 
 
 def run_export(config: ExportConfig) -> Path:
@@ -58,32 +73,27 @@ def run_export(config: ExportConfig) -> Path:
     check_model_folder(config.out, marks=())
     adapter = adapter_folder(config.run)
     shape = PeftConfig.from_pretrained(str(adapter))
-    base = config.base or run_settings(config.run).get("base") or shape.base_model_name_or_path
+    stored = run_settings(config.run)
+    base = config.base or stored.get("base") or shape.base_model_name_or_path
+    dtype = config.dtype or stored.get("dtype", "bfloat16")
     if not base:
         raise UserError(f"{adapter} does not say what its base is: expected --base")
     if not config.merge:
         replace_folder(config.out, lambda folder: _copy(adapter, folder, base))
     elif shape.task_type == "SEQ_CLS":
-        scorer = load_scorer(adapter, base=base, merge=True, dtype=config.dtype)
+        scorer = load_scorer(adapter, base=base, merge=True, dtype=dtype)
         replace_folder(config.out, lambda folder: save_scorer(scorer, folder))
     else:
-        model = PeftModel.from_pretrained(
-            load_base(base, dtype=config.dtype), str(adapter)
-        ).merge_and_unload()
+        model = PeftModel.from_pretrained(load_base(base, dtype=dtype), str(adapter)).merge_and_unload()
         tokenizer = load_tokenizer(base)
-
-        def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-        replace_folder(config.out, write)
+        replace_folder(config.out, lambda folder: save_model(model, tokenizer, folder))
     print(f"{'The merged model' if config.merge else 'The adapter'} is in {config.out}")
     return config.out
 
 
 def _copy(adapter: Path, folder: Path, base: str) -> None:
-    """The adapter's files and its base's tokenizer."""
+    """The adapter's files, and its base's tokenizer and generation config."""
     folder.mkdir(parents=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, folder / name)
-    load_tokenizer(base).save_pretrained(folder)
+    save_tokenizer(load_tokenizer(base), shipped_generation(base), folder)

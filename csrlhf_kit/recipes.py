@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 
 from csrlhf_kit import processes
 from csrlhf_kit.contents import content_of, content_of_records
+from csrlhf_kit.data.chat import fit_prompts
 from csrlhf_kit.data.held_out import source_splits
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
 from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
-from csrlhf_kit.export import run_settings
+from csrlhf_kit.evaluation.safety import MAX_PROMPT, answer_and_score, judge_all, policy_row, rate
+from csrlhf_kit.export import numbers_of, run_settings
 from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.checkpointing import checkpoint_activations
@@ -119,6 +120,8 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     print(notes_of(loaded.report), end="")
     scorers = _scorers(config)
     tokenizer = load_tokenizer(config.base)
+    prompts = [p.prompt for p in loaded.records]
+    prompts = fit_prompts(tokenizer, prompts, max_length=config.ppo.max_prompt_length, tell=True)
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
     roles = Roles(
         base, **scorers, rank=config.rank, alpha=2 * config.rank, layers=config.layers, seed=config.ppo.seed,
@@ -132,10 +135,12 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
     contents["prompts"] = content_of_records(loaded.records)
     run = processes.on_main(lambda: Run.open(config.out, asked, contents=contents, resume=config.resume))
     run = run or Run(config.out)
-    prompts = [p.prompt for p in loaded.records]
     if config.critic.episodes > 0:
         _start_critic(roles, tokenizer, prompts, config)
-    said = sample_logger(config.out, roles, tokenizer, prompts, max_new_tokens=config.ppo.max_new_tokens)
+    said = sample_logger(
+        config.out, roles, tokenizer, prompts,
+        max_new_tokens=config.ppo.max_new_tokens, max_prompt_length=config.ppo.max_prompt_length,
+    )  # fmt: skip
     with tracker(config.track, config.out, asked) as track:
         history = train_ppo(
             roles, tokenizer, prompts, constraint, config.ppo, run,
@@ -230,10 +235,10 @@ class EvaluateConfig:
     """Sampling temperature; 0 decodes greedily."""
     batch_size: int = 128
     """Prompts answered at once; fewer where memory is short."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
-    quantization: Literal["none", "nf4"] = "none"
-    """Load the base in 4 bit or as it is."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of the frozen weights; None: as the policy's run had them."""
+    quantization: Literal["none", "nf4"] | None = None
+    """Load the base in 4 bit or as it is; None: as the policy's run did."""
     strict: bool = False
     """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
     seed: int = 0
@@ -256,6 +261,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"batch_size is {config.batch_size}: expected at least one prompt")
     check_file(config.out)
     shape = _policy(config.policy) if config.policy is not None else {}
+    config = replace(config, **numbers_of(config.policy, config.dtype, config.quantization))
     loaded = read_records(config.prompts, Prompt, split="test", strict=config.strict)
     print(notes_of(loaded.report), end="")
     records = loaded.records
@@ -264,17 +270,19 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         records = [records[i] for i in chosen]
     scorers = _scorers(config)
     tokenizer = load_tokenizer(config.base)
+    asked = fit_prompts(tokenizer, [p.prompt for p in records], max_length=MAX_PROMPT, tell=True)
+    seen = [replace(p, prompt=prompt) for p, prompt in zip(records, asked, strict=True)]
     base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
     roles = Roles(base, **scorers, **shape)
     with tqdm(total=len(records), desc="answers") as bar:
         responses, scores = answer_and_score(
-            roles, tokenizer, records, adapter="policy" if config.policy else None, progress=bar.update,
+            roles, tokenizer, seen, adapter="policy" if config.policy else None, progress=bar.update,
             max_new_tokens=config.max_new_tokens, seed=config.seed, temperature=config.temperature,
             batch_size=config.batch_size,
         )  # fmt: skip
     answers = [
         {"prompt": p.prompt, "response": r, "reward": float(a), "cost": float(b)}
-        for p, r, a, b in zip(records, responses, scores["reward"], scores["cost"], strict=True)
+        for p, r, a, b in zip(seen, responses, scores["reward"], scores["cost"], strict=True)
     ]
     row: dict[str, Any] = {"unsafe_by_cost_model": rate((scores["cost"] > 0).tolist())}
     if config.prompts == "shipped":

@@ -5,12 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from csrlhf_kit.data.chat import (
     PLAIN_FORMAT,
     encode_dialogues,
     encode_prompts,
+    fit_prompts,
     render_prompt,
 )
 from csrlhf_kit.errors import UserError
@@ -140,15 +141,95 @@ def test_a_prompt_cannot_forge_a_control_token(name, forged):
 
 @tokenizers
 @settings(max_examples=25, deadline=None)
-@given(prompt=texts, response=texts, max_length=st.integers(3, 40))
-def test_truncation_keeps_the_opening_and_the_end(name, prompt, response, max_length):
-    tokenizer, opening = TOKENIZERS[name], int(name in OPENS)
+@given(prompt=texts, response=texts, room=st.integers(5, 30))
+def test_what_is_cut_is_the_request_and_the_template_stays(name, prompt, response, room):
+    tokenizer = TOKENIZERS[name]
+    control = {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    head, tail = render_prompt(tokenizer, "\x00").split("\x00")
+    frame = encode_prompts(tokenizer, ["a"], max_length=LONG)["input_ids"].shape[1] - 1
     for encode, arguments in ((encode_prompts, ([prompt],)), (encode_dialogues, ([prompt], [response]))):
         whole = real_rows(encode(tokenizer, *arguments, max_length=LONG))[0]
-        cut = real_rows(encode(tokenizer, *arguments, max_length=max_length))[0]
-        assert len(cut) == min(len(whole), max_length)
-        assert cut[:opening] == whole[:opening]
-        assert cut[opening:] == whole[len(whole) - len(cut) + opening :]
+        size = (
+            frame
+            + room
+            + (len(whole) - len(real_rows(encode_prompts(tokenizer, [prompt], max_length=LONG))[0]))
+        )
+        cut = real_rows(encode(tokenizer, *arguments, max_length=size))[0]
+        if len(whole) <= size:
+            assert cut == whole
+            continue
+        assert size - 4 < len(cut) <= size  # a character has at most four tokens
+        assert [i for i in cut if i in control] == [i for i in whole if i in control]
+        text = tokenizer.decode(cut).removeprefix(OPEN if name in OPENS else "")
+        left = text[len(head) :].split(tail)[0]
+        assert text.startswith(head) and tail in text
+        assert left and prompt.endswith(left)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@tokenizers
+def test_a_response_that_leaves_no_room_loses_its_first_tokens(name, side):
+    tokenizer = TOKENIZERS[name]
+    tokenizer.truncation_side = side  # a habit of the tokenizer's, which changes nothing
+    whole = encode_dialogues(tokenizer, ["may I", "no"], ["feed the dog " * 9, "no"], max_length=LONG)
+    frame = encode_prompts(tokenizer, ["a"], max_length=LONG)["input_ids"].shape[1] - 1
+    batch = encode_dialogues(tokenizer, ["may I", "no"], ["feed the dog " * 9, "no"], max_length=frame + 9)
+    first, second = real_rows(batch)
+    assert batch["cut"].tolist() == [2, 0] and whole["cut"].tolist() == [0, 0]
+    assert first[:frame] == real_rows(encode_prompts(tokenizer, [""], max_length=LONG))[0]
+    assert first[frame:] == real_rows(whole)[0][-9:] and second == real_rows(whole)[1]
+
+
+TURNS = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "may I feed the dog"},
+    {"role": "assistant", "content": "no"},
+    {"role": "user", "content": "may I ask her, the neighbour"},
+]
+
+
+@pytest.mark.parametrize("name", ["chat", "plain with bos"])
+def test_a_conversation_loses_its_oldest_exchanges_and_then_the_request_its_beginning(name, capsys):
+    tokenizer = TOKENIZERS[name]
+    last = [TURNS[0], TURNS[3]]
+    room = encode_prompts(tokenizer, [last], max_length=LONG)["input_ids"].shape[1]
+    fitted = fit_prompts(tokenizer, [TURNS, "no"], max_length=room + 1, tell=True)
+    assert fitted == [last, "no"]
+    assert "1 of 2 prompts have more than" in capsys.readouterr().out
+    (head, request), *_ = fit_prompts(tokenizer, [TURNS], max_length=room - 3)
+    assert head == TURNS[0] and TURNS[3]["content"].endswith(request["content"]) and request != TURNS[3]
+    assert fit_prompts(tokenizer, [TURNS], max_length=LONG, tell=True) == [TURNS]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tokenizer_without_offsets_is_cut_as_well():
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    (left,) = fit_prompts(tokenizer, ["abc " * 20 + "the end"], max_length=40)
+    ids = encode_prompts(tokenizer, [left], max_length=40)["input_ids"]
+    assert left.endswith("the end") and ids.shape == (1, 40)
+
+
+@pytest.mark.parametrize(
+    ("turns", "why"),
+    [(TURNS[:2], "no system role"), ([TURNS[1], TURNS[1]], "turns must alternate")],
+)
+def test_a_template_that_refuses_gives_a_sentence(turns, why):
+    picky = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('turns must alternate') }}{% endif %}"
+        + TEMPLATE.removeprefix("{% for m in messages %}")
+    )
+    tokenizer = build(opening=[], closing=[], template=picky, eos_token=END, pad_token=PAD)
+    roles = ", ".join(turn["role"] for turn in turns)
+    for ask in (
+        lambda: render_prompt(tokenizer, turns),
+        lambda: encode_prompts(tokenizer, ["no", turns, TURNS[1:]], max_length=LONG),
+        lambda: encode_dialogues(tokenizer, ["no", turns], ["a", "b"], max_length=LONG),
+    ):
+        with pytest.raises(UserError, match=rf"refuses turns of {roles} \({why}"):
+            ask()
 
 
 def test_the_mask_tells_a_real_end_from_padding_with_the_same_id():
@@ -168,10 +249,11 @@ def test_an_empty_batch_is_two_empty_tensors():
 
 def test_mistakes_are_told():
     tokenizer = TOKENIZERS["plain with bos"]
-    with pytest.raises(UserError, match="max_length: found 1, expected at least 2"):
-        encode_prompts(tokenizer, ["p"], max_length=1)
-    with pytest.raises(UserError, match="max_length: found 2, expected at least 3"):
-        encode_dialogues(tokenizer, ["p"], ["r"], max_length=2)
+    least = encode_prompts(tokenizer, ["p"], max_length=LONG)["input_ids"].shape[1]
+    with pytest.raises(UserError, match=f"max_length: found {least - 1}, expected at least {least} "):
+        encode_prompts(tokenizer, ["p"], max_length=least - 1)
+    with pytest.raises(UserError, match=f"max_length: found {least}, expected at least {least + 1} "):
+        encode_dialogues(tokenizer, ["p"], ["r"], max_length=least)
     with pytest.raises(UserError, match="found 1 prompts and 2 responses"):
         encode_dialogues(tokenizer, ["p"], ["r", "s"], max_length=64)
     endless = build(opening=[], closing=[], template=None)

@@ -53,8 +53,11 @@ def test_labels_are_the_response_and_its_end(random_base: Path) -> None:
 def test_dialogues_without_a_prompt_left_are_dropped(random_base: Path) -> None:
     tokenizer = load_tokenizer(random_base)
     size = len(tokenizer(DIALOGUES[0].response)["input_ids"]) + 1
+    size += len(tokenizer(render_prompt(tokenizer, ""))["input_ids"])  # the template stays
     assert response_rows(tokenizer, DIALOGUES[:2], max_length=size) == []
-    assert len(response_rows(tokenizer, DIALOGUES[:2], max_length=size + 1)) == 2
+    rows = response_rows(tokenizer, DIALOGUES[:2], max_length=size + 2)
+    assert [row["cut"] for row in rows] == [1, 1]
+    assert tokenizer.decode(rows[0]["input_ids"]).startswith("<|user|> ")
 
 
 def test_loss_against_token_by_token_log_probabilities(random_base: Path) -> None:
@@ -132,7 +135,7 @@ def test_the_command_reads_a_file_and_can_keep_to_safe_rows(random_base: Path, t
 
 
 def test_errors_are_sentences(random_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="max-length"):
+    with pytest.raises(UserError, match="max_length: found 4"):
         train_sft(quick(random_base, tmp_path / "x", max_length=4), DIALOGUES)
     with pytest.raises(UserError, match="4-bit"):
         train_sft(quick(random_base, tmp_path / "x", adaptation="full", quantization="nf4"), DIALOGUES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,15 +14,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from csrlhf_kit import chat_run, cli, recipes
 from csrlhf_kit.chat_run import ChatConfig, DuelConfig, run_chat, run_duel, visible
+from csrlhf_kit.contest import RedTeamConfig, run_red_team
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation import answers
 from csrlhf_kit.export import ExportConfig, run_export
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import new_scorer, save_scorer, score_texts
+from csrlhf_kit.widgets import streaming
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +253,73 @@ def test_a_full_gpu_is_one_sentence(capsys):
     assert cli.run_command(full, None) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "memory is full" in said and "csrlhf plan" in said
+
+
+@pytest.fixture
+def coarse_run(runs, random_base, tmp_path) -> Path:
+    """A run that was asked for bfloat16 weights in 4 bit."""
+    shutil.copytree(runs[0], tmp_path / "run")
+    settings = {"base": str(random_base), "dtype": "bfloat16", "quantization": "nf4"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    return tmp_path / "run"
+
+
+def test_a_policy_is_loaded_in_its_runs_numbers(runs, coarse_run, random_base, tmp_path, monkeypatch):
+    loaded = []
+
+    def spy(*_, dtype="float32", quantization="none", **__):
+        loaded.append((dtype, quantization))
+        raise UserError("seen")
+
+    for module in (answers, recipes):
+        monkeypatch.setattr(module, "load_base", spy)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "open the shed"}\n')
+    score = {"reward": runs[2], "cost": runs[2], "base": str(random_base), "prompts": str(prompts)}
+
+    def loads(ask) -> tuple[str, str]:
+        with pytest.raises(UserError, match="seen"):
+            ask()
+        return loaded.pop()
+
+    for place in (coarse_run, coarse_run / "adapter"):
+        for asked, expected in (
+            ({}, ("bfloat16", "nf4")),
+            ({"dtype": "float32", "quantization": "none"}, ("float32", "none")),
+        ):
+            chat, duel = ChatConfig(run=place, **asked), DuelConfig(run_a=place, run_b=runs[1], **asked)
+            red = RedTeamConfig(
+                policy=coarse_run / "adapter", base=str(random_base), out=tmp_path / "r.json", **asked
+            )
+            judged = recipes.EvaluateConfig(policy=place, out=tmp_path / "e.json", **score, **asked)
+            for ask, config in (
+                (run_chat, chat), (run_duel, duel), (run_red_team, red), (recipes.run_evaluate, judged)
+            ):  # fmt: skip
+                assert loads(lambda ask=ask, config=config: ask(config)) == expected
+    assert loads(lambda: streaming.policies_of(coarse_run)) == ("bfloat16", "nf4")
+    assert loads(lambda: run_chat(ChatConfig(run=runs[1]))) == ("float32", "none")
+    among = tmp_path / "many" / "policies" / "one"
+    shutil.copytree(coarse_run, among)
+    shutil.move(among / "config.json", tmp_path / "many")
+    assert loads(lambda: run_chat(ChatConfig(run=among / "adapter"))) == ("bfloat16", "nf4")
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_a_merged_model_has_its_runs_numbers(coarse_run, tmp_path, dtype):
+    run_export(ExportConfig(run=coarse_run, out=tmp_path / "m", merge=True, dtype=dtype))
+    weights = load_file(tmp_path / "m" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in weights} == {torch.float32 if dtype else torch.bfloat16}
+
+
+def test_a_coarse_policy_is_the_one_that_was_trained(runs, random_base):
+    """Folded into bfloat16 weights, an adapter would lose most of its digits: it stays beside them."""
+    ids = torch.arange(4, 14)[None]
+    whole = answers.load_policy(random_base, runs[0] / "adapter")
+    beside = answers.load_policy(random_base, runs[0] / "adapter", dtype="bfloat16")
+    assert not isinstance(whole, PeftModel) and isinstance(beside, PeftModel)
+    assert beside.get_base_model().dtype == torch.bfloat16
+    with torch.no_grad():
+        trained = PeftModel.from_pretrained(
+            load_base(random_base, dtype="bfloat16", device="cpu"), runs[0] / "adapter"
+        )
+        torch.testing.assert_close(beside(ids).logits, trained.eval()(ids).logits)

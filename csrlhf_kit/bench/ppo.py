@@ -176,6 +176,7 @@ def steps(config: BenchPPOConfig, count: int) -> Iterator[dict[str, float]]:
     constraint = Lagrangian(threshold=0.1)
     # The scorers read ids, so no text is made; no token ends an answer, so that each step is the same work.
     tokenizer = SimpleNamespace(eos_token_id=-1, pad_token_id=PAD)
+    roles.model.generation_config.eos_token_id = None
     generator = torch.Generator().manual_seed(config.seed)
     seed_everything(config.seed)
     for _ in range(count):

@@ -1,8 +1,9 @@
 """From a prompt and a response to token ids: one chat format for every model, one padding rule for each use.
 
-A dialogue is the tokens of the rendered prompt, then the tokens of the response, then the end token. Prompt
-and response are tokenised apart, so that the ids which a policy continues (`encode_prompts`) are exactly the
-first ids of what a reward or cost model scores (`encode_dialogues`).
+A dialogue is the tokens of the rendered prompt, then the tokens of the response, then the token that closes an
+assistant's turn. Prompt and response are tokenised apart, so that the ids which a policy continues
+(`encode_prompts`) are exactly the first ids of what a reward or cost model scores (`encode_dialogues`). Where
+there is no room for all, text is cut, and the template around it stays.
 
 Prompts are padded on the left, because generation continues at the right edge; dialogues on the right,
 because a score is read at the last real token. The attention mask is the only truth about which tokens are
@@ -19,15 +20,16 @@ This is the only file of `csrlhf_kit.data` that imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 
 from csrlhf_kit.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 Turns = str | Sequence[dict[str, str]]
 """One request as text, or all messages so far; the last one is the user's."""
@@ -44,17 +46,55 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
     the tokenizer has a chat template (which writes them itself), and lets a prompt forge control tokens.
     """
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(_messages(prompt), tokenize=False, add_generation_prompt=True)
+        return _apply_template(tokenizer, [_messages(prompt)], tokenize=False)[0]
     return _plain(prompt)
+
+
+# --- how an answer ends ---
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes a response in training: what the chat template writes behind an assistant's words, else
+    eos, else sep (encoders). Raises UserError where there is none.
+    """
+    for end in (_end_of_turn(tokenizer), tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
+        if end is not None:
+            return end
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    raise UserError(
+        f"tokenizer {name}: found neither an eos nor a sep token, expected one to end responses with"
+    )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
+    """All tokens that end an answer: training's, the tokenizer's eos, and those of the model's generation config."""
+    known = generation.eos_token_id
+    ends = [end_token(tokenizer), tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The control token that the chat template writes behind an assistant's words, if it writes one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    answer = "Certainly."
+    turns = [{"role": "user", "content": "Can you?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, TypeError, ValueError):  # it knows no answers
+        return None
+    _, written, rest = text.rpartition(answer)
+    ids = tokenizer(rest.strip(), add_special_tokens=False)["input_ids"] if written else []
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+# --- token ids ---
 
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], *, max_length: int
 ) -> dict[str, torch.Tensor]:
-    """Encode prompts for generation, LEFT padded.
-
-    A prompt of more than `max_length` tokens loses its first ones (after the opening token, if any), so that
-    the end of the question and the generation prompt stay.
+    """Encode prompts for generation, LEFT padded, cut as `fit_prompts` cuts them.
 
     Args:
         tokenizer: Any `transformers` tokenizer.
@@ -65,21 +105,42 @@ def encode_prompts(
         `input_ids` and `attention_mask`, both long, (batch, longest row).
 
     Raises:
-        UserError: `max_length` leaves no room for any token of the prompt.
+        UserError: `max_length` leaves no room for any text in the template, or the template refuses a prompt.
     """
-    opening = _opening_ids(tokenizer)
-    _check_length(max_length, len(opening) + 1)
-    rows = [_keep_end(opening, ids, max_length) for ids in _prompt_ids(tokenizer, prompts)]
+    rows = [ids for _, ids, _ in _fit(tokenizer, prompts, max_length)]
     return _pad(rows, _pad_id(tokenizer), side="left")
+
+
+def fit_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns], *, max_length: int, tell: bool = False
+) -> list[Turns]:
+    """The prompts as `encode_prompts` encodes them: those of more than `max_length` tokens cut, the others as given.
+
+    The template stays whole, with opening token and headers; so does a system prompt. A conversation loses its
+    oldest exchanges, and, where that does not do, the last request its beginning. tell: print how many are cut.
+    Raises UserError as `encode_prompts`.
+    """
+    rows = _fit(tokenizer, prompts, max_length)
+    if tell:
+        tell_cut(sum(cut > 0 for _, _, cut in rows), len(rows), max_length)
+    return [prompt for prompt, _, _ in rows]
+
+
+def tell_cut(count: int, total: int, max_length: int, what: str = "prompts") -> None:
+    """Say how many are cut, if any."""
+    if count:
+        print(
+            f"{count} of {total} {what} have more than {max_length} tokens: their requests lose their beginning"
+        )
 
 
 def encode_dialogues(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], responses: list[str], *, max_length: int
 ) -> dict[str, torch.Tensor]:
-    """Encode finished dialogues for scoring or for supervised training, RIGHT padded, each ending in eos.
+    """Encode finished dialogues for scoring or for supervised training, RIGHT padded, each closed by `end_token`.
 
-    A row of more than `max_length` tokens loses its first ones (after the opening token, if any): the
-    prompt goes first, and the response's end and eos always stay. Encoders without eos end in sep.
+    Where a row has more than `max_length` tokens, its prompt is cut as `fit_prompts` does it; where the response
+    alone leaves no room, it loses its first tokens too.
 
     Args:
         tokenizer: Any `transformers` tokenizer.
@@ -88,24 +149,105 @@ def encode_dialogues(
         max_length: The most tokens a row may have.
 
     Returns:
-        `input_ids` and `attention_mask`, both long, (batch, longest row).
+        `input_ids` and `attention_mask`, (batch, longest row), and `cut`, (batch,): 0 where all is there, 1 where
+        the prompt is cut, 2 where nothing of the request is left; all long.
 
     Raises:
-        UserError: the lists differ in length, the tokenizer has neither eos nor sep, or `max_length`
-            is too small.
+        UserError: the lists differ in length, the tokenizer has no end token, `max_length` is too small, or the
+            template refuses a prompt.
     """
     if len(prompts) != len(responses):
         raise UserError(f"found {len(prompts)} prompts and {len(responses)} responses, expected as many")
-    opening = _opening_ids(tokenizer)
-    end = _end_token(tokenizer)
-    _check_length(max_length, len(opening) + 2)
-    rows = [
-        _keep_end(opening, [*prompt_ids, *response_ids, end], max_length)
-        for prompt_ids, response_ids in zip(
-            _prompt_ids(tokenizer, prompts), _text_ids(tokenizer, responses), strict=True
-        )
-    ]
-    return _pad(rows, _pad_id(tokenizer), side="right")
+    end = end_token(tokenizer)
+    tails = [[*ids, end] for ids in _text_ids(tokenizer, responses)]
+    fitted = _fit(tokenizer, prompts, max_length, [len(tail) for tail in tails])
+    rows = [[*ids, *tail[len(ids) - max_length :]] for (_, ids, _), tail in zip(fitted, tails, strict=True)]
+    cut = torch.tensor([cut for _, _, cut in fitted], dtype=torch.long)
+    return _pad(rows, _pad_id(tokenizer), side="right") | {"cut": cut}
+
+
+# --- cutting ---
+
+
+def cut_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    encode: Callable[[list[str]], list[int]],
+    room: int,
+) -> tuple[list[str], list[int]]:
+    """Cut `texts` from their beginnings, the first one first, until encode(texts) has at most `room` ids.
+
+    Returns what is left of the texts, and those ids: more than `room` where they are more for empty texts.
+    """
+    texts = list(texts)
+    ids = encode(texts)
+    for index in range(len(texts)):
+        while texts[index] and len(ids) > room:
+            texts[index] = _without_first(tokenizer, texts[index], len(ids) - room)
+            ids = encode(texts)
+    return texts, ids
+
+
+def _without_first(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
+    """`text` without its first `count` tokens; at least one character goes."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, verbose=False,
+        return_offsets_mapping=tokenizer.is_fast,
+    )  # fmt: skip
+    total = len(encoded["input_ids"])
+    if count >= total:
+        return ""
+    place = encoded["offset_mapping"][count][0] if tokenizer.is_fast else len(text) * count // total
+    return text[max(place, 1) :]
+
+
+def _fit(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Turns],
+    max_length: int,
+    tails: Sequence[int] | None = None,
+) -> list[tuple[Turns, list[int], int]]:
+    """Each prompt as it fits into `max_length` tokens with so many behind it (`tails`), its ids, and how it was cut:
+    see `encode_dialogues`.
+    """
+    rows, least = [], 1 if tails is None else 2  # a token of the request; or one of the response, and the end
+    tails = [0] * len(prompts) if tails is None else tails
+    for prompt, ids, tail in zip(prompts, _prompt_ids(tokenizer, prompts), tails, strict=True):
+        cut = 0
+        if len(ids) + tail > max_length:
+            prompt, ids, left = _cut(tokenizer, prompt, max_length - tail)
+            cut = 1 if left else 2
+            if not left and len(ids) + least > max_length:
+                raise UserError(
+                    f"max_length: found {max_length}, expected at least {len(ids) + least} tokens, since the chat "
+                    f"template and a system prompt, which are not cut, have {len(ids)}"
+                )
+        rows.append((prompt, ids, cut))
+    return rows
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, prompt: Turns, room: int) -> tuple[Turns, list[int], bool]:
+    """A prompt cut to `room` tokens, its ids, and whether anything of the request is left."""
+    messages = _messages(prompt)
+    requests = [place for place, message in enumerate(messages) if message["role"] == "user"] or [0]
+    head = messages[: requests[0]]
+
+    def with_texts(texts: list[str]) -> list[dict[str, str]]:
+        kept = messages[len(messages) - len(texts) :]
+        return [*head, *({**message, "content": text} for message, text in zip(kept, texts, strict=True))]
+
+    for first in requests:
+        texts = [message["content"] for message in messages[first:]]
+        ids = _prompt_ids(tokenizer, [with_texts(texts)])[0]
+        if len(ids) <= room:
+            break
+    texts, ids = cut_texts(
+        tokenizer, texts, lambda texts: _prompt_ids(tokenizer, [with_texts(texts)])[0], room
+    )
+    return texts[0] if isinstance(prompt, str) else with_texts(texts), ids, bool(texts[0].strip())
+
+
+# --- from messages to text and ids ---
 
 
 def _messages(prompt: Turns) -> list[dict[str, str]]:
@@ -122,18 +264,33 @@ def _plain(prompt: Turns) -> str:
     )
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[Turns]) -> list[list[int]]:
-    """Ids of each rendered prompt; without a template, less the opening token."""
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns]) -> list[list[int]]:
+    """Ids of each rendered prompt, the opening token included."""
     if not prompts:
         return []
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(
-            [_messages(prompt) for prompt in prompts],
-            add_generation_prompt=True,
-            sanitize_control_tokens=True,
-            return_dict=True,
-        )["input_ids"]
-    return _text_ids(tokenizer, [_plain(prompt) for prompt in prompts])
+        turns = [_messages(prompt) for prompt in prompts]
+        return _apply_template(tokenizer, turns, sanitize_control_tokens=True, return_dict=True)["input_ids"]
+    opening = _opening_ids(tokenizer)
+    return [[*opening, *ids] for ids in _text_ids(tokenizer, [_plain(prompt) for prompt in prompts])]
+
+
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, turns: list[list[dict[str, str]]], **options: Any
+) -> Any:
+    """What the chat template makes of conversations, with its generation prompt. Raises UserError where it refuses."""
+    try:
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
+    except (TemplateError, TypeError, ValueError) as error:
+        if len(turns) > 1:
+            for each in turns:  # one of them fails alone, and is named
+                _apply_template(tokenizer, [each], **options)
+            raise
+        roles = ", ".join(str(message.get("role")) for message in turns[0])
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses turns of {roles} ({error}): "
+            "expected such as it was written for"
+        ) from error
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -144,37 +301,14 @@ def _text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The bos or cls token that the tokenizer itself would put first; none where the template writes it."""
-    if tokenizer.chat_template:
-        return []
+    """The bos or cls token that the tokenizer itself would put first."""
     openers = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     first = tokenizer("a")["input_ids"][:1]
     return first if openers.issuperset(first) else []
 
 
-def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is not None:
-        return tokenizer.eos_token_id
-    if tokenizer.sep_token_id is not None:
-        return tokenizer.sep_token_id
-    name = tokenizer.name_or_path or type(tokenizer).__name__
-    raise UserError(
-        f"tokenizer {name}: found neither an eos nor a sep token, expected one to end responses with"
-    )
-
-
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else _end_token(tokenizer)
-
-
-def _check_length(max_length: int, least: int) -> None:
-    if max_length < least:
-        raise UserError(f"max_length: found {max_length}, expected at least {least} tokens")
-
-
-def _keep_end(opening: list[int], ids: list[int], max_length: int) -> list[int]:
-    room = max_length - len(opening)
-    return [*opening, *ids[-room:]]
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token(tokenizer)
 
 
 def _pad(rows: list[list[int]], pad_id: int, *, side: str) -> dict[str, torch.Tensor]:

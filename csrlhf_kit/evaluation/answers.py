@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.chat import encode_prompts, end_tokens, fit_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, load_base, load_tokenizer
 from csrlhf_kit.training.rollout import response_texts, sample
@@ -20,19 +20,24 @@ Answer = Callable[[Sequence[Any]], list[str]]
 
 
 def load_policy(
-    base: str | Path, adapter: str | Path | None = None, *, quantization: Quantization = "none"
+    base: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    quantization: Quantization = "none",
 ) -> PreTrainedModel:
-    """The base, with a policy's adapter merged in (or laid over it, where the base is quantised).
+    """The base, with a policy's adapter merged in (or laid over it, where the base's weights are coarser than float32).
 
     Raises UserError where the base cannot be read or `adapter` holds no PEFT adapter.
     """
-    model = load_base(base, quantization=quantization)
+    model = load_base(base, dtype=dtype, quantization=quantization)
     if adapter is None:
         return model
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"{adapter} is no policy: expected a PEFT adapter (adapter_config.json)")
     tuned = PeftModel.from_pretrained(model, str(adapter))
-    return freeze(tuned.merge_and_unload() if quantization == "none" else tuned)
+    exact = dtype == "float32" and quantization == "none"
+    return freeze(tuned.merge_and_unload() if exact else tuned)
 
 
 def policy_answers(
@@ -48,7 +53,7 @@ def policy_answers(
     """A function that samples one answer to each prompt, longest prompts first.
 
     Each call draws from a seed of its own (so that asking again gets another answer), and gives torch's
-    global generator back as it was.
+    global generator back as it was. Prompts that are cut are told.
     """
     calls = 0
 
@@ -58,7 +63,8 @@ def policy_answers(
         texts = [""] * len(prompts)
         if not prompts:
             return texts
-        encoded = encode_prompts(tokenizer, list(prompts), max_length=max_length)
+        fitted = fit_prompts(tokenizer, prompts, max_length=max_length, tell=True)
+        encoded = encode_prompts(tokenizer, fitted, max_length=max_length)
         lengths = encoded["attention_mask"].sum(1)
         with torch.random.fork_rng():
             torch.manual_seed(seed * 1_000_003 + calls)
@@ -68,7 +74,7 @@ def policy_answers(
                     model,
                     encoded["input_ids"][rows, -longest:].to(model.device),
                     encoded["attention_mask"][rows, -longest:].to(model.device),
-                    eos_token_id=tokenizer.eos_token_id,
+                    eos_token_id=end_tokens(tokenizer, model.generation_config),
                     pad_token_id=tokenizer.pad_token_id,
                     max_new_tokens=max_new_tokens,
                     temperature=temperature,
@@ -84,6 +90,7 @@ def stored_policy(
     base: str | Path,
     adapter: str | Path | None = None,
     *,
+    dtype: str = "float32",
     quantization: Quantization = "none",
     **options: Any,
 ) -> Answer:
@@ -91,5 +98,5 @@ def stored_policy(
 
     Raises UserError as `load_policy` does.
     """
-    model = load_policy(base, adapter, quantization=quantization)
+    model = load_policy(base, adapter, dtype=dtype, quantization=quantization)
     return policy_answers(model, load_tokenizer(base), **options)

@@ -18,6 +18,7 @@ from csrlhf_kit.training.rollout import response_texts, sample_episodes, score_e
 from csrlhf_kit.world.oracle import Judgement, judge
 
 ALARMING = "benign_alarming"
+MAX_PROMPT = 512  # tokens of a prompt that is answered here; longer ones are cut
 
 
 def rate(events: Sequence[bool]) -> dict[str, float]:
@@ -93,7 +94,7 @@ def answer_and_score(
     """
     texts = [""] * len(prompts)
     scores = {name: torch.zeros(len(prompts)) for name in ("reward", "cost", "kl")}
-    encoded = encode_prompts(tokenizer, [p.prompt for p in prompts], max_length=512)
+    encoded = encode_prompts(tokenizer, [p.prompt for p in prompts], max_length=MAX_PROMPT)
     order = encoded["attention_mask"].sum(1).argsort(descending=True, stable=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

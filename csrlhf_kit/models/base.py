@@ -11,6 +11,7 @@ float32. Autocast would do the same, so only `transformers.Trainer` uses it.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from csrlhf_kit import processes
+from csrlhf_kit.data.chat import end_token, end_tokens
 from csrlhf_kit.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,9 +49,10 @@ def load_tokenizer(path: str | Path, *, scores: bool = False) -> Any:
     Raises UserError where the tokenizer cannot be loaded, or has no end token (an episode could never end).
     """
     tokenizer = _load(AutoTokenizer, path, "a tokenizer", **({} if scores else {"padding_side": "left"}))
-    end = tokenizer.eos_token_id
-    if scores and end is None:
-        end = tokenizer.sep_token_id  # an encoder's
+    try:
+        end = end_token(tokenizer)
+    except UserError:
+        end = None
     if end is None and not (scores and tokenizer.pad_token_id is not None):
         raise UserError(
             f"the tokenizer of {path} has no end token: expected one, since an answer ends with it"
@@ -58,7 +61,7 @@ def load_tokenizer(path: str | Path, *, scores: bool = False) -> Any:
         others = (tokenizer.bos_token_id, tokenizer.unk_token_id, 0, 1)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if i not in (None, end)))
     elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(end)
     return tokenizer
 
 
@@ -82,8 +85,35 @@ def load_base(
     options = load_options(dtype=dtype, quantization=quantization, device=device) | {"use_safetensors": True}
     model = _load(AutoModelForCausalLM, path, "a causal language model", **options)
     # A base may ship top_p, top_k or a repetition penalty: they would bend the policy's distribution unseen.
-    model.generation_config = GenerationConfig()
+    model.shipped, kept = model.generation_config, ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(model.shipped, name) for name in kept})
     return freeze(model)
+
+
+def save_model(model: Any, tokenizer: Any, folder: str | Path, **options: Any) -> None:
+    """`save_pretrained` of a model from `load_base`, or of an adapter around it, with what others need to use it."""
+    model.save_pretrained(folder, **options)
+    save_tokenizer(tokenizer, model.shipped, folder)
+
+
+def save_tokenizer(tokenizer: Any, shipped: GenerationConfig, folder: str | Path) -> None:
+    """The tokenizer, and the generation config that the base has shipped, with all that ends an answer here: plain
+    transformers then stops where the kit stops.
+    """
+    tokenizer.save_pretrained(folder)
+    generation = copy.deepcopy(shipped)
+    ends = end_tokens(tokenizer, shipped)
+    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    generation._from_model_config = False  # else transformers would take the model's own eos
+    generation.to_json_file(Path(folder) / "generation_config.json")
+
+
+def shipped_generation(path: str | Path) -> GenerationConfig:
+    """The generation config of a model that is not loaded."""
+    try:
+        return GenerationConfig.from_pretrained(str(path))
+    except OSError:  # older models have none
+        return GenerationConfig.from_model_config(_load(AutoConfig, path, "a model"))
 
 
 def load_options(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from csrlhf_kit.data.chat import cut_texts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, load_options, load_tokenizer
 from csrlhf_kit.models.classifiers import load_classifier, load_config, quiet
@@ -59,12 +60,15 @@ def load_beaver(path: str | Path, *, dtype: str = "float32", quantization: Quant
 def encode_beaver(
     scorer: Scorer, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` of each dialogue in Beaver's format; one that is too long loses its start, but for <s>."""
-    texts = [TEMPLATE.format(prompt=x, response=y) for x, y in zip(prompts, responses, strict=True)]
-    encoded = scorer.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]
-    end, most = scorer.tokenizer.eos_token_id, scorer.max_length
-    rows = [[*ids, end] for ids in encoded]
-    return [{"input_ids": row if len(row) <= most else row[:1] + row[1 - most :]} for row in rows]
+    """`input_ids` of each dialogue in Beaver's format; one that is too long loses the start of prompt, then response."""
+
+    def ids(texts: list[str]) -> list[int]:
+        text = TEMPLATE.format(prompt=texts[0], response=texts[1])
+        encoded = scorer.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+        return [*encoded, scorer.tokenizer.eos_token_id]
+
+    pairs = zip(prompts, responses, strict=True)
+    return [{"input_ids": cut_texts(scorer.tokenizer, pair, ids, scorer.max_length)[1]} for pair in pairs]
 
 
 def beaver_scorer(

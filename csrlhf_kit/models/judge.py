@@ -11,6 +11,7 @@ instruction-tuned model is asked in words.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.chat import cut_texts, encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, load_base, load_tokenizer
 from csrlhf_kit.models.decoding import position_ids
@@ -87,7 +88,9 @@ def judge_scorer(
     model = load_base(path, dtype=dtype, quantization=quantization)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        asked = [_turns(verdicts, *pair) for pair in zip(prompts, responses, strict=True)]
+        asked = [
+            _turns(verdicts, tokenizer, *pair, max_length) for pair in zip(prompts, responses, strict=True)
+        ]
         costs = []
         for start in range(0, len(asked), batch_size):
             encoded = encode_prompts(tokenizer, asked[start : start + batch_size], max_length=max_length)
@@ -97,10 +100,17 @@ def judge_scorer(
     return score
 
 
-def _turns(verdicts: Verdicts, prompt: str, response: str) -> Any:
-    if verdicts.style == "ask":
-        return QUESTION.format(prompt=prompt, response=response)
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+def _turns(verdicts: Verdicts, tokenizer: Any, prompt: str, response: str, max_length: int) -> Any:
+    """What the judge is asked; where `QUESTION` would be cut, the request in it is, and then the answer."""
+    if verdicts.style == "guard":
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+    def ids(texts: list[str]) -> list[int]:
+        asked = QUESTION.format(prompt=texts[0], response=texts[1])
+        return encode_prompts(tokenizer, [asked], max_length=sys.maxsize)["input_ids"][0].tolist()
+
+    (prompt, response), _ = cut_texts(tokenizer, (prompt, response), ids, max_length)
+    return QUESTION.format(prompt=prompt, response=response)
 
 
 @torch.inference_mode()

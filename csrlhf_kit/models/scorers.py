@@ -25,7 +25,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 
-from csrlhf_kit.data.chat import encode_dialogues
+from csrlhf_kit.data.chat import encode_dialogues, end_token
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, load_options, load_tokenizer
 from csrlhf_kit.models.classifiers import (
@@ -63,6 +63,8 @@ class Scorer:
     """Most tokens of a dialogue; what is beyond is cut."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What `scorer.json` says besides: objective, temperature, and so on."""
+    cut: int = 0
+    """Of how many dialogues it has read the prompt was too long, so that its beginning was cut off."""
 
     @property
     def device(self) -> torch.device:
@@ -235,6 +237,7 @@ def encode(
             batch = encode_dialogues(
                 scorer.tokenizer, some_prompts, some_responses, max_length=scorer.max_length
             )
+            scorer.cut += int((batch["cut"] > 0).sum())
             lengths = batch["attention_mask"].sum(1).tolist()
             ids = batch["input_ids"].tolist()
             rows += [{"input_ids": row[:length]} for row, length in zip(ids, lengths, strict=True)]
@@ -340,6 +343,7 @@ def _encode_pairs(scorer: Scorer, prompts: list[str], responses: list[str]) -> l
         return_attention_mask=False,
         verbose=False,
     )
+    scorer.cut += sum(bool(encoding.overflowing) for encoding in batch.encodings or ())
     return [{name: batch[name][index] for name in batch} for index in range(len(prompts))]
 
 
@@ -371,9 +375,11 @@ def _readme(scorer: Scorer) -> str:
             )
         else:
             opening = 'ids = tokenizer(f"User:\\n{prompt}\\n\\nAssistant:\\n")["input_ids"]'
+        end = end_token(scorer.tokenizer)
+        named = "tokenizer.eos_token_id" if end == scorer.tokenizer.eos_token_id else end
         text = (
             f"{opening}\n"
-            'ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]\n'
+            f'ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [{named}]\n'
             'inputs = {"input_ids": torch.tensor([ids])}'
         )
     else:

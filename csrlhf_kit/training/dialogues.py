@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from csrlhf_kit.data.chat import encode_dialogues
+from csrlhf_kit.data.chat import encode_dialogues, tell_cut
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.training.rollout import by_length
@@ -39,16 +39,17 @@ def encode_responses(
 ) -> Dialogues:
     """Encode each prompt with its response and the end token, as `csrlhf_kit.data.chat` renders them.
 
-    A row of more than `max_length` tokens loses its first ones. Raises UserError where that leaves a response
-    without any token of its prompt: there would be nothing to condition on.
+    A request is cut where a row has more than `max_length` tokens; how many are is printed. Raises UserError where
+    nothing is left of one: there would be nothing to condition on.
     """
     encoded = encode_dialogues(tokenizer, list(prompts), list(responses), max_length=max_length)
     mask = encoded["attention_mask"].bool()
     alone = tokenizer(list(responses), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     learnt = torch.tensor([len(ids) + 1 for ids in alone])  # (rows,), EOS is one more
     lengths = mask.sum(1)
-    if (learnt >= lengths).any():
-        row = int((learnt >= lengths).nonzero()[0])
+    tell_cut(int((encoded["cut"] == 1).sum()), len(prompts), max_length, "dialogues")
+    if (encoded["cut"] == 2).any():
+        row = int((encoded["cut"] == 2).nonzero()[0])
         raise UserError(
             f"the response to {prompts[row]!r:.60} has {learnt[row]} tokens: expected room for a part of its "
             f"prompt in max_length ({max_length})"

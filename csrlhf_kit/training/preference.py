@@ -27,6 +27,7 @@ from transformers import PrinterCallback, Trainer
 
 from csrlhf_kit import processes
 from csrlhf_kit.contents import content_of_records
+from csrlhf_kit.data.chat import tell_cut
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.classifiers import count_parameters
@@ -272,6 +273,7 @@ def fit_scorer(
     if config.objective == "semantic" and len(set(rows.targets)) == 1:
         label = "unsafe" if rows.targets[0] else "safe"
         raise UserError(f"objective semantic: all {len(rows)} labels are {label}, expected both kinds")
+    tell_cut(scorer.cut, sum(map(len, rows.dialogues)), scorer.max_length, "dialogues")
     held_out = encode_records(scorer, validation, config.objective) if validation else None
     chosen = settled(config, scorer, len(rows))
     contents = {"data": content_of_records(train, validation), "test_data": content_of_records(test)}

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.chat import encode_prompts, fit_prompts
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.finite import FiniteProblem
@@ -80,6 +80,7 @@ def offline_answers(
 ) -> Offline:
     """`samples` answers of the base to each prompt, with their learned reward and cost."""
     seed_everything(seed)
+    prompts = fit_prompts(tokenizer, prompts, max_length=512, tell=True)
     asked = [prompt for prompt in prompts for _ in range(samples)]
     encoded = encode_prompts(tokenizer, asked, max_length=512)
     texts = [""] * len(asked)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from csrlhf_kit.data.chat import encode_prompts
-from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, pick
+from csrlhf_kit.data.chat import encode_prompts, end_token, end_tokens
+from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, last_true, pick
 from csrlhf_kit.models.roles import Roles
 
 
@@ -44,13 +44,17 @@ class Trajectory(NamedTuple):
     below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
 
 
-def response_mask(tokens: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
+Ends = int | Sequence[int]
+"""What ends an answer ("EOS"): one token, or any of several."""
+
+
+def response_mask(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
     """(actions, ended) of generated `tokens` (batch, response length).
 
     EOS is an action, since the policy chose to stop; everything after the first one is not. Padding is told
     by its place, never by its id, so a tokenizer whose pad token is its EOS token is fine.
     """
-    is_eos = tokens == eos_token_id
+    is_eos = torch.isin(tokens, torch.as_tensor(eos_token_id, device=tokens.device))
     earlier_eos = is_eos.long().cumsum(1) - is_eos.long()
     return earlier_eos == 0, is_eos.any(1)
 
@@ -85,7 +89,7 @@ def decode(
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     *,
-    eos_token_id: int,
+    eos_token_id: Ends,
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -102,11 +106,12 @@ def decode(
     tokens = torch.full((batch, max_new_tokens), pad_token_id, device=device)
     rows = torch.arange(batch, device=device)  # that the decoder still goes on with
     going = torch.ones(batch, dtype=torch.bool, device=device)
+    ends = torch.as_tensor(eos_token_id, device=device)
     logits = decoder.start(prompt_ids, prompt_mask, max_new_tokens - 1)
     for t in range(max_new_tokens):
         chosen = pick(logits, noise[rows, t], temperature)
         tokens[rows, t] = chosen
-        going = going & (chosen != eos_token_id)
+        going = going & ~torch.isin(chosen, ends)
         count = int(going.sum())
         if count == 0 or t + 1 == max_new_tokens:
             break
@@ -134,7 +139,7 @@ def generate(
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     *,
-    eos_token_id: int,
+    eos_token_id: Ends,
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -177,7 +182,7 @@ def sample(
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     *,
-    eos_token_id: int,
+    eos_token_id: Ends,
     pad_token_id: int,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -232,7 +237,7 @@ def sample_episodes(
             model,
             prompt_ids[:, first:].to(roles.device),
             prompt_mask[:, first:].to(roles.device),
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end_tokens(tokenizer, roles.model.generation_config),
             pad_token_id=tokenizer.pad_token_id,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -243,7 +248,10 @@ def sample_episodes(
 
 def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]:
     """Decoded responses, without EOS and other special tokens."""
-    rows = [ids[actions].tolist() for ids, actions in zip(episodes.ids, episodes.actions, strict=True)]
+    rows = [
+        ids[actions].tolist()[: -1 if ended else None]  # EOS need not be one of the special tokens
+        for ids, actions, ended in zip(episodes.ids, episodes.actions, episodes.ended.tolist(), strict=True)
+    ]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
@@ -304,14 +312,16 @@ def score_episodes(
 
     prompts: the requests as text, read by scorers that do not share the policy's base. The old
     log-probabilities come from the same path as training's, not from `generate`, whose cached attention
-    rounds differently.
+    rounds differently. Scorers that read ids find the end token that they were trained with, whichever it was.
     """
     batch, length = episodes.ids.shape
     empty = torch.zeros(batch, length, device=episodes.ids.device)
     log_probs, reference, entropy = empty.clone(), empty.clone(), empty.clone()
     values = empty.new_zeros(batch, length, 2)
     scores = {name: empty.new_zeros(batch) for name in ("reward", "cost")}
-    below = None
+    below, last = None, last_true(episodes.mask).unsqueeze(1)  # (batch, 1)
+    closed = torch.where(episodes.ended.unsqueeze(1), end_token(tokenizer), episodes.ids.gather(1, last))
+    closed = episodes.ids.scatter(1, last, closed)
     for rows, longest in by_length(episodes.mask, torch.arange(batch, device=empty.device), chunk_size):
         ids, mask = episodes.ids[rows, :longest], episodes.mask[rows, :longest]
         actions = episodes.actions[rows, :longest]
@@ -328,8 +338,10 @@ def score_episodes(
         if critic and known is not None:  # an update will read it again
             below = empty.new_zeros(batch, length, known.shape[2]) if below is None else below
             below[rows, :longest] = known
+        read = closed[rows, :longest]
+        known = known if torch.equal(read, ids) else roles.below(read, mask)
         for name in roles.score_heads:
-            scores[name][rows] = roles.score(name, ids, mask, known)
+            scores[name][rows] = roles.score(name, read, mask, known)
     if roles.scorers:
         responses = response_texts(tokenizer, episodes)
         for name, scorer in roles.scorers.items():

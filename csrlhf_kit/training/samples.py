@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from csrlhf_kit import journal, processes
-from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.chat import encode_prompts, fit_prompts
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.training.rollout import response_texts, sample, score_episodes
+from csrlhf_kit.training.rollout import response_texts, sample_episodes, score_episodes
 
 SAMPLES = 3  # prompts, evenly spaced in those of training
 EVERY = 4  # steps, and after the first one
@@ -25,6 +25,7 @@ def sample_logger(
     *,
     every: int = EVERY,
     max_new_tokens: int = 32,
+    max_prompt_length: int = 512,
 ) -> Callable[[Mapping[str, Any]], None]:
     """An `on_step` for `train_ppo`: after every so many steps, append the greedy answers to a few of the prompts.
 
@@ -34,24 +35,23 @@ def sample_logger(
     """
     count = min(SAMPLES, len(prompts))
     prompts = [prompts[place * len(prompts) // count] for place in range(count)]
-    encoded = encode_prompts(tokenizer, prompts, max_length=512)
+    prompts = fit_prompts(tokenizer, prompts, max_length=max_prompt_length)  # as the policy sees them
+    encoded = encode_prompts(tokenizer, prompts, max_length=max_prompt_length)
     noise = torch.zeros(len(prompts), max_new_tokens, dtype=torch.float64)  # greedy: not read, and not drawn
 
     def on_step(row: Mapping[str, Any]) -> None:
         step = int(row["step"])
         if (step % every and step > 1) or not processes.is_main():
             return
-        with roles.decoder("policy") as model:
-            episodes = sample(
-                model,
-                encoded["input_ids"].to(roles.device),
-                encoded["attention_mask"].to(roles.device),
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                max_new_tokens=max_new_tokens,
-                temperature=0,
-                noise=noise.to(roles.device),
-            )
+        episodes = sample_episodes(
+            roles,
+            tokenizer,
+            encoded["input_ids"],
+            encoded["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            temperature=0,
+            noise=noise.to(roles.device),
+        )
         texts = response_texts(tokenizer, episodes)
         scored = score_episodes(
             roles, tokenizer, prompts, episodes, temperature=1.0, policy=False, critic=False

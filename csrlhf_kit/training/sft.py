@@ -21,12 +21,12 @@ from transformers import PrinterCallback, Trainer
 
 from csrlhf_kit import processes
 from csrlhf_kit.contents import content_of_records
-from csrlhf_kit.data.chat import encode_dialogues
+from csrlhf_kit.data.chat import encode_dialogues, tell_cut
 from csrlhf_kit.data.records import LabelledResponse, normalise_prompt
 from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.data.splits import companion
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.base import load_base, load_tokenizer, save_model
 from csrlhf_kit.models.classifiers import count_parameters, quiet
 from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.runs import write_atomic
@@ -96,7 +96,7 @@ def train_sft(
     """Fine-tune `config.base` on the responses of `train` and save it to `config.out`.
 
     Returns:
-        `rows`, `dropped` (prompt lost to truncation), `train_loss`, `validation_loss` (nats per response
+        `rows`, `dropped` (no room for the request), `cut` (room for its end only), `train_loss`, `validation_loss` (nats per response
         token, None without validation), `seconds`; also written to `sft.json` beside the model.
 
     Raises:
@@ -112,6 +112,8 @@ def train_sft(
             f"sft: none of {len(train)} dialogues fits into {config.max_length} tokens with a part of its "
             "prompt, expected some; raise --max-length"
         )
+    cut = sum(row["cut"] for row in rows)
+    tell_cut(cut, len(rows), config.max_length, "dialogues")
     model = _model(config)
     rate = config.learning_rate if config.learning_rate is not None else _default_rate(config, model)
     settings = settings_of(config, {"data": content_of_records(train, validation)}, learning_rate=rate)
@@ -137,6 +139,7 @@ def train_sft(
     report = {
         "rows": len(rows),
         "dropped": len(train) - len(rows),
+        "cut": cut,
         "train_loss": loss,
         "validation_loss": response_loss(model, tokenizer, held_out) if held_out else None,
         "learning_rate": rate,
@@ -146,8 +149,7 @@ def train_sft(
 
     def write(fresh: Path) -> None:
         with quiet():
-            model.save_pretrained(fresh, state_dict=weights)
-            tokenizer.save_pretrained(fresh)
+            save_model(model, tokenizer, fresh, state_dict=weights)
         write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
 
     processes.on_main(lambda: replace_folder(Path(config.out), write))
@@ -158,9 +160,10 @@ def train_sft(
 def response_rows(
     tokenizer: Any, records: Sequence[LabelledResponse], *, max_length: int
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each dialogue; labels are −100 on the prompt, ids on response and end.
+    """`input_ids` and `labels` of each dialogue, and whether its request is `cut`; labels are −100 on the prompt, ids
+    on response and end.
 
-    A dialogue of which truncation leaves no token of the prompt is left out.
+    A dialogue that has no room for any of its request is left out.
     """
     rows = []
     for start in range(0, len(records), 1024):
@@ -172,12 +175,13 @@ def response_rows(
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         alone = tokenizer(responses, **options)["input_ids"]
         lengths = batch["attention_mask"].sum(1).tolist()
-        for ids, length, response in zip(batch["input_ids"].tolist(), lengths, alone, strict=True):
+        encoded = zip(batch["input_ids"].tolist(), lengths, batch["cut"].tolist(), alone, strict=True)
+        for ids, length, cut, response in encoded:
             learnt = len(response) + 1
-            if learnt < length:
+            if cut < 2:
                 ids = ids[:length]
                 labels = [IGNORED] * (length - learnt) + ids[length - learnt :]
-                rows.append({"input_ids": ids, "labels": labels})
+                rows.append({"input_ids": ids, "labels": labels, "cut": cut})
     return rows
 
 

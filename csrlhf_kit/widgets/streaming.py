@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from csrlhf_kit.data.chat import encode_prompts
+from csrlhf_kit.data.chat import encode_prompts, end_tokens
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import load_policy
-from csrlhf_kit.export import run_settings
+from csrlhf_kit.export import numbers_of, run_settings
 from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.decoding import CachedForward
 from csrlhf_kit.training.rollout import pick
@@ -34,6 +34,7 @@ def streaming(
     given once it is whole. Draws from a generator of its own.
     """
     generator = torch.Generator().manual_seed(seed)
+    ends = end_tokens(tokenizer, model.generation_config)
 
     @torch.no_grad()
     def talk(messages: list[dict[str, str]]) -> Iterator[str]:
@@ -47,7 +48,7 @@ def streaming(
         for place in range(max_new_tokens):
             noise = torch.rand(1, generator=generator, dtype=torch.float64).to(logits.device)
             chosen = pick(logits, noise, temperature)
-            if int(chosen) == tokenizer.eos_token_id:
+            if int(chosen) in ends:
                 break
             tokens.append(int(chosen))
             text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -85,9 +86,9 @@ def policies_of(run: str | Path, **options: Any) -> dict[str, Talk]:
         not Path(base).exists() and (here / base).exists()
     ):  # a run from the repository's folder, a notebook in another
         base = here / base
-    quantization, tokenizer = settings.get("quantization", "none"), load_tokenizer(base)
+    numbers, tokenizer = numbers_of(run, None, None), load_tokenizer(base)
     models = {"sft": None, **adapters}
     return {
-        name: streaming(load_policy(base, adapter, quantization=quantization), tokenizer, **options)
+        name: streaming(load_policy(base, adapter, **numbers), tokenizer, **options)
         for name, adapter in models.items()
     }
