@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from csrlhf_kit.cli import OPTIONS, load, main
 from csrlhf_kit.errors import UserError
@@ -33,11 +35,12 @@ def pins(lines) -> dict[str, str]:
     return {normalised(k): v for k, v in (line.strip().split("==") for line in lines if "==" in line)}
 
 
-def requirements() -> set[str]:
+def requirements() -> dict[str, SpecifierSet]:
+    """The versions that pyproject allows, by name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    names = [*project["dependencies"], *extras["kernels"], *extras["test"]]
-    return {normalised(re.split(r"[<>=!~; \[]", name)[0]) for name in names} - {"csrlhf-kit"}
+    named = map(Requirement, [*project["dependencies"], *extras["kernels"], *extras["test"]])
+    return {normalised(wanted.name): wanted.specifier for wanted in named if wanted.name != "csrlhf-kit"}
 
 
 def test_environment_names_what_pyproject_needs_at_the_versions_of_constraints():
@@ -47,6 +50,15 @@ def test_environment_names_what_pyproject_needs_at_the_versions_of_constraints()
     constraints = pins((ROOT / "constraints.txt").read_text().splitlines())
     assert listed == {name: constraints[name] for name in requirements()}
     assert wanted[0] == "--constraint constraints.txt" and wanted[-1] == "--editable ."
+
+
+def test_pyproject_allows_what_was_measured_with_and_no_older_transformers_than_is_safe():
+    constraints, allowed = pins((ROOT / "constraints.txt").read_text().splitlines()), requirements()
+    assert {name: constraints[name] for name in allowed if constraints[name] not in allowed[name]} == {}
+    # Before 5.20 a prompt that spells control tokens forges a turn (tests/test_chat.py has the attack).
+    assert "5.19.99" not in allowed["transformers"] and "5.20.0" in allowed["transformers"]
+    for name, beyond in (("transformers", "6.0"), ("peft", "1.0")):  # their internals are used
+        assert beyond not in allowed[name]
 
 
 def test_constraints_pin_torch_and_nbval_as_the_course_needs_them():
