@@ -16,6 +16,7 @@ import scipy  # its parts are loaded when they are first used
 from csrlhf_kit.errors import UserError
 
 Side = Literal["two-sided", "lower", "upper"]
+_TRUNCATION = 0.5  # the largest share of his capital that a gambler bets
 _BISECTIONS = 60  # 2^-60 of the unit interval: the last bits of a float64
 
 
@@ -86,9 +87,7 @@ def empirical_bernstein(
     return _clip(x.mean() - margin, x.mean() + margin, side)
 
 
-def betting(
-    values: np.ndarray, *, confidence: float = 0.95, side: Side = "two-sided", truncation: float = 0.5
-) -> Interval:
+def betting(values: np.ndarray, *, confidence: float = 0.95, side: Side = "two-sided") -> Interval:
     """Hedged-capital interval for a fixed sample size: the means against which no gambler got rich.
 
     For each candidate mean m one gambler bets that the truth is larger, another that it is smaller. Were m
@@ -99,7 +98,7 @@ def betting(
     """
     x = unit_values(values)
     tail = tail_probability(confidence, side)
-    return _betting_interval(x, _bets(x, tail, horizon=len(x)), tail, side, truncation)
+    return _betting_interval(x, _bets(x, tail, horizon=len(x)), tail, side)
 
 
 class ConfidenceSequence:
@@ -113,12 +112,9 @@ class ConfidenceSequence:
     often than 5% of the time. Source: as `betting`, with bets for an open horizon (their equation 26).
     """
 
-    def __init__(
-        self, *, confidence: float = 0.95, side: Side = "two-sided", truncation: float = 0.5
-    ) -> None:
+    def __init__(self, *, confidence: float = 0.95, side: Side = "two-sided") -> None:
         self.tail = tail_probability(confidence, side)
         self.side = side
-        self.truncation = truncation
         self.values = np.empty(0)
 
     def update(self, values: np.ndarray) -> Interval:
@@ -131,7 +127,7 @@ class ConfidenceSequence:
         if len(self.values) == 0:
             return Interval(0.0, 1.0)
         bets = _bets(self.values, self.tail, horizon=None)
-        return _betting_interval(self.values, bets, self.tail, self.side, self.truncation)
+        return _betting_interval(self.values, bets, self.tail, self.side)
 
 
 def _bets(x: np.ndarray, tail: float, *, horizon: int | None) -> np.ndarray:
@@ -144,26 +140,24 @@ def _bets(x: np.ndarray, tail: float, *, horizon: int | None) -> np.ndarray:
     return np.sqrt(-2 * np.log(tail) / (spread * before))
 
 
-def _betting_interval(
-    x: np.ndarray, bets: np.ndarray, tail: float, side: Side, truncation: float
-) -> Interval:
-    low = 0.0 if side == "upper" else _ruled_out(x, bets, tail, truncation)
-    high = 1.0 if side == "lower" else 1 - _ruled_out(1 - x, bets, tail, truncation)
+def _betting_interval(x: np.ndarray, bets: np.ndarray, tail: float, side: Side) -> Interval:
+    low = 0.0 if side == "upper" else _ruled_out(x, bets, tail)
+    high = 1.0 if side == "lower" else 1 - _ruled_out(1 - x, bets, tail)
     if low > high:  # possible with probability below `tail`: the two gamblers together refute every mean
         low = high = (low + high) / 2
     return Interval(low, high)
 
 
-def _ruled_out(x: np.ndarray, bets: np.ndarray, tail: float, truncation: float) -> float:
+def _ruled_out(x: np.ndarray, bets: np.ndarray, tail: float) -> float:
     """The largest mean that the "truth is larger" gambler refutes.
 
-    His capital falls with m (each factor 1 + min(bet, truncation/m)·(x - m) does), so bisection finds the
+    His capital falls with m (each factor 1 + min(bet, _TRUNCATION/m)·(x - m) does), so bisection finds the
     end of the refuted means exactly; a grid would only come close.
     """
     low, high = 0.0, 1.0  # every mean ≤ low is refuted; 0 is at worst the trivial bound
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        capital = np.cumsum(np.log1p(np.minimum(bets, truncation / middle) * (x - middle)))
+        capital = np.cumsum(np.log1p(np.minimum(bets, _TRUNCATION / middle) * (x - middle)))
         if capital.max() >= -np.log(tail):
             low = middle
         else:

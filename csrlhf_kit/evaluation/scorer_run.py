@@ -96,12 +96,7 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     if pairs:
         scores = pair_scores(scorer, pairs["test"])
         models[config.objective] |= pairs_measured(scores, pairs["test"], config.objective)
-    result = _result(config, scorer, models, labelled, report, started)
-    _write(config, scorer, lines, result)
-    print(_headline(config, result))
-    print(table(models))
-    print(few_rows(models), end="")
-    return result
+    return _finished(config, scorer, models, labelled, report, lines, started)
 
 
 @writes_model
@@ -132,12 +127,7 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
             for pair, (first, second) in zip(pairs[split], scores, strict=True)
         ]
     models = {"reward": pairs_measured(scores, pairs["test"], "reward")}
-    result = _result(config, scorer, models, pairs, report, started)
-    _write(config, scorer, lines, result)
-    print(_headline(config, result))
-    print(table(models))
-    print(few_rows(models), end="")
-    return result
+    return _finished(config, scorer, models, pairs, report, lines, started)
 
 
 def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> np.ndarray:
@@ -222,11 +212,12 @@ def _prediction_lines(
     ]
 
 
-def _result(
-    config: Any, scorer: Scorer, models: dict, splits: dict, report: dict, started: float
+def _finished(
+    config: Any, scorer: Scorer, models: dict, splits: dict, report: dict, lines: list[str], started: float
 ) -> dict[str, Any]:
+    """Write the folder of the finished scorer, print its metrics, and return what `metrics.json` holds."""
     training = {name: value for name, value in scorer.notes.items() if name not in ("config", "meaning")}
-    return {
+    result = {
         "models": models,
         "splits": {name: len(records) for name, records in splits.items()},
         "data": report,
@@ -235,8 +226,6 @@ def _result(
         "seconds": round(time.perf_counter() - started, 2),
     }
 
-
-def _write(config: Any, scorer: Scorer, lines: list[str], result: dict[str, Any]) -> None:
     def write(folder: Path) -> None:
         save_scorer(scorer, folder)
         write_atomic(folder / "predictions.jsonl", "\n".join(lines) + "\n")
@@ -244,6 +233,9 @@ def _write(config: Any, scorer: Scorer, lines: list[str], result: dict[str, Any]
 
     processes.on_main(lambda: replace_folder(Path(config.out), write))
     clear_checkpoints(config)
+    print(_headline(config, result), table(models), sep="\n")
+    print(few_rows(models), end="")
+    return result
 
 
 def _headline(config: Any, result: dict[str, Any]) -> str:
