@@ -64,7 +64,7 @@ def one_file(folder: Path, tables: dict[str, list[dict]]) -> str:
 
 @pytest.mark.parametrize("write", [local_folder, saved_folder, one_file])
 @pytest.mark.parametrize("validation", [None, "validation", "val", "valid", "dev"])
-def test_own_splits_are_used_and_what_lacks_is_cut(tmp_path, monkeypatch, write, validation):
+def test_own_splits_are_used_and_what_lacks_is_cut(tmp_path, monkeypatch, capfd, write, validation):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -73,7 +73,9 @@ def test_own_splits_are_used_and_what_lacks_is_cut(tmp_path, monkeypatch, write,
         tables[validation] = rows("dev", 30)
     (tmp_path / "set").mkdir()
     source = write(tmp_path / "set", tables)
+    capfd.readouterr()
     splits, report = source_splits(source, LabelledResponse)
+    assert capfd.readouterr() == ("", ""), "no progress bars"
     assert names(splits, "test") == {"held out"} and len(splits["test"]) == 40
     assert names(splits, "train") == {"train"}
     assert names(splits, "validation") == {"dev" if validation else "train"}

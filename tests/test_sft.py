@@ -20,6 +20,7 @@ from csrlhf_kit.training.sft import (
     IGNORED,
     SFTConfig,
     SFTTrainer,
+    _dialogues,
     collate,
     response_loss,
     response_rows,
@@ -132,6 +133,30 @@ def test_the_command_reads_a_file_and_can_keep_to_safe_rows(random_base: Path, t
     config = quick(random_base, tmp_path / "sft", data=str(data), safe_only=True, epochs=1)
     assert run_sft(config)["rows"] == sum(i % 3 > 0 for i in range(48))
     assert run_sft(replace(config, safe_only=False))["rows"] == 48
+
+
+def test_the_sources_own_validation_split_is_held_out(random_base: Path, tmp_path: Path) -> None:
+    """Not only of the shipped data, whatever it is called, and without the prompts that were learnt."""
+    lines = [
+        {
+            "prompt": r.prompt,
+            "response": r.response,
+            "is_safe": True,
+            "split": "dev" if i % 3 == 0 else "train",
+        }
+        for i, r in enumerate(DIALOGUES)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**lines[1], "split": "dev"}]))
+    config = quick(random_base, tmp_path / "sft", data=str(data), epochs=1)
+    report = run_sft(config)
+    assert report["rows"] == 32 and report["validation_loss"] > 0
+    train, held_out = _dialogues(config)
+    assert len(held_out) == 16 and not {r.prompt for r in train} & {r.prompt for r in held_out}
+    data.write_text("".join(json.dumps({**line, "split": ""}) + "\n" for line in lines))
+    assert run_sft(config)["validation_loss"] is None
+    train, held_out = _dialogues(replace(config, data="shipped"))
+    assert (len(train), len(held_out)) == (8000, 1000)
 
 
 def test_errors_are_sentences(random_base: Path, tmp_path: Path) -> None:
