@@ -9,20 +9,20 @@ PPO raises the reward while the mean cost J_C has to stay below a threshold d, e
     python notebooks/constrained_ppo.py --method rectified        # about 3 minutes on two cores
     python notebooks/constrained_ppo.py --penalty 0               # plain PPO: cost does not count
 
-It needs torch, transformers and peft, and from data/ a tiny base model, its reward and cost models, a fitted
-critic, and prompts. The package `csrlhf_kit` does the same faster; a test holds the losses of both side by side.
+It needs torch, transformers, peft and data/. The package does the same faster; a test holds both side by side.
 """
 
 import json
 import math
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
-
+sys.modules.setdefault("bitsandbytes", None)  # peft would import it, and on some CPUs it asks a hub for code
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
