@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer, save_model, save_tokenizer, shipped_generation
+from csrlhf_kit.models.classifiers import load_config
 from csrlhf_kit.models.scorers import load_scorer, save_scorer
 from csrlhf_kit.outputs import check_model_folder, replace_folder
 
@@ -78,6 +79,8 @@ def run_export(config: ExportConfig) -> Path:
     dtype = config.dtype or stored.get("dtype", "bfloat16")
     if not base:
         raise UserError(f"{adapter} does not say what its base is: expected --base")
+    if config.merge and getattr(load_config(base), "quantization_config", None) is not None:
+        raise UserError(f"--merge: the weights of {base} are quantised, expected --base with the dense ones")
     if not config.merge:
         replace_folder(config.out, lambda folder: _copy(adapter, folder, base))
     elif shape.task_type == "SEQ_CLS":

@@ -91,6 +91,47 @@ def sentences() -> list[str]:
     return list(SENTENCES)
 
 
+@pytest.fixture
+def bitsandbytes_unpacks():
+    """Which 4-bit dequantiser bitsandbytes has on this CPU, for one test: its `definition` in plain torch, or the one of
+    processors with AVX512, `by_rows`, which takes the scales of a row at row * (width // block).
+    """
+    pytest.importorskip("bitsandbytes")
+    import math
+    import warnings
+
+    import torch
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute as compiled
+    from bitsandbytes.backends.utils import _get_4bit_code
+
+    compute = getattr(compiled, "__wrapped__", compiled)  # the compiler is not asked
+
+    def definition(packed, absmax, blocksize, quant_type, shape, dtype):
+        code = _get_4bit_code(quant_type, packed.device)
+        return compute(packed.view(torch.uint8).reshape(-1), absmax, code, blocksize, shape, dtype)
+
+    def by_rows(packed, absmax, blocksize, quant_type, shape, dtype):
+        rows, width = math.prod(shape[:-1]), shape[-1]
+        taken = torch.arange(rows)[:, None] * (width // blocksize) + torch.arange(width) // blocksize
+        ones = torch.ones_like(absmax)
+        values = definition(packed, ones, blocksize, quant_type, shape, torch.float32).view(rows, width)
+        return (values * absmax[taken]).view(*shape).to(dtype)
+
+    kernels, library = {"definition": definition, "by_rows": by_rows}, []
+
+    def use(name: str) -> None:
+        for earlier in library:
+            earlier._destroy()
+        library[:] = [torch.library.Library("bitsandbytes", "FRAGMENT")]
+        with warnings.catch_warnings():  # torch says that a kernel is replaced
+            warnings.simplefilter("ignore")
+            library[0].impl("dequantize_4bit", kernels[name], "CPU", allow_override=True)
+
+    yield use
+    for last in library:
+        last._destroy()
+
+
 @pytest.fixture(scope="session")
 def seconds() -> Callable[[Callable[[], object]], float]:
     """CPU seconds of a call, the best of three: other processes may have the core. For ratios only."""

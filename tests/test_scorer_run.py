@@ -24,6 +24,7 @@ from csrlhf_kit.evaluation.scorer_run import (
     run_cost_model,
     run_reward_model,
 )
+from csrlhf_kit.kernels.linear4bit import CAUTION
 from csrlhf_kit.models.scorers import score_texts
 from csrlhf_kit.training.sft import SFTConfig
 from csrlhf_kit.training.supervised import SupervisedConfig
@@ -64,6 +65,7 @@ def test_cost_model_command_on_labelled_rows(tmp_path: Path, capsys: pytest.Capt
     for name, key in (("semantic", "probability"), ("keyword", "keyword_probability")):
         found = result["models"][name]["auroc"]["value"]
         assert found == pytest.approx(auroc([line[key] for line in test], unsafe))
+    assert CAUTION not in printed
     # A second run replaces the first; one that fails leaves it alone.
     again = run_cost_model(config)
     assert again["models"] == result["models"]
@@ -144,3 +146,13 @@ def test_shared_settings_are_shown_with_their_docstrings(kind, capsys):
     ):
         [(doc,)] = [re.findall(rf"    {name}: .*\n    \"\"\"(.*)\"\"\"", source)]
         assert doc in shown
+
+
+def test_a_scorer_on_a_4_bit_base_says_that_some_cpus_read_it_otherwise(tmp_path, random_base, capsys):
+    pytest.importorskip("bitsandbytes")
+    data = write_rows(tmp_path / "rows.jsonl", cs_rlhf_rows(dialogues(80)))
+    options = {"data": str(data), "base": str(random_base), "out": str(tmp_path / "cost")}
+    run_cost_model(CostModelConfig(**options, epochs=0.1, rank=2, quantization="nf4", progress=False))
+    told = capsys.readouterr()
+    assert CAUTION in told.out and not told.err
+    assert CAUTION in (tmp_path / "cost" / "README.md").read_text()

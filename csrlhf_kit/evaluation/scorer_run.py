@@ -23,6 +23,7 @@ from csrlhf_kit.data.splits import SPLITS
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, few_rows, pair_metrics, table
+from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
 from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows, score_texts
 from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.runs import write_atomic
@@ -235,6 +236,8 @@ def _finished(
     clear_checkpoints(config)
     print(_headline(config, result), table(models), sep="\n")
     print(few_rows(models), end="")
+    if unpacks_here(scorer.model):
+        print(CAUTION)
     return result
 
 

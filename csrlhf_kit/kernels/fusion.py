@@ -9,6 +9,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.linear4bit import mend_4bit
 from csrlhf_kit.kernels.lora import lora_linear
 from csrlhf_kit.kernels.nf4 import is_quantised, read_params4bit
 
@@ -102,8 +103,8 @@ def fuse(model: nn.Module) -> Fused:
     Only the layers' class changes, to a subclass: parameters, names and state dict stay as they are, so that
     saving, `set_adapter`, `disable_adapter`, `merge_and_unload` and gradient checkpointing work as before.
     Dense and bitsandbytes NF4 bases are fused; other layers (DoRA and other variants, 8 bit, embeddings ...)
-    stay PEFT's and are listed, with the reason, in the result's `left_alone`. bitsandbytes' repacking for
-    AVX512 inference is switched off on 4-bit layers for good: training below it gets zero gradients.
+    stay PEFT's and are listed, with the reason, in the result's `left_alone`. 4-bit layers are mended for good
+    (see `mend_4bit`): repacked for AVX512 inference, they would give zero gradients below them.
     Raises UserError, and changes nothing, for a model without LoRA layers, one with GPT-2's Conv1D (its
     weight is transposed), or one that bitsandbytes has already repacked.
     """
@@ -125,9 +126,7 @@ def fuse(model: nn.Module) -> Fused:
                 read_params4bit(base.weight)  # refuses repacked weights before anything is changed
         else:
             result.left_alone[name] = reason
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    mend_4bit(model)
     for layer in result.layers.values():
         layer.__class__ = _FUSED[type(layer)]
     return result

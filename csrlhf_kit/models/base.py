@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from csrlhf_kit import processes
 from csrlhf_kit.data.chat import end_token, end_tokens
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.linear4bit import mend_4bit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Quantization = Literal["none", "nf4"]
@@ -134,16 +135,14 @@ def load_options(
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Evaluation mode, no gradients, and 4-bit layers that stay as they are.
-
-    On a CPU with AVX512-BF16, bitsandbytes repacks a `Linear4bit` in place during the first forward without
-    gradients; a later training forward then gives zero gradients below it. PPO alternates the two, so the
-    repacking is switched off.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    """Evaluation mode, no gradients, and 4-bit layers that any CPU reads alike (see `mend_4bit`)."""
+    mend_4bit(model)
     return model.requires_grad_(False).eval()
+
+
+def is_packed(model: Any) -> bool:
+    """Whether a model has quantised weights, as asked for or as its folder has them: no adapter folds into them."""
+    return getattr(model, "is_quantized", False)
 
 
 def _nf4(compute_dtype: torch.dtype) -> Any:

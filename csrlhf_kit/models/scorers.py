@@ -27,7 +27,8 @@ from torch import nn
 
 from csrlhf_kit.data.chat import encode_dialogues, end_token
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, load_options, load_tokenizer
+from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
+from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_options, load_tokenizer
 from csrlhf_kit.models.classifiers import (
     fitting_length,
     fresh_modules,
@@ -43,6 +44,10 @@ from csrlhf_kit.runs import write_atomic
 
 SCORER_FILE = "scorer.json"
 ADAPTER_FILE = "adapter_config.json"
+PACKED = (
+    'dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4",\n    '
+    'bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["score", "classifier"])'
+)
 MAX_LENGTH = 512
 
 TextScorer = Callable[[Sequence[str], Sequence[str]], torch.Tensor]
@@ -184,7 +189,7 @@ def load_scorer(
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
             model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
-        if merge and quantization == "none":
+        if merge and not is_packed(model):
             model = model.merge_and_unload()
     else:
         config = load_config(path)
@@ -356,10 +361,11 @@ def _autocast(model: nn.Module) -> contextlib.AbstractContextManager:
 
 def _readme(scorer: Scorer) -> str:
     adapter = isinstance(scorer.model, PeftModel)
+    packed = f", quantization_config={PACKED}" if is_packed(scorer.model) else ""
     if adapter:
         load = (
             "from peft import AutoPeftModelForSequenceClassification as Classifier\n\n"
-            "model = Classifier.from_pretrained(folder, num_labels=1).eval()\n"
+            f"model = Classifier.from_pretrained(folder, num_labels=1{packed}).eval()\n"
             "model.config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id"
         )
     else:
@@ -393,4 +399,5 @@ def _readme(scorer: Scorer) -> str:
         f"```python\nimport torch\nfrom transformers import AutoTokenizer\n{load}\n"
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\n{text}\n"
         "with torch.inference_mode():\n    score = model(**inputs).logits[0, 0].item()\n```\n"
+        + (f"\n{CAUTION}\n" if unpacks_here(scorer.model) else "")
     )

@@ -1,0 +1,64 @@
+"""bitsandbytes' 4-bit layers on a CPU: never repacked, and unpacked right whatever their width.
+
+Two things go wrong on CPUs with AVX512. A `Linear4bit` is repacked in place during its first forward without
+gradients (AVX512-BF16); a later training forward then gives zero gradients below it, and PPO alternates the two.
+And bitsandbytes (0.50) takes the scales of a row at row * (in // block): wrong where `in` is no multiple of the
+block, since blocks then reach over the ends of rows.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from torch import Tensor, nn
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.lora import lora_linear
+from csrlhf_kit.kernels.nf4 import read_params4bit
+
+CAUTION = (
+    "Rows of this 4-bit base are no multiple of the block of weights that share a scale. On CPUs with AVX512, "
+    "bitsandbytes (0.50) unpacks such rows wrongly: plain transformers gives other scores there than the kit does."
+)
+
+
+class _UnpackedHere:
+    """Mixed into a `Linear4bit`: on a CPU its weight is unpacked by `dequantize_nf4`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        rows = x.to(self.compute_dtype or x.dtype)  # (..., in)
+        down, up = rows.new_empty(0, self.in_features), rows.new_empty(self.out_features, 0)  # LoRA of rank 0
+        return lora_linear(rows, read_params4bit(self.weight), down, up, bias=self.bias).to(x.dtype)
+
+
+@cache
+def _unpacked_here(layer: type) -> type:
+    return type(layer.__name__, (_UnpackedHere, layer), {})
+
+
+def mend_4bit(model: nn.Module) -> None:
+    """Switch the repacking off, and let layers whose rows are no multiple of their block unpack here.
+
+    Raises UserError for such a layer on a CPU in another format than NF4: its weights would be read wrongly.
+    """
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "support_avx512bf16_for_cpu"):
+            continue
+        layer.support_avx512bf16_for_cpu = False
+        weight = layer.weight
+        if layer.in_features % weight.blocksize == 0 or isinstance(layer, _UnpackedHere):
+            continue
+        if weight.quant_type == "nf4":
+            layer.__class__ = _unpacked_here(type(layer))
+        elif weight.device.type == "cpu":
+            raise UserError(
+                f"{name} is quantised as {weight.quant_type}, in blocks of {weight.blocksize} that do not fit its "
+                f"rows of {layer.in_features}: some CPUs read that wrongly, expected nf4 or a GPU"
+            )
+
+
+def unpacks_here(model: nn.Module) -> bool:
+    """Whether `model` has 4-bit layers that plain transformers may read otherwise on a CPU with AVX512."""
+    return any(isinstance(layer, _UnpackedHere) for layer in model.modules())
