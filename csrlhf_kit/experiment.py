@@ -227,7 +227,8 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
         run = Run.open(config.out / "policies" / method, config_dict(ppo, constraint), resume=True)
         load_critic(roles, config.out / "models" / "critic.safetensors")
         prompts = training_prompts()
-        said = sample_logger(run.folder, roles, tokenizer, prompts, max_new_tokens=ppo.max_new_tokens)
+        lengths = {"max_new_tokens": ppo.max_new_tokens, "max_prompt_length": ppo.max_prompt_length}
+        said = sample_logger(run.folder, roles, tokenizer, prompts, **lengths)
         history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run, said)
         roles.save_policy(config.out / "policies" / method / "adapter")
         multiplier = constraint.multiplier
