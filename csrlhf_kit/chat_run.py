@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,8 @@ from csrlhf_kit import journal
 from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, stored_policy
-from csrlhf_kit.export import adapter_folder, numbers_of, run_settings
+from csrlhf_kit.export import adapter_folder, numbers_of
+from csrlhf_kit.models.places import base_of, find_base
 from csrlhf_kit.outputs import check_file
 
 LEAVE = ("/quit", "/exit")
@@ -81,13 +81,10 @@ def load_answer(run: Path | None, config: TalkConfig) -> Answer:
 
     Raises UserError where there is no policy, or nothing says what its base is.
     """
-    stored = run_settings(run) if run is not None else {}
     adapter = adapter_folder(run) if run is not None else None
-    base = config.base or stored.get("base")
-    if adapter is not None and not base:
-        base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
+    if adapter is None and not config.base:
         raise UserError("nothing says which base to load: expected a run's folder, or --base")
+    base = find_base(config.base) if adapter is None else base_of(adapter, config.base)
     return stored_policy(
         base, adapter, **numbers_of(run, config.dtype, config.quantization),
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed,

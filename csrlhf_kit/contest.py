@@ -11,15 +11,15 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from csrlhf_kit.data.records import Prompt
-from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.evaluation.arena import arena
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, oracle_progress, robustness
 from csrlhf_kit.experiment import evaluation_prompts, versions
-from csrlhf_kit.export import numbers_of
+from csrlhf_kit.export import adapter_folder, numbers_of
 from csrlhf_kit.models.any_scorer import text_scorer
+from csrlhf_kit.models.places import SHIPPED, base_of
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world.conversations import conversations
@@ -32,9 +32,9 @@ class RedTeamConfig:
     out: Path
     """File to write: a JSON object with the shares that held, and examples of what broke it."""
     policy: Path | None = None
-    """The policy's adapter folder; None: the base itself."""
+    """The policy's run or adapter folder; None: the base itself."""
     base: str | None = None
-    """The policy's base; None: the tiny base that is shipped."""
+    """The policy's base; None: its own, or `shipped`, the tiny base."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of the base's weights; None: as the policy's run had them."""
     quantization: Literal["none", "nf4"] | None = None
@@ -63,10 +63,10 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
     Raises UserError where the base, the policy or the cost model cannot be read.
     """
     check_file(config.out)
-    base = config.base or str(data_folder() / "tiny_base")
+    adapter = adapter_folder(config.policy) if config.policy is not None else None
     answer = stored_policy(
-        base,
-        config.policy,
+        base_of(adapter, config.base) if adapter else config.base or SHIPPED,
+        adapter,
         **numbers_of(config.policy, config.dtype, config.quantization),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,

@@ -13,6 +13,7 @@ from csrlhf_kit.data.records import PreferencePair, Prompt
 from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.places import SHIPPED, find_base
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import writes_run
 from csrlhf_kit.runs import Run
@@ -28,14 +29,14 @@ class DirectRunConfig:
     """Folder of the run: metrics.jsonl and checkpoints of each step, adapter."""
     method: Method = "safedpo"
     """dpo_safer | dpo_better | safedpo | sacpo | mocan."""
-    base: str = "data/tiny_base"
-    """The policy's base: a folder or a hub id."""
+    base: str = SHIPPED
+    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     data: str = "shipped"
     """Judged pairs: `shipped`, a file, a hub id, or a mixture; for mocan the prompts to answer."""
     reward: Path | None = None
-    """The reward model, for mocan: a folder that `csrlhf reward-model` wrote for the same base."""
+    """The reward model, for mocan: as in `csrlhf ppo`."""
     cost: Path | None = None
-    """The cost model, for mocan: a folder that `csrlhf cost-model` wrote for the same base."""
+    """The cost model, for mocan: as in `csrlhf ppo`."""
     max_new_tokens: int = 32
     """Longest answer that mocan samples from the base."""
     quantization: Literal["none", "nf4"] = "none"
@@ -75,7 +76,7 @@ def run_direct(config: DirectRunConfig) -> dict[str, Any]:
         seed=config.direct.seed,
     )
     asked = {name: value for name, value in asdict(config).items() if name not in ("out", "strict")}
-    models = {name: getattr(config, name) for name in ("base", "reward", "cost")}
+    models = {"base": find_base(config.base), "reward": config.reward, "cost": config.cost}
     contents = {name: content_of(place) for name, place in models.items() if place is not None}
     Run.open(config.out, asked, contents=contents | {"data": content_of_records(loaded.records)}, resume=True)
     offline = None

@@ -28,6 +28,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.cost_models import keyword_row, scorer_row
 from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row
 from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.places import SHIPPED, adapter_in, find_base
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import load_scorer
 from csrlhf_kit.outputs import writes_run
@@ -93,8 +94,8 @@ class RunConfig:
 
         Raises UserError where there is none.
         """
-        path = self.base or data_folder() / "tiny_base"
-        if not (path / "config.json").is_file():
+        path = self.base or Path(find_base(SHIPPED))
+        if not (path / "config.json").is_file() and not adapter_in(path):
             raise UserError(
                 f"no base model in {path}: expected a folder with config.json (see csrlhf make-base)"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,15 @@ import tyro
 from peft import PeftConfig, PeftModel
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import load_base, load_tokenizer, save_model, save_tokenizer, shipped_generation
-from csrlhf_kit.models.classifiers import load_config
+from csrlhf_kit.models.base import (
+    load_base,
+    load_config,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+    shipped_generation,
+)
+from csrlhf_kit.models.places import ADAPTER_FILE, adapter_in, base_of, check_base, note_base, run_settings
 from csrlhf_kit.models.scorers import load_scorer, save_scorer
 from csrlhf_kit.outputs import check_model_folder, replace_folder
 
@@ -37,24 +43,13 @@ class ExportConfig:
 
 def adapter_folder(run: Path) -> Path:
     """The folder in `run` that holds a PEFT adapter. Raises UserError where there is none."""
-    for place in (run, run / "adapter"):
-        if (place / "adapter_config.json").is_file():
-            return place
+    if place := adapter_in(run):
+        return place
+    if (run / "sft.json").is_file() or (run / "scorer.json").is_file():
+        raise UserError(
+            f"{run} was trained with --adaptation full: it holds a whole model already, and no adapter"
+        )
     raise UserError(f"{run} holds no adapter: expected a run of `csrlhf sft`, a scorer or `ppo`")
-
-
-def run_settings(run: Path) -> dict[str, Any]:
-    """What a run was asked for: `config.json` of `csrlhf ppo`, or the `config` in `sft.json` and `scorer.json`; for
-    the `adapter` folder in a run, and for one policy of `csrlhf run`, what that run was asked for.
-    """
-    run = run.resolve()
-    run = run.parent if run.name == "adapter" else run
-    shared = run_settings(run.parent.parent) if run.parent.name == "policies" else {}
-    for name, part in (("config.json", None), ("sft.json", "config"), ("scorer.json", "config")):
-        if (run / name).is_file():
-            stored = json.loads((run / name).read_text())
-            return shared | (stored if part is None else stored.get(part, {}))
-    return shared
 
 
 def numbers_of(run: Path | None, dtype: str | None, quantization: str | None) -> dict[str, Any]:
@@ -74,11 +69,8 @@ def run_export(config: ExportConfig) -> Path:
     check_model_folder(config.out, marks=())
     adapter = adapter_folder(config.run)
     shape = PeftConfig.from_pretrained(str(adapter))
-    stored = run_settings(config.run)
-    base = config.base or stored.get("base") or shape.base_model_name_or_path
-    dtype = config.dtype or stored.get("dtype", "bfloat16")
-    if not base:
-        raise UserError(f"{adapter} does not say what its base is: expected --base")
+    base = base_of(adapter, config.base)
+    dtype = config.dtype or run_settings(config.run).get("dtype", "bfloat16")
     if config.merge and getattr(load_config(base), "quantization_config", None) is not None:
         raise UserError(f"--merge: the weights of {base} are quantised, expected --base with the dense ones")
     if not config.merge:
@@ -88,6 +80,7 @@ def run_export(config: ExportConfig) -> Path:
         replace_folder(config.out, lambda folder: save_scorer(scorer, folder))
     else:
         model = PeftModel.from_pretrained(load_base(base, dtype=dtype), str(adapter)).merge_and_unload()
+        check_base(adapter, base)  # once more, since a hub id may have been fetched just now
         tokenizer = load_tokenizer(base)
         replace_folder(config.out, lambda folder: save_model(model, tokenizer, folder))
     print(f"{'The merged model' if config.merge else 'The adapter'} is in {config.out}")
@@ -97,6 +90,7 @@ def run_export(config: ExportConfig) -> Path:
 def _copy(adapter: Path, folder: Path, base: str) -> None:
     """The adapter's files, and its base's tokenizer and generation config."""
     folder.mkdir(parents=True)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (ADAPTER_FILE, "adapter_model.safetensors"):
         shutil.copy(adapter / name, folder / name)
+    note_base(folder, base)
     save_tokenizer(load_tokenizer(base), shipped_generation(base), folder)

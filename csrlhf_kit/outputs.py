@@ -28,7 +28,15 @@ except ImportError:  # Windows: no locks
     fcntl = None  # type: ignore[assignment]
 
 NEW, OLD, DONE, LOCK = ".csrlhf.new", ".csrlhf.old", ".csrlhf.done", ".csrlhf.lock"
-MODEL = (*WEIGHTS, "additional_chat_templates", "sft.json", "metrics.json", "predictions.jsonl", "README.md")
+MODEL = (
+    *WEIGHTS,
+    "base.json",
+    "additional_chat_templates",
+    "sft.json",
+    "metrics.json",
+    "predictions.jsonl",
+    "README.md",
+)
 _held: set[Path] = set()  # locks of this process: a notebook may open what it has open
 
 

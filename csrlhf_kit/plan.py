@@ -208,7 +208,7 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     if config.base in KNOWN:
         shape = known_shape(config.base)
     else:
-        from csrlhf_kit.models.classifiers import load_config
+        from csrlhf_kit.models.base import load_config
 
         shape = shape_of(load_config(config.base))
     for count in (config.layers, config.scorer_layers):

@@ -53,7 +53,7 @@ def _hub(base: str, *, quantization: str, batch: int, micro: int, checkpointing:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {
-        "all": {"base": "data/tiny_base", "dtype": "float32", "quantization": "none", "rank": 16},
+        "all": {"base": "shipped", "dtype": "float32", "quantization": "none", "rank": 16},
         "sft": {"data": "shipped", "epochs": 1.0},
         "reward-model": {"data": "shipped", "layers": 2},
         "cost-model": {"data": "shipped", "objective": "semantic", "layers": 2},

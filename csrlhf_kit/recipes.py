@@ -23,12 +23,13 @@ from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, no
 from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import MAX_PROMPT, answer_and_score, judge_all, policy_row, rate
-from csrlhf_kit.export import numbers_of, run_settings
+from csrlhf_kit.export import numbers_of
 from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.checkpointing import checkpoint_activations
 from csrlhf_kit.models.cost_sign import CostSign, signed_cost
 from csrlhf_kit.models.decoding import Sampler
+from csrlhf_kit.models.places import FORMERLY, SHIPPED, adapter_in, base_of, find_base, run_settings
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import SCORER_FILE
 from csrlhf_kit.outputs import check_file, writes_run
@@ -70,8 +71,8 @@ class PPORunConfig:
     cost_sign: CostSign = "checked"
     """checked: a cost model that was not trained here must score plain harm above harmless answers, or the run is
     refused; flipped: its negative is taken, for one that scores safety; trusted: as it is."""
-    base: str = "data/tiny_base"
-    """The policy's base: a folder or a hub id."""
+    base: str = SHIPPED
+    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     prompts: str = "shipped"
     """Where prompts come from: shipped, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
     method: Method = "fixed_penalty"
@@ -131,7 +132,10 @@ def run_ppo(config: PPORunConfig) -> dict[str, Any]:
         checkpoint_activations(roles)
     asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
     asked["critic"] = asdict(config.critic)
-    contents = {name: content_of(getattr(config, name)) for name in ("base", "reward", "cost")}
+    if config.base == SHIPPED and run_settings(config.out).get("base") == FORMERLY:
+        asked["base"] = FORMERLY
+    models = {"base": find_base(config.base), "reward": config.reward, "cost": config.cost}
+    contents = {name: content_of(place) for name, place in models.items()}
     contents["prompts"] = content_of_records(loaded.records)
     run = processes.on_main(lambda: Run.open(config.out, asked, contents=contents, resume=config.resume))
     run = run or Run(config.out)
@@ -223,8 +227,8 @@ class EvaluateConfig:
     """As in `csrlhf ppo`: checked, flipped or trusted."""
     policy: Path | None = None
     """The policy: an adapter's folder, or that of a `csrlhf ppo` run; None: the base itself."""
-    base: str = "data/tiny_base"
-    """The base of policy and scorers."""
+    base: str | None = None
+    """The base of policy and scorers; None: the policy's own, or `shipped`, the tiny base."""
     prompts: str = "shipped"
     """Where prompts come from; on the shipped ones the toy world's oracle judges, elsewhere the cost model."""
     limit: int | None = None
@@ -261,7 +265,10 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"batch_size is {config.batch_size}: expected at least one prompt")
     check_file(config.out)
     shape = _policy(config.policy) if config.policy is not None else {}
-    config = replace(config, **numbers_of(config.policy, config.dtype, config.quantization))
+    own = base_of(shape["policy"], config.base) if shape else SHIPPED
+    config = replace(
+        config, base=config.base or own, **numbers_of(config.policy, config.dtype, config.quantization)
+    )
     loaded = read_records(config.prompts, Prompt, split="test", strict=config.strict)
     print(notes_of(loaded.report), end="")
     records = loaded.records
@@ -343,10 +350,10 @@ def summary(row: dict[str, Any]) -> str:
 
 def _policy(folder: Path) -> dict[str, Any]:
     """`Roles`' arguments for a stored policy: its adapter's folder (or a run's), rank, scale and layers."""
-    places = [place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()]
-    if not places:
+    place = adapter_in(folder)
+    if place is None:
         raise UserError(f"{folder} is no policy: expected a PEFT adapter (adapter_config.json)")
-    stored = PeftConfig.from_pretrained(str(places[0]))
+    stored = PeftConfig.from_pretrained(str(place))
     layers = stored.layers_to_transform
     shape = {"rank": stored.r, "alpha": stored.lora_alpha, "layers": None if layers is None else len(layers)}
-    return {"policy": places[0], **shape}
+    return {"policy": place, **shape}

@@ -235,7 +235,7 @@ def test_nf4_base_trains_through_evaluation(random_base, batch):
 
 
 def test_misfits_are_told(random_base, reward, cost, tmp_path):
-    with pytest.raises(UserError, match="expected a PEFT adapter"):
+    with pytest.raises(UserError, match="is no reward model"):
         Roles(load_base(random_base, device="cpu"), reward=tmp_path, cost=cost)
     wrong = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(random_base, num_labels=1), reward

@@ -290,6 +290,7 @@ def test_errors_are_sentences(bases: dict[str, Path], saved: dict, tmp_path: Pat
     moved = save_scorer(load_scorer(folder), tmp_path / "moved")
     config["base_model_name_or_path"] = str(tmp_path / "gone")
     (moved / "adapter_config.json").write_text(json.dumps(config))
+    (moved / "base.json").unlink()
     with pytest.raises(UserError, match="gone"):
         load_scorer(moved)
     again = score_texts(load_scorer(moved, base=bases["qwen2"]), PROMPTS, RESPONSES)

@@ -112,7 +112,7 @@ def test_a_model_speaks_token_by_token_what_it_answers_at_once(random_base):
 
 
 @pytest.mark.parametrize("kind", ["csrlhf run", "csrlhf ppo"])
-def test_a_runs_policies_speak_on_the_base_that_it_was_trained_on(kind, random_base, tmp_path, monkeypatch):
+def test_a_runs_policies_speak_on_the_base_that_it_was_trained_on(kind, random_base, tmp_path):
     from csrlhf_kit.evaluation.answers import load_policy
     from csrlhf_kit.models.base import load_base, load_tokenizer
     from csrlhf_kit.models.roles import Roles
@@ -125,7 +125,6 @@ def test_a_runs_policies_speak_on_the_base_that_it_was_trained_on(kind, random_b
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     run = tmp_path / "mine"
     roles.save_policy(run / ("policies/ppo/adapter" if kind == "csrlhf run" else "adapter"))
-    monkeypatch.setattr("csrlhf_kit.widgets.streaming.data_folder", lambda: random_base.parent / "data")
     message, options = [{"role": "user", "content": "hello there"}], {"max_new_tokens": 12, "temperature": 0}
     tokenizer = load_tokenizer(random_base)
     said = {

@@ -49,6 +49,7 @@ MOST_UNUSABLE = 0.01
 """The share of rows that may lack an answer or a label, and are then left out."""
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
+_LOCAL = ("data", "runs", "models", "checkpoints", "out", "output", "outputs")  # nobody's name on the hub
 _EXPECTED = (
     "expected `shipped`, a .jsonl, .json, .csv or .parquet file, a folder, "
     "a hub id `owner/name[/config][@split]`, or a mixture `source:amount,source:amount`"
@@ -77,6 +78,14 @@ def data_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     held = package / "shipped"
     return held if held.is_dir() else package.parent / "data"
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether what is no file or folder may be the hub's: `owner/name...`, where `owner` is no folder here, and no name
+    that folders of data and runs have. Others are mistyped paths, which the hub is never asked about.
+    """
+    owner = name.partition("/")[0]
+    return _HUB_ID.fullmatch(name) is not None and owner not in _LOCAL and not os.path.isdir(owner)
 
 
 def read_records(
@@ -211,8 +220,8 @@ def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
         folder = str(data_folder() / "world")
         if not os.path.isdir(folder):
             raise UserError(
-                f"shipped data: {folder} is not there, expected the folder that `csrlhf make-data` writes "
-                "(CSRLHF_DATA names the folder above it)"
+                f"shipped data: {folder} is not there, expected the folder that `csrlhf make-data` writes; set "
+                "CSRLHF_DATA to the folder above it, which is `data` in the kit's repository"
             )
     # os.path answers False where Path.is_file would raise (a name too long for the file system).
     files = {name: os.path.join(folder, f"{SHIPPED_STEMS[kind]}_{name}.jsonl") for name in (split, *SPLITS)}
@@ -224,7 +233,7 @@ def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
         place, rows = read_file(Path(source))
     elif os.path.isdir(source):
         place, rows, notes, splits = read_hub(source, None, split)
-    elif hub_id:
+    elif may_be_on_hub(source):
         place, rows, notes, splits = read_hub(hub_id["id"], hub_id["config"], hub_id["split"] or split)
     else:
         raise UserError(f"source `{source}`: found no such file or folder, {_EXPECTED}")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from csrlhf_kit.data.chat import encode_prompts, end_tokens, fit_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_base, load_tokenizer
+from csrlhf_kit.models.places import check_base
 from csrlhf_kit.training.rollout import response_texts, sample
 
 Answer = Callable[[Sequence[Any]], list[str]]
@@ -35,6 +36,7 @@ def load_policy(
         return model
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"{adapter} is no policy: expected a PEFT adapter (adapter_config.json)")
+    check_base(Path(adapter), base)
     tuned = PeftModel.from_pretrained(model, str(adapter))
     exact = dtype == "float32" and not is_packed(model)
     return freeze(tuned.merge_and_unload() if exact else tuned)

@@ -105,8 +105,8 @@ def fuse(model: nn.Module) -> Fused:
     Dense and bitsandbytes NF4 bases are fused; other layers (DoRA and other variants, 8 bit, embeddings ...)
     stay PEFT's and are listed, with the reason, in the result's `left_alone`. 4-bit layers are mended for good
     (see `mend_4bit`): repacked for AVX512 inference, they would give zero gradients below them.
-    Raises UserError, and changes nothing, for a model without LoRA layers, one with GPT-2's Conv1D (its
-    weight is transposed), or one that bitsandbytes has already repacked.
+    Raises UserError, and changes nothing, for a model without LoRA layers, or one that bitsandbytes has already
+    repacked.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, lora.LoraLayer)}
     if not found:
@@ -114,11 +114,6 @@ def fuse(model: nn.Module) -> Fused:
     result = Fused()
     for name, layer in found.items():
         base = layer.get_base_layer()
-        if type(base).__name__ == "Conv1D" or getattr(layer, "fan_in_fan_out", False):
-            raise UserError(
-                f"fuse cannot take {name}: its base is {type(base).__name__}, whose weight is transposed "
-                "(GPT-2); expected nn.Linear or bitsandbytes Linear4bit."
-            )
         reason = _why_not(layer)
         if reason is None:
             result.layers[name], result._classes[name] = layer, type(layer)

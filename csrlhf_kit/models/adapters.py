@@ -10,8 +10,11 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, s
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.classifiers import has_conv1d
+from csrlhf_kit.models.places import check_base
 
 SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification calls its head
 
@@ -27,16 +30,19 @@ def read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]
     return config, load_file(weights)
 
 
-def without_dropout(config: LoraConfig) -> LoraConfig:
-    """The same LoRA shape, to be mounted on the causal LM: no dropout, and heads are kept outside peft."""
+def without_dropout(config: LoraConfig, model: nn.Module) -> LoraConfig:
+    """The same LoRA shape, to be mounted on the causal LM `model`: no dropout, and heads are kept outside peft."""
     config = copy.deepcopy(config)
     config.lora_dropout, config.modules_to_save, config.task_type = 0.0, None, "CAUSAL_LM"
-    config.inference_mode = False
+    config.inference_mode, config.fan_in_fan_out = False, has_conv1d(model)
     return config
 
 
 def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: Path) -> None:
-    """Give the adapter `name` the tensors that `folder` held. Raises UserError where they do not fit."""
+    """Give the adapter `name` the tensors that `folder` held. Raises UserError where they do not fit, or were trained on
+    another base.
+    """
+    check_base(folder, model.get_base_model().name_or_path)
     # "auto" would look for the base's config on the hub where the folder named in the adapter is not at hand.
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     odd = sorted(expected.keys() ^ state.keys()) or [k for k in state if state[k].shape != expected[k].shape]
@@ -50,7 +56,7 @@ def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: 
 def mount_scorer(model: PeftModel, name: str, folder: Path, hidden_size: int) -> nn.Linear:
     """Mount a SEQ_CLS adapter on the causal LM; return its score head. The trunks' key names are the same."""
     config, state = read_adapter(folder, name)
-    model.add_adapter(name, without_dropout(config))
+    model.add_adapter(name, without_dropout(config, model))
     heads = {key: value for key, value in state.items() if key.split(".")[-2] in SCORE_HEADS}
     fill_adapter(model, name, {k: v for k, v in state.items() if k not in heads}, folder)
     weight = next((value for key, value in heads.items() if key.endswith(".weight")), None)
@@ -103,7 +109,7 @@ def folds(layer: nn.Module, adapter: str) -> bool:
         return True
     base, up = layer.get_base_layer(), layer.lora_B[adapter]
     return (
-        type(base) is nn.Linear
+        type(base) in (nn.Linear, Conv1D)
         and base.weight.dtype == torch.float32
         and not layer.lora_variant
         and up.bias is None

@@ -18,10 +18,10 @@ import torch
 from peft import PeftConfig
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization
+from csrlhf_kit.models.base import Quantization, load_config
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
-from csrlhf_kit.models.classifiers import load_config
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
+from csrlhf_kit.models.places import find_base, fingerprint, fits
 from csrlhf_kit.models.scorers import TextScorer, load_scorer, score_texts
 
 
@@ -68,10 +68,19 @@ def text_scorer(source: str | Path, **options: Any) -> TextScorer:
 
 
 def shares_base(folder: Path, base: str | Path | None) -> bool:
-    """Whether an adapter was trained on `base`: the same place or hub id, or the same name elsewhere, since folders
+    """Whether an adapter was trained on the weights of `base`.
+
+    Where no fingerprint tells: on the same place or hub id, or on one that is gone and had the same name, since folders
     move. Without a `base` to compare, and for an adapter that names none, yes.
     """
     theirs = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if base is None or not theirs:
+    if base is None:
         return True
-    return Path(theirs).resolve() == Path(base).resolve() or Path(theirs).name == Path(base).resolve().name
+    own = find_base(base)
+    if (fitting := fits(folder, own)) is not None:
+        return fitting
+    if not theirs or Path(theirs).resolve() == Path(own).resolve():
+        return True
+    if Path(theirs).is_dir() and None not in (weights := (fingerprint(theirs), fingerprint(own))):
+        return weights[0] == weights[1]
+    return Path(theirs).name == Path(own).resolve().name

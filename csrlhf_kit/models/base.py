@@ -11,7 +11,10 @@ float32. Autocast would do the same, so only `transformers.Trainer` uses it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +25,16 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from peft import PeftConfig, PeftModel, TaskType
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from csrlhf_kit import processes
-from csrlhf_kit.data.chat import end_token, end_tokens
+from csrlhf_kit.data.chat import encode_dialogues, end_token, end_tokens
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.linear4bit import mend_4bit
+from csrlhf_kit.models.places import adapter_in, base_of, find_base, whole_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Quantization = Literal["none", "nf4"]
@@ -37,8 +42,8 @@ SMALL = 200 * 2**20  # bytes of weights
 LESS_MEMORY = "take --quantization nf4 or a smaller base; `csrlhf plan` says what fits"
 
 
-def load_tokenizer(path: str | Path, *, scores: bool = False) -> Any:
-    """Tokenizer of `path` (folder or hub id) with a pad token: a policy's, or a scorer's.
+def load_tokenizer(path: str | Path, *, scores: bool = False, config: Any = None) -> Any:
+    """Tokenizer of `path` (folder or hub id; an adapter's without one has its base's) with a pad token: a policy's, or a scorer's.
 
     A policy's pads on the left, which is what generation needs; one without a pad token gets its EOS token, which
     is safe here because no mask in the kit is derived from token ids.
@@ -47,9 +52,17 @@ def load_tokenizer(path: str | Path, *, scores: bool = False) -> Any:
     token whose *id* is not the pad token's: where the end token pads too, that is the token before the end, while PPO
     reads scores at the end. Since each dialogue ends in the end token, any other will do; the opening one, if any.
 
-    Raises UserError where the tokenizer cannot be loaded, or has no end token (an episode could never end).
+    config: the model's configuration, where it is at hand.
+
+    Raises UserError where the tokenizer cannot be loaded, has no end token (an episode could never end), or writes
+    tokens that the model has no embedding for.
     """
-    tokenizer = _load(AutoTokenizer, path, "a tokenizer", **({} if scores else {"padding_side": "left"}))
+    name = find_base(path)
+    if (adapter := adapter_in(name)) and not any(adapter.glob("tokenizer*.json")):
+        return load_tokenizer(base_of(adapter), scores=scores, config=config)
+    with _told(name, "a tokenizer"):
+        side = {} if scores else {"padding_side": "left"}
+        tokenizer = AutoTokenizer.from_pretrained(str(adapter or name), trust_remote_code=False, **side)
     try:
         end = end_token(tokenizer)
     except UserError:
@@ -63,7 +76,28 @@ def load_tokenizer(path: str | Path, *, scores: bool = False) -> Any:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in others if i not in (None, end)))
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(end)
+    if config or adapter or not os.path.isdir(name) or os.path.isfile(f"{name}/config.json"):
+        check_tokens(tokenizer, config or load_config(name), path)
     return tokenizer
+
+
+def check_tokens(tokenizer: Any, config: Any, path: str | Path) -> None:
+    """Raise UserError where text, or the kit itself, would become tokens that the model of `config` has no embedding
+    for. Control tokens that nobody writes do no harm: Gemma 3's smaller models have one for images.
+    """
+    rows = config.get_text_config().vocab_size
+    beyond = {index for index in tokenizer.get_vocab().values() if index >= rows}
+    if not beyond:
+        return
+    control = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    template = encode_dialogues(tokenizer, ["a"], ["a"], max_length=2**20)["input_ids"].flatten().tolist()
+    used = {*template, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    if found := beyond & used or beyond - control:
+        raise UserError(
+            f"the tokenizer of {path} has the token {tokenizer.convert_ids_to_tokens(max(found))!r} with id {max(found)}, "
+            f"and the model has embeddings for {rows} ids, 0 to {rows - 1}: expected a tokenizer that fits, or the "
+            "model saved after `resize_token_embeddings`"
+        )
 
 
 def load_base(
@@ -73,7 +107,8 @@ def load_base(
     quantization: Quantization = "none",
     device: str | torch.device | None = None,
 ) -> PreTrainedModel:
-    """Frozen causal language model of `path` (folder or hub id), in evaluation mode.
+    """Frozen causal language model of `path` (see `places.find_base`), in evaluation mode; a policy's adapter is merged
+    into its base, dense, before anything is quantised.
 
     dtype: "float32", "bfloat16" or "float16": the dtype of the dense weights, and of the arithmetic of NF4
     ones.
@@ -83,8 +118,8 @@ def load_base(
     Raises UserError for an unknown dtype or quantization, a missing path, an unreachable or gated model, a missing
     library, or a GPU on which there is no room.
     """
-    options = load_options(dtype=dtype, quantization=quantization, device=device) | {"use_safetensors": True}
-    model = _load(AutoModelForCausalLM, path, "a causal language model", **options)
+    options = load_options(dtype=dtype, quantization=quantization, device=device)
+    model = load_model(AutoModelForCausalLM, path, **options)
     # A base may ship top_p, top_k or a repetition penalty: they would bend the policy's distribution unseen.
     model.shipped, kept = model.generation_config, ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(model.shipped, name) for name in kept})
@@ -112,9 +147,9 @@ def save_tokenizer(tokenizer: Any, shipped: GenerationConfig, folder: str | Path
 def shipped_generation(path: str | Path) -> GenerationConfig:
     """The generation config of a model that is not loaded."""
     try:
-        return GenerationConfig.from_pretrained(str(path))
+        return GenerationConfig.from_pretrained(whole_model(path))
     except OSError:  # older models have none
-        return GenerationConfig.from_model_config(_load(AutoConfig, path, "a model"))
+        return GenerationConfig.from_model_config(load_config(path))
 
 
 def load_options(
@@ -176,27 +211,78 @@ def why_not_loaded(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:
-    """`auto.from_pretrained(path)`, with the reasons for failure told in one sentence."""
-    name = str(path)
-    local = Path(name).expanduser()
-    looks_local = local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not local.is_dir():
-        raise UserError(f"{name} is not a folder: expected {what} saved by `save_pretrained`, or a hub id")
-    if local.is_dir() and not (local / "config.json").is_file() and not (local / "tokenizer.json").is_file():
-        raise UserError(f"{name} holds no config.json: expected {what} saved by `save_pretrained`")
-    small = local.is_dir() and sum(f.stat().st_size for f in local.glob("*.safetensors")) < SMALL
+def load_config(base: str | Path) -> Any:
+    """The configuration of a base. Raises UserError as `load_model` does."""
+    name = whole_model(base)
+    if os.path.isdir(name) and not os.path.isfile(f"{name}/config.json"):
+        raise UserError(f"{name} holds no config.json: expected a model saved by `save_pretrained`")
+    with _told(name, "a configuration"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
+    """`auto.from_pretrained` of a base (see `places`), from safetensors; a policy's adapter is merged into its own base
+    first, dense, whatever `options` ask for.
+
+    Raises UserError with the reason for a failure in one sentence.
+    """
+    name = find_base(base)
+    options |= {"use_safetensors": True, "trust_remote_code": False}
+    what = "a causal language model" if auto is AutoModelForCausalLM else "a sequence classifier"
+    with _told(name, what):
+        if adapter := adapter_in(name):
+            merged = _merged(adapter, options["dtype"])
+            config = options.pop("config", merged.config)
+            auto, name = auto._model_mapping[type(config)], None
+            options |= {"config": config, "state_dict": merged.state_dict()}
+        loaded = auto.from_pretrained(name, **options)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"{name} holds an adapter beside a model, or is one on the hub: expected a folder with either"
+        )
+    if adapter:
+        model.name_or_path = model.config._name_or_path = str(adapter)
+        model.generation_config = merged.generation_config
+    return loaded
+
+
+def _merged(adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The base of a policy's adapter with the adapter folded in, on the CPU.
+
+    An adapter that was folded into 4-bit weights would be lost to their rounding.
+    """
+    if PeftConfig.from_pretrained(str(adapter)).task_type == TaskType.SEQ_CLS:
+        raise UserError(f"{adapter} is the adapter of a reward or cost model: expected a base, or a policy")
+    base = load_model(AutoModelForCausalLM, base_of(adapter), dtype=dtype, device_map={"": "cpu"})
+    if is_packed(base):
+        raise UserError(
+            f"{adapter} cannot be merged: the weights of {base.name_or_path} are quantised, expected dense ones"
+        )
+    try:
+        return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"the adapter {adapter} cannot be merged into its base: {why_not_loaded(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _told(name: str, what: str) -> Iterator[None]:
+    """The reason for which loading fails in one sentence; no bar where loading takes less time than reading it."""
+    local = os.path.isdir(name)
+    small = local and sum(f.stat().st_size for f in Path(name).glob("*.safetensors")) < SMALL
     bars = transformers_logging.is_progress_bar_enabled()
-    if small:  # loading takes less time than reading the bar
+    if small:
         transformers_logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(
-            str(local) if local.is_dir() else name, trust_remote_code=False, **options
-        )
+        yield
+    except UserError:
+        raise
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU has no room for {name}: {LESS_MEMORY}") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        hint = "" if local.is_dir() else " from the hub"
+        hint = "" if local else " from the hub"
         raise UserError(f"could not load {what}{hint}, {name}: {why_not_loaded(error)}") from error
     finally:
         if bars:

@@ -19,8 +19,8 @@ import torch
 
 from csrlhf_kit.data.chat import cut_texts
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, load_options, load_tokenizer
-from csrlhf_kit.models.classifiers import load_classifier, load_config, quiet
+from csrlhf_kit.models.base import Quantization, freeze, load_config, load_options, load_tokenizer
+from csrlhf_kit.models.classifiers import load_classifier, quiet
 from csrlhf_kit.models.scorers import Scorer, TextScorer, score_rows
 
 TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
@@ -45,7 +45,7 @@ def load_beaver(path: str | Path, *, dtype: str = "float32", quantization: Quant
         raise UserError(
             f"{path} has {odd[0] if odd else 'score_dim'} set: expected a plain score of one number"
         )
-    tokenizer = load_tokenizer(path, scores=True)
+    tokenizer = load_tokenizer(path, scores=True, config=config)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
     options = load_options(dtype=dtype, quantization=quantization)
     with quiet():

@@ -10,9 +10,12 @@ takes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from csrlhf_kit.errors import UserError
@@ -47,8 +50,18 @@ def checkpoint_activations(roles: Roles) -> None:
         for layer in layers:
             layer.training = False
 
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(evaluated, layer, layer._gradient_checkpointing_func)
     roles.trunk.register_forward_pre_hook(enter)
     roles.trunk.register_forward_hook(leave, always_call=True)
+
+
+def evaluated(layer: nn.Module, checkpoint: Callable[..., Any], *given: Any) -> Any:
+    """`checkpoint` of a layer that is in training no longer: some drop out by their own flag, and would do so in the
+    forward pass alone.
+    """
+    layer.training = False
+    return checkpoint(*given)
 
 
 def active(roles: Roles) -> str | None:

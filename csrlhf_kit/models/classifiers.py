@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
 )
+from transformers.pytorch_utils import Conv1D
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import LESS_MEMORY, why_not_loaded
-
-
-def load_config(base: str | Path) -> Any:
-    """The configuration of a folder or hub id, or a `UserError` that says what is missing."""
-    base = os.fspath(base)
-    if Path(base).exists() and not (Path(base) / "config.json").exists():
-        raise UserError(f"base model {base}: found no config.json there, expected a saved transformers model")
-    try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"base model {base}: neither a folder here nor a model that can be fetched from the hub "
-            f"({why_not_loaded(error)}), expected one of them"
-        ) from error
+from csrlhf_kit.models.base import load_model
 
 
 def load_classifier(base: str | Path, *, config: Any, **options: Any) -> Any:
-    """`AutoModelForSequenceClassification` of a folder or hub id, with the reason for a failure in a sentence."""
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            os.fspath(base),
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **options,
-        )
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU has no room for {base}: {LESS_MEMORY}") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"base model {base}: its weights do not load as a sequence classifier ({why_not_loaded(error)}), "
-            "expected a safetensors model of an architecture that has one"
-        ) from error
+    """`AutoModelForSequenceClassification` of a base. Raises UserError as `load_model` does."""
+    return load_model(AutoModelForSequenceClassification, base, config=config, **options)
 
 
 def is_decoder(config: Any) -> bool:
@@ -82,9 +51,16 @@ def linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
     """Last names (`q_proj`, `dense` ...) of the backbone's linear maps, as LoRA's `target_modules`."""
     backbone = getattr(model, model.base_model_prefix)
     names = {
-        name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
+        name.rpartition(".")[2]
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
     }
     return sorted(names - set(fresh))
+
+
+def has_conv1d(model: nn.Module) -> bool:
+    """Whether the linear maps are GPT-2's `Conv1D`, (in, out): LoRA's `fan_in_fan_out`."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
@@ -93,6 +69,21 @@ def fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
     names = {key.rpartition(".")[0] if key.startswith(prefix) else key.partition(".")[0] for key in missing}
     # peft adds every module whose name ends in one of these two; named twice, it would be wrapped twice.
     return sorted(name for name in names if not name.endswith(("classifier", "score")))
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The linear map that writes the score: the last one with a single output that is in use."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        # PEFT keeps the head's first values under `original_module`; they are not in use.
+        if isinstance(module, nn.Linear) and module.out_features == 1 and "original_module" not in name
+    ]
+    if not layers:
+        raise UserError(
+            f"{type(model).__name__}: found no linear layer with one output, expected a score head"
+        )
+    return layers[-1]
 
 
 def last_layers(count: int, layers: int | None) -> list[int] | None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.outputs import check_model_folder, replace_folder
 from csrlhf_kit.world import corpus
 
@@ -27,8 +28,8 @@ CHAT_TEMPLATE = (
 class BaseConfig:
     """Train the toy world's tiny base model."""
 
-    out: Path = Path("data/tiny_base")
-    """Folder to write: model.safetensors, config, tokenizer."""
+    out: Path | None = None
+    """Folder to write: model.safetensors, config, tokenizer; None: where `shipped` looks for it."""
     reading: int = 100_000
     """How many short documents about the world it reads first."""
     chatting: int = 150_000
@@ -68,7 +69,8 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 
 def make_base(config: BaseConfig) -> Path:
     """Train the tiny base and save it; returns its folder."""
-    check_model_folder(config.out, marks=("config.json",))
+    out = config.out or data_folder() / "tiny_base"
+    check_model_folder(out, marks=("config.json",))
     torch.manual_seed(config.seed)
     documents = list(islice(corpus.documents(config.seed, config.reading), config.reading + config.chatting))
     tokenizer = make_tokenizer([f"{d.given}\n{d.text}" for d in documents[-40_000:]], config.vocabulary)
@@ -119,10 +121,8 @@ def make_base(config: BaseConfig) -> Path:
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {time.time() - started:.0f} s")
-    replace_folder(
-        config.out, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder))
-    )
-    return config.out
+    replace_folder(out, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder)))
+    return out
 
 
 if __name__ == "__main__":

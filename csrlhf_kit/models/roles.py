@@ -30,9 +30,11 @@ from csrlhf_kit.models.adapters import (
     mount_scorer,
     without_dropout,
 )
+from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import freeze
-from csrlhf_kit.models.classifiers import last_layers, linear_names
+from csrlhf_kit.models.classifiers import has_conv1d, last_layers, linear_names
 from csrlhf_kit.models.decoding import Decoder, Sampler, last_true, position_ids
+from csrlhf_kit.models.places import note_base
 from csrlhf_kit.models.scorers import TextScorer
 from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
 from csrlhf_kit.outputs import replace_folder
@@ -48,7 +50,7 @@ class Roles(nn.Module):
     `cost`.
 
     base: causal LM from `load_base`; it is wrapped by peft in place.
-    reward, cost: a folder with a PEFT SEQ_CLS adapter trained on this very base, or any `TextScorer`.
+    reward, cost: a folder with a PEFT SEQ_CLS adapter, or whatever else `open_scorer` takes, or any `TextScorer`.
     policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
     rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
     critic_from: the scorer whose trunk the critic starts from, where it shares the base; None: a fresh one.
@@ -96,6 +98,7 @@ class Roles(nn.Module):
             target_modules=targets,
             layers_to_transform=last_layers(base.config.num_hidden_layers, layers),
             lora_dropout=0.0,
+            fan_in_fan_out=has_conv1d(base),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
@@ -106,12 +109,15 @@ class Roles(nn.Module):
             self.scorers: dict[str, TextScorer] = {}
             self.score_heads = nn.ModuleDict()
             for name, source in (("reward", reward), ("cost", cost)):
+                if not callable(source):  # on another base than this one, it is a model of its own
+                    dtype = str(base.dtype).removeprefix("torch.")
+                    source = open_scorer(source, name, base=base.name_or_path or None, dtype=dtype)
                 if callable(source):
                     self.scorers[name] = source
                 else:
-                    self.score_heads[name] = mount_scorer(self.model, name, Path(source), hidden_size)
+                    self.score_heads[name] = mount_scorer(self.model, name, source, hidden_size)
             start = self.model.peft_config[critic_from] if critic_from in self.score_heads else None
-            self.model.add_adapter("critic", without_dropout(start or fresh))
+            self.model.add_adapter("critic", without_dropout(start or fresh, base))
             self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         if policy is not None:
             load_adapter(self.model, "policy", Path(policy))
@@ -120,8 +126,7 @@ class Roles(nn.Module):
         if start is not None:
             copy_adapter(self.model, critic_from, "critic")
         if fused:
-            with contextlib.suppress(UserError):  # Conv1D layers, as in GPT-2, stay peft's
-                fuse(self.model)
+            fuse(self.model)
         self.to(base.device)
         self.trunk = base.base_model  # the transformer without its language-model head
         self.lm_head = base.get_output_embeddings()
@@ -308,6 +313,7 @@ class Roles(nn.Module):
             for file in written.iterdir():
                 file.replace(fresh / file.name)
             written.rmdir()
+            note_base(fresh, self.model.get_base_model().name_or_path)
 
         replace_folder(Path(folder), write)
         return Path(folder)

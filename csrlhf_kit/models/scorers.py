@@ -28,22 +28,23 @@ from torch import nn
 from csrlhf_kit.data.chat import encode_dialogues, end_token
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
-from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_options, load_tokenizer
+from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_config, load_options, load_tokenizer
 from csrlhf_kit.models.classifiers import (
     fitting_length,
     fresh_modules,
+    has_conv1d,
     is_decoder,
     last_layers,
     linear_names,
     load_classifier,
-    load_config,
+    output_layer,
     quiet,
     set_dropout,
 )
+from csrlhf_kit.models.places import ADAPTER_FILE, base_of, check_base, note_base
 from csrlhf_kit.runs import write_atomic
 
 SCORER_FILE = "scorer.json"
-ADAPTER_FILE = "adapter_config.json"
 PACKED = (
     'dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4",\n    '
     'bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["score", "classifier"])'
@@ -119,7 +120,7 @@ def new_scorer(
         raise UserError(f"adaptation: found {adaptation!r}, expected auto, lora or full")
     config = load_config(base)
     decoder = is_decoder(config)
-    tokenizer = load_tokenizer(base, scores=True)
+    tokenizer = load_tokenizer(base, scores=True, config=config)
     config.num_labels = 1
     config.problem_type = None
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -145,11 +146,9 @@ def new_scorer(
             target_modules=linear_names(model, fresh),
             layers_to_transform=last_layers(config.get_text_config().num_hidden_layers, layers),
             modules_to_save=fresh or None,
+            fan_in_fan_out=has_conv1d(model),
         )
         model = get_peft_model(model, shape)
-        # A relative path would break as soon as somebody loads the adapter from another folder.
-        if Path(base).exists():
-            model.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -182,20 +181,23 @@ def load_scorer(
     if isinstance(path, Path) and (path / SCORER_FILE).exists():
         notes = json.loads((path / SCORER_FILE).read_text())
     if isinstance(path, Path) and (path / ADAPTER_FILE).exists():
-        base = base or PeftConfig.from_pretrained(path).base_model_name_or_path
+        if PeftConfig.from_pretrained(path).task_type != TaskType.SEQ_CLS:
+            raise UserError(f"{path} is a policy's adapter: expected a reward or cost model")
+        base = base_of(path, base)
         config = load_config(base)
-        tokenizer = load_tokenizer(path, scores=True)
+        tokenizer = load_tokenizer(path, scores=True, config=config)
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
             model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
+        check_base(path, base)  # once more, since a hub id may have been fetched just now
         if merge and not is_packed(model):
             model = model.merge_and_unload()
     else:
         config = load_config(path)
         if config.num_labels != 1:
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
-        tokenizer = load_tokenizer(path, scores=True)
+        tokenizer = load_tokenizer(path, scores=True, config=config)
         text = config.get_text_config()
         if text.pad_token_id is None:  # else it reads scores where it was trained to
             text.pad_token_id = tokenizer.pad_token_id
@@ -215,6 +217,8 @@ def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
     with quiet():
         scorer.model.save_pretrained(folder, safe_serialization=True)
         scorer.tokenizer.save_pretrained(folder)
+    if isinstance(scorer.model, PeftModel):
+        note_base(folder, scorer.model.get_base_model().name_or_path)
     notes = {"max_length": scorer.max_length, "decoder": scorer.decoder, **scorer.notes}
     write_atomic(folder / SCORER_FILE, json.dumps(notes, indent=2) + "\n")
     write_atomic(folder / "README.md", _readme(scorer))
@@ -315,21 +319,6 @@ def fold_temperature(scorer: Scorer, temperature: float) -> None:
         head.weight /= temperature
         if head.bias is not None:
             head.bias /= temperature
-
-
-def output_layer(model: nn.Module) -> nn.Linear:
-    """The linear map that writes the score: the last one with a single output that is in use."""
-    layers = [
-        module
-        for name, module in model.named_modules()
-        # PEFT keeps the head's first values under `original_module`; they are not in use.
-        if isinstance(module, nn.Linear) and module.out_features == 1 and "original_module" not in name
-    ]
-    if not layers:
-        raise UserError(
-            f"{type(model).__name__}: found no linear layer with one output, expected a score head"
-        )
-    return layers[-1]
 
 
 def _encode_pairs(scorer: Scorer, prompts: list[str], responses: list[str]) -> list[dict[str, list[int]]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -24,6 +25,7 @@ from csrlhf_kit import processes
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.decoding import last_true
+from csrlhf_kit.models.places import fingerprint
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import seed_everything, write_atomic
 from csrlhf_kit.training.ppo import cosine_to_a_tenth
@@ -145,12 +147,17 @@ def _minibatches(places: Tensor, size: int) -> list[Tensor]:
 def save_critic(roles: Roles, file: str | Path) -> None:
     """Store the critic's adapter and head (safetensors)."""
     state = {k: v.contiguous() for k, v in roles.trained_state().items() if ".policy." not in k}
-    write_atomic(Path(file), save(state))
+    base = fingerprint(roles.model.get_base_model().name_or_path)
+    write_atomic(Path(file), save(state, metadata={"base": base} if base else None))
 
 
 def load_critic(roles: Roles, file: str | Path) -> None:
     """Undo of `save_critic`. Raises UserError where the file is missing or does not fit."""
     if not Path(file).is_file():
         raise UserError(f"{file} is no critic: expected a file that `save_critic` has written")
+    with safe_open(file, "pt") as stored:
+        base = (stored.metadata() or {}).get("base")
+    if base and base != (fingerprint(roles.model.get_base_model().name_or_path) or base):
+        raise UserError(f"{file} is the critic of another base, whose weights differ: expected a new folder")
     own = roles.trained_state()
     roles.load_trained_state({k: v for k, v in own.items() if ".policy." in k} | load_file(file))

@@ -27,7 +27,8 @@ from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.data.splits import companion
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer, save_model
-from csrlhf_kit.models.classifiers import count_parameters, quiet
+from csrlhf_kit.models.classifiers import count_parameters, has_conv1d, quiet
+from csrlhf_kit.models.places import note_base
 from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.supervised import (
@@ -150,6 +151,7 @@ def train_sft(
     def write(fresh: Path) -> None:
         with quiet():
             save_model(model, tokenizer, fresh, state_dict=weights)
+        note_base(fresh, model.get_base_model().name_or_path if config.adaptation == "lora" else "")
         write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
 
     processes.on_main(lambda: replace_folder(Path(config.out), write))
@@ -273,14 +275,11 @@ def _model(config: SFTConfig) -> torch.nn.Module:
         lora_alpha=config.alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        fan_in_fan_out=has_conv1d(model),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute it renamed
-        model = get_peft_model(model, shape)
-    if Path(config.base).exists():
-        # A relative path would break as soon as somebody loads the adapter from another folder.
-        model.peft_config["default"].base_model_name_or_path = str(Path(config.base).resolve())
-    return model
+        return get_peft_model(model, shape)
 
 
 def _default_rate(config: SFTConfig, model: torch.nn.Module) -> float:

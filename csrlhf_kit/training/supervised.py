@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from csrlhf_kit import processes
 from csrlhf_kit.contents import check_same, content_of
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.places import SHIPPED, find_base
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import OptimizerName
 
@@ -40,8 +41,8 @@ FREE = ("out", "resume", "progress", "report_to", "checkpoint_seconds", "gradien
 class SupervisedConfig:
     """Base model, adapters and optimiser of a supervised run."""
 
-    base: str = "data/tiny_base"
-    """Base model: a folder, or a hub id."""
+    base: str = SHIPPED
+    """Base model: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     out: str = "runs/supervised"
     """Folder of the trained model; a model that is there already is replaced when the new one is done."""
     rank: int = 16
@@ -194,7 +195,7 @@ def clear_checkpoints(config: Any) -> None:
 def settings_of(config: SupervisedConfig, contents: Mapping[str, str], **settled: Any) -> dict[str, Any]:
     """What has to be the same when a run goes on; settled: what the configuration leaves open."""
     asked = {k: v for k, v in asdict(config).items() if k not in FREE}
-    return asked | settled | {"contents": {"base": content_of(config.base), **contents}}
+    return asked | settled | {"contents": {"base": content_of(find_base(config.base)), **contents}}
 
 
 def last_checkpoint(config: SupervisedConfig, settings: Mapping[str, Any]) -> str | None:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from csrlhf_kit.data.chat import encode_prompts, end_tokens
-from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import load_policy
-from csrlhf_kit.export import numbers_of, run_settings
+from csrlhf_kit.export import numbers_of
 from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.decoding import CachedForward
+from csrlhf_kit.models.places import base_of
 from csrlhf_kit.training.rollout import pick
 from csrlhf_kit.widgets.votes import Talk
 
@@ -80,12 +80,7 @@ def policies_of(run: str | Path, **options: Any) -> dict[str, Talk]:
         raise UserError(
             f"{run}: found neither policies/*/adapter nor adapter; the folder of a finished run was expected"
         )
-    settings = run_settings(run)
-    base, here = settings.get("base") or data_folder() / "tiny_base", data_folder().parent
-    if (
-        not Path(base).exists() and (here / base).exists()
-    ):  # a run from the repository's folder, a notebook in another
-        base = here / base
+    base = base_of(next(iter(adapters.values())))
     numbers, tokenizer = numbers_of(run, None, None), load_tokenizer(base)
     models = {"sft": None, **adapters}
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
-from csrlhf_kit.data.sources import write_records
+from csrlhf_kit.data.sources import data_folder, write_records
 from csrlhf_kit.outputs import check_folder, replace_folder
 from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world import annotators
@@ -36,8 +36,8 @@ PAIR_MIX = {"both_safe": 0.412, "both_unsafe": 0.442, "astride": 0.146}
 class DataConfig:
     """Build the toy world's data files."""
 
-    out: Path = Path("data/world")
-    """Folder to write."""
+    out: Path | None = None
+    """Folder to write; None: where `shipped` looks for it."""
     seed: int = 0
     """Seed of everything."""
     train_prompts: int = 8000
@@ -188,9 +188,10 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
 
 def make_data(config: DataConfig) -> Path:
     """Write every file of `data/world` and its checksums; returns the folder."""
-    check_folder(config.out)
-    replace_folder(config.out, lambda folder: _write(config, folder))
-    return config.out
+    out = config.out or data_folder() / "world"
+    check_folder(out)
+    replace_folder(out, lambda folder: _write(config, folder))
+    return out
 
 
 def _write(config: DataConfig, folder: Path) -> None:

@@ -1,0 +1,208 @@
+"""Where a base is, and whether its weights are those that an adapter was trained on.
+
+A base is named by a folder, by a hub id, or as `shipped`: the tiny base beside the toy world. The folder of a policy's
+adapter, or of its run, names that policy: its base with the adapter merged in. Folders move, and two may have one
+name, so `base.json` beside an adapter keeps a fingerprint of its base's weights and the way to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+
+from csrlhf_kit.contents import content_of
+from csrlhf_kit.data.sources import data_folder, may_be_on_hub
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import write_atomic
+
+SHIPPED = "shipped"
+FORMERLY = "data/tiny_base"  # what runs of earlier versions call the shipped base
+ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
+
+
+def find_base(name: str | Path) -> str:
+    """The folder or hub id that `name` stands for.
+
+    Raises UserError for a path that is not there, and for a hub id that is not cached while the hub is out of reach.
+    """
+    name = str(name)
+    if name == SHIPPED or (name == FORMERLY and not os.path.isdir(name)):
+        folder = data_folder() / "tiny_base"
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"no base model in {folder}: expected the tiny base there; set CSRLHF_DATA to the folder `data` of "
+                "the kit's repository, give --base, or run csrlhf make-base"
+            )
+        return str(folder)
+    local = os.path.expanduser(name)
+    if os.path.isdir(local):
+        return local
+    if _snapshot(name):
+        return name
+    if name.count("/") != 1 or "@" in name or not may_be_on_hub(name):
+        raise UserError(
+            f"{name} is not a folder: expected a model saved by `save_pretrained`, or a hub id owner/name"
+        )
+    if not constants.HF_HUB_OFFLINE:
+        try:  # one question, since `from_pretrained` tries for half a minute
+            HfApi().model_info(name, timeout=10)
+        except HfHubHTTPError:
+            pass  # it is there, or gated, or unknown: `from_pretrained` tells which
+        except Exception as error:
+            raise UserError(
+                f"could not load {name}: the hub cannot be reached and the cache does not hold it; connect, or give "
+                "a folder"
+            ) from error
+    return name
+
+
+def adapter_in(folder: str | Path) -> Path | None:
+    """The folder of the PEFT adapter that `folder` is, or holds as a run does; None for any other."""
+    for place in (Path(folder), Path(folder) / "adapter"):
+        if (place / ADAPTER_FILE).is_file() and not any(Path(folder).glob("model*.safetensors")):
+            return place
+    return None
+
+
+def whole_model(name: str | Path) -> str:
+    """The folder or hub id of the model under all adapters that `name` stands for."""
+    name = find_base(name)
+    while adapter := adapter_in(name):
+        name = base_of(adapter)
+    return name
+
+
+def base_of(adapter: Path, given: str | Path | None = None) -> str:
+    """The base of an adapter: `given`, or the first of these that is there, with the weights it was trained on.
+
+    The folder that the adapter names; the same way from the adapter as when it was stored; what its run was asked for,
+    from the working directory or from a folder above the run; a folder above it with the base's name; a hub id.
+
+    Raises UserError where none is there, or has other weights.
+    """
+    if given is not None:
+        check_base(adapter, given)
+        return find_base(given)
+    here, noted = adapter.resolve(), _noted(adapter)
+    named = _json(adapter / ADAPTER_FILE).get("base_model_name_or_path") or ""
+    asked = run_settings(adapter).get("base") or named
+    if not (named or asked):
+        raise UserError(f"{adapter} does not say what its base is: expected --base")
+    places = [Path(named)] if os.path.isabs(named) else []
+    places += [here / noted["path"]] if "path" in noted else []
+    for name in dict.fromkeys((asked, named)):
+        places += (
+            [] if os.path.isabs(name) or name == SHIPPED else [Path(name), *(p / name for p in here.parents)]
+        )
+    if noted and os.path.isabs(named):
+        places += [p / Path(named).name for p in here.parents]
+    there = [p for p in places if p.resolve() != here and (adapter_in(p) or (p / "config.json").is_file())]
+    for place in there:
+        if fits(adapter, place) is not False:
+            return str(place)
+    last = asked if asked in (SHIPPED, FORMERLY) else named or asked
+    if there and last not in (SHIPPED, FORMERLY):
+        raise UserError(_other(adapter, there[0]))
+    try:
+        base = find_base(last)
+    except UserError as error:
+        raise UserError(f"the base of {adapter}: {error}; --base says where it is") from error
+    check_base(adapter, base)
+    return base
+
+
+# --- the same weights? ----------------------------------------------------------------------------------
+
+
+def note_base(folder: str | Path, base: str) -> None:
+    """Write beside the adapter in `folder` what its base is: the whole path, the way to it, and a fingerprint."""
+    folder = Path(folder)
+    if not base or not (folder / ADAPTER_FILE).is_file():
+        return
+    noted = {"fingerprint": fingerprint(base)}
+    if os.path.isdir(base):
+        config = _json(folder / ADAPTER_FILE) | {"base_model_name_or_path": str(Path(base).resolve())}
+        write_atomic(folder / ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
+        noted["path"] = os.path.relpath(Path(base).resolve(), folder.resolve())
+    write_atomic(folder / BASE_FILE, json.dumps(noted, indent=1) + "\n")
+
+
+def fits(adapter: Path, base: str | Path) -> bool | None:
+    """Whether `base` has the weights that an adapter was trained on; None where that was not kept, or cannot be read."""
+    noted = _noted(adapter).get("fingerprint")
+    own = fingerprint(find_base(base)) if noted and str(base) else None
+    return noted == own if noted and own else None
+
+
+def check_base(adapter: Path, base: str | Path) -> None:
+    """Raise UserError where an adapter was trained on other weights than those of `base`."""
+    if fits(adapter, base) is False:
+        raise UserError(_other(adapter, base))
+
+
+def _other(adapter: Path, base: str | Path) -> str:
+    return (
+        f"{adapter} was trained on another base than {base}, whose weights differ: expected its own (--base)"
+    )
+
+
+def fingerprint(base: str | Path) -> str | None:
+    """A fingerprint of the weights in a folder, or of a hub id that is cached. An adapter's is that of its base and of
+    its own tensors and scale. None where there are no weights in safetensors to read.
+    """
+    folder = str(base) if os.path.isdir(base) else _snapshot(str(base))
+    if folder is None:
+        return None
+    if adapter := adapter_in(folder):
+        config = _json(adapter / ADAPTER_FILE)
+        scale = [
+            config.get(name) for name in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+        ]
+        own = content_of(adapter, ("adapter_model.safetensors",))
+        told = json.dumps([fingerprint(base_of(adapter)), scale, own], sort_keys=True)
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    files = "model*.safetensors"
+    return content_of(folder, (files,)) if any(Path(folder).glob(files)) else None
+
+
+# --- what stands beside a model -------------------------------------------------------------------------
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """What a run was asked for: `config.json` of `csrlhf ppo`, or the `config` in `sft.json` and `scorer.json`; for
+    the `adapter` folder in a run, and for one policy of `csrlhf run`, what that run was asked for.
+    """
+    run = run.resolve()
+    run = run.parent if run.name == "adapter" else run
+    shared = run_settings(run.parent.parent) if run.parent.name == "policies" else {}
+    for name, part in (("config.json", None), ("sft.json", "config"), ("scorer.json", "config")):
+        if (run / name).is_file():
+            stored = _json(run / name)
+            return shared | (stored if part is None else stored.get(part, {}))
+    return shared
+
+
+def _noted(adapter: Path) -> dict[str, Any]:
+    return _json(adapter / BASE_FILE) if (adapter / BASE_FILE).is_file() else {}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): expected JSON") from error
+
+
+def _snapshot(name: str) -> str | None:
+    """The folder of a hub id in the cache, if it is there."""
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that a hub could know
+        return None
+    return str(Path(file).parent) if isinstance(file, str) else None
