@@ -17,7 +17,7 @@ test: .venv/.test ## lint, unit tests, every notebook; numbers and notebooks aga
 
 lint: .venv/.test
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check csrlhf_kit tests benchmarks
+	$(BIN)/ruff format --check csrlhf_kit tests benchmarks notebooks/course
 
 # One thread a worker: two workers with two threads each would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
@@ -33,9 +33,11 @@ notebook-test: .venv/.test
 # Plain SSE arithmetic, as on a processor without AVX. Of four PPO steps on the toy world it moved the mean cost of the
 # last from 0.223 to 0.248; each setting alone moved it less (0.239 by MKL_CBWR, the other two not in three digits).
 SECOND := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
-NUMERIC := $(addprefix tests/test_,$(addsuffix .py,kernels_fuse kernels_logprob kernels_lora advantages constraints \
-	constraint_variants critic decoding direct ppo preference roles rollout scorers scorer_metrics theory theory_edges \
-	theory_hinge theory_suggest trunk))
+NUMERIC := $(addprefix tests/,$(addsuffix .py,evaluation/test_scorer_metrics kernels/test_cpu_trunk \
+	kernels/test_fusion kernels/test_logprob kernels/test_lora models/test_decoding models/test_roles \
+	models/test_rollout models/test_scorers theory/test_batch_hinge theory/test_problem theory/test_problem_edges \
+	theory/test_suggest training/test_advantages training/test_constraint_variants training/test_constraints \
+	training/test_critic training/test_dpo training/test_ppo training/test_reward_modeling))
 
 second-processor: .venv/.test
 	failed=0; $(SECOND) $(PYTEST) $(NUMERIC) || failed=1; $(SECOND) $(PYTEST) $(NBVAL) || failed=1; exit $$failed
@@ -48,13 +50,13 @@ lab: .venv/.run ## JupyterLab on the first notebook
 	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb
 
 notebooks: .venv/.test ## execute every notebook again and store it
-	$(BIN)/python -m csrlhf_kit.notebook_tools execute notebooks/*.ipynb
+	cd notebooks && ../$(BIN)/python -m course.tools execute *.ipynb
 
 student: .venv/.run ## copies of the notebooks without solutions and outputs, in student/
-	$(BIN)/python -m csrlhf_kit.notebook_tools student notebooks/*.ipynb --out student
+	cd notebooks && ../$(BIN)/python -m course.tools student *.ipynb --out ../student
 
 gpu-check: .venv/.test ## check and measure every kernel on the GPU at hand (says so where there is none)
-	$(BIN)/python -m csrlhf_kit.bench.gpu_check
+	$(BIN)/python benchmarks/gpu_check.py
 
 recorded: .venv/.run ## train the main job again into data/recorded, which notebook 00 shows; digits depend on seed and processor
 	$(BIN)/csrlhf run --out runs/recorded --resume

@@ -3,7 +3,7 @@
     python benchmarks/constraint_overhead.py
 
 Writes benchmarks/results/constraint_overhead.csv. All times are CPU seconds of one thread, which other
-processes do not change. A step runs the workload of `csrlhf bench ppo`; the constraint's calls are those that
+processes do not change. A step runs the workload of `python benchmarks/ppo_step.py`; the constraint's calls are those that
 PPO makes in one step (observe, shape, shape_rewards, combine, stats, and extra_loss with its backward pass for
 each micro-batch), on tensors of that step's size, less what the same calls take with `Unconstrained`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from typing import Literal
 import torch
 import tyro
 
-from csrlhf_kit.bench.ppo import EOS, PAD, BenchPPOConfig, random_prompts, random_roles
-from csrlhf_kit.runs import write_atomic
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
+
+from benchmarks.ppo_step import EOS, PAD, BenchPPOConfig, random_prompts, random_roles
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, Unconstrained
-from csrlhf_kit.training.per_group import PerGroup
+from csrlhf_kit.training.constraints.per_group import PerGroup
 from csrlhf_kit.training.ppo import PPOConfig, ppo_step
 
 GROUPS = tuple(f"category {i}" for i in range(14))
@@ -37,7 +40,7 @@ class Config:
     """The overhead of every constraint."""
 
     shape: Literal["peer", "tiny"] = "peer"
-    """The model of the step, as in `csrlhf bench ppo`."""
+    """The model of the step, as in `python benchmarks/ppo_step.py`."""
     steps: int = 5
     """Steps to time, after one that does not count."""
     repeats: int = 200

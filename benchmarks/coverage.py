@@ -17,6 +17,7 @@ import argparse
 import csv
 import io
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,22 +26,22 @@ import numpy as np
 import scipy
 from tqdm.auto import tqdm
 
-from csrlhf_kit.certify import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
+
+from benchmarks.coverage_figures import interval_coverage, read_coverage
+from csrlhf_kit.figures.static import static_svg
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.theory import FiniteProblem, suggest_penalty
+from csrlhf_kit.theory.intervals import (
     ConfidenceSequence,
     Interval,
-    JudgeAudit,
     betting,
     clopper_pearson,
     empirical_bernstein,
     hoeffding,
-    prediction_powered,
-    stratified_clopper_pearson,
     wilson,
 )
-from csrlhf_kit.coverage_figures import interval_coverage, read_coverage
-from csrlhf_kit.runs import write_atomic
-from csrlhf_kit.static import static_svg
-from csrlhf_kit.theory import FiniteProblem, suggest_penalty
+from csrlhf_kit.theory.judge_error import JudgeAudit, prediction_powered, stratified_clopper_pearson
 
 RESULTS = Path(__file__).parent / "results"
 CONFIDENCE = 0.95

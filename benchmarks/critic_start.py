@@ -18,9 +18,10 @@ import tyro
 
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.runs import seed_everything, write_atomic
+from csrlhf_kit.runs import seed_everything
 from csrlhf_kit.training.critic import CriticConfig, base_episodes, fit_critic, returns
 from csrlhf_kit.training.ppo import PPOConfig
 

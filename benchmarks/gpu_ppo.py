@@ -33,20 +33,23 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from csrlhf_kit.bench.measure import device_name, synchronise, versions
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
+
+from benchmarks.measure import device_name, synchronise, versions
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels import backend
 from csrlhf_kit.models.base import DTYPES, freeze
 from csrlhf_kit.models.checkpointing import checkpoint_activations
 from csrlhf_kit.models.classifiers import last_layers, linear_names
 from csrlhf_kit.models.decoding import Sampler
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.plan import GIB, KNOWN, PlanConfig, predict, shape_of, six_models
-from csrlhf_kit.runs import seed_everything, write_atomic
+from csrlhf_kit.models.rollout import sample
+from csrlhf_kit.recipes.plan import GIB, KNOWN, PlanConfig, predict, shape_of, six_models
+from csrlhf_kit.runs import seed_everything
 from csrlhf_kit.training.constraints import FixedPenalty
 from csrlhf_kit.training.optimizers import make_optimizer
 from csrlhf_kit.training.ppo import PPOConfig, ppo_step
-from csrlhf_kit.training.rollout import sample
 
 MOST = 16 * GIB  # the promise, at the defaults
 TINY = Qwen2Config(  # of a dry run

@@ -3,7 +3,7 @@
     python benchmarks/peer_trl.py
 
 Installs trl 1.12 into an environment of its own (once), starts one process for each, and lets them make their
-steps in turn: while one works, the other waits. The workload is that of `csrlhf bench ppo --shape peer`: Qwen2,
+steps in turn: while one works, the other waits. The workload is that of `python benchmarks/ppo_step.py --shape peer`: Qwen2,
 vocabulary 1,024, hidden 192, 4 layers; 64 episodes of 8 to 32 prompt tokens and 24 new ones, 2 epochs,
 mini-batches of 32, float32, 2 threads. TRL trains its policy by LoRA of the same rank and its value model
 whole, as its trainer does, without gradient checkpointing, which would only slow it; it scores one reward. Ours
@@ -34,6 +34,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
+
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("rollout", "score", "update")
 COLUMNS = tuple(kind + part for kind in ("", "cpu_") for part in (*PARTS, "step"))
@@ -46,10 +49,10 @@ EPISODES, EPOCHS, MINIBATCHES, NEW_TOKENS, VOCABULARY = 64, 2, 2, 24, 1024
 
 
 def ours(count: int, **layers: int) -> Iterator[dict[str, float]]:
-    """Steps of `csrlhf bench ppo --shape peer`."""
+    """Steps of `python benchmarks/ppo_step.py --shape peer`."""
     import torch
 
-    from csrlhf_kit.bench.ppo import BenchPPOConfig, steps
+    from benchmarks.ppo_step import BenchPPOConfig, steps
 
     torch.set_num_threads(THREADS)
     yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, **layers), count)

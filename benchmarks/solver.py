@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.theory import FiniteProblem
 
 RESULTS = Path(__file__).parent / "results"

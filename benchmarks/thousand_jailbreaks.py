@@ -15,12 +15,12 @@ from pathlib import Path
 
 import tyro
 
-from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.evaluation.answers import stored_policy
-from csrlhf_kit.runs import write_atomic
-from csrlhf_kit.sweep import as_csv
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.recipes.experiments.sweep import as_csv
+from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.world.oracle import judge
 
 

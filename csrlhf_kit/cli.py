@@ -20,88 +20,80 @@ from csrlhf_kit.errors import UserError
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "train": {
         "run": (
-            "csrlhf_kit.experiment:RunConfig", "csrlhf_kit.cli:run_and_report",
+            "csrlhf_kit.recipes.experiments.head_to_head:RunConfig", "csrlhf_kit.cli:run_and_report",
             "Train and judge every method on the toy world, and write a report page",
         ),
         "sft": (
-            "csrlhf_kit.training.sft:SFTConfig", "csrlhf_kit.training.sft:run_sft",
+            "csrlhf_kit.training.sft:SFTConfig", "csrlhf_kit.recipes.sft:run_sft",
             "Fine-tune a policy on dialogues",
         ),
         "reward-model": (
-            "csrlhf_kit.evaluation.scorer_run:RewardModelConfig", "csrlhf_kit.evaluation.scorer_run:run_reward_model",
+            "csrlhf_kit.recipes.scorers:RewardModelConfig", "csrlhf_kit.recipes.scorers:run_reward_model",
             "Train a model that scores how helpful an answer is",
         ),
         "cost-model": (
-            "csrlhf_kit.evaluation.scorer_run:CostModelConfig", "csrlhf_kit.evaluation.scorer_run:run_cost_model",
+            "csrlhf_kit.recipes.scorers:CostModelConfig", "csrlhf_kit.recipes.scorers:run_cost_model",
             "Train a model that scores how harmful an answer is",
         ),
         "ppo": (
-            "csrlhf_kit.recipes:PPORunConfig", "csrlhf_kit.recipes:run_ppo",
+            "csrlhf_kit.recipes.ppo:PPORunConfig", "csrlhf_kit.recipes.ppo:run_ppo",
             "Train a policy with PPO under a constraint on harm",
         ),
         "direct": (
-            "csrlhf_kit.direct_run:DirectRunConfig", "csrlhf_kit.direct_run:run_direct",
+            "csrlhf_kit.recipes.dpo:DirectRunConfig", "csrlhf_kit.recipes.dpo:run_direct",
             "Train a policy on preference pairs, without a reward model",
         ),
         "sweep": (
-            "csrlhf_kit.sweep:SweepConfig", "csrlhf_kit.sweep:run_sweep",
+            "csrlhf_kit.recipes.experiments.sweep:SweepConfig", "csrlhf_kit.recipes.experiments.sweep:run_sweep",
             "Train every method at several settings and seeds on the toy world",
         ),
         "rounds": (
-            "csrlhf_kit.rounds:RoundsConfig", "csrlhf_kit.rounds:run_rounds",
+            "csrlhf_kit.recipes.experiments.rounds:RoundsConfig", "csrlhf_kit.recipes.experiments.rounds:run_rounds",
             "Alternate training and red-teaming on the toy world",
         ),
     },
     "judge": {
         "evaluate": (
-            "csrlhf_kit.recipes:EvaluateConfig", "csrlhf_kit.recipes:run_evaluate",
+            "csrlhf_kit.recipes.evaluate:EvaluateConfig", "csrlhf_kit.recipes.evaluate:run_evaluate",
             "Let a policy answer test prompts, and judge its answers",
         ),
         "red-team": (
-            "csrlhf_kit.contest:RedTeamConfig", "csrlhf_kit.contest:run_red_team",
+            "csrlhf_kit.recipes.red_team:RedTeamConfig", "csrlhf_kit.recipes.red_team:run_red_team",
             "Attack a policy with searched and composed jailbreaks",
         ),
         "arena": (
-            "csrlhf_kit.contest:ArenaConfig", "csrlhf_kit.contest:run_arena",
+            "csrlhf_kit.recipes.arena:ArenaConfig", "csrlhf_kit.recipes.arena:run_arena",
             "Rate the policies of finished runs against each other",
         ),
         "arena RUN_A RUN_B": (
-            "csrlhf_kit.chat_run:DuelConfig", "csrlhf_kit.chat_run:run_duel",
+            "csrlhf_kit.recipes.chat:DuelConfig", "csrlhf_kit.recipes.chat:run_duel",
             "Ask two policies the same questions, and vote",
         ),
         "chat": (
-            "csrlhf_kit.chat_run:ChatConfig", "csrlhf_kit.chat_run:run_chat",
+            "csrlhf_kit.recipes.chat:ChatConfig", "csrlhf_kit.recipes.chat:run_chat",
             "Talk to a trained policy in the terminal",
         ),
         "certify": (
-            "csrlhf_kit.certify:CertifyConfig", "csrlhf_kit.certify:run_certify",
+            "csrlhf_kit.recipes.certify:CertifyConfig", "csrlhf_kit.recipes.certify:run_certify",
             "Bound the harm rates of a finished run's policies",
         ),
         "claims": (
-            "csrlhf_kit.claims:ClaimsConfig", "csrlhf_kit.claims:run_claims",
+            "csrlhf_kit.recipes.claims:ClaimsConfig", "csrlhf_kit.recipes.claims:run_claims",
             "Check the papers' claims against the recorded runs",
         ),
     },
     "explain": {
         "doctor": (
-            "csrlhf_kit.doctor:DoctorConfig", "csrlhf_kit.doctor:run_doctor",
+            "csrlhf_kit.recipes.doctor:DoctorConfig", "csrlhf_kit.recipes.doctor:run_doctor",
             "Check what this machine has and lacks for the kit",
         ),
         "plan": (
-            "csrlhf_kit.plan:PlanConfig", "csrlhf_kit.plan:run_plan",
+            "csrlhf_kit.recipes.plan:PlanConfig", "csrlhf_kit.recipes.plan:run_plan",
             "Predict how much memory a PPO run will take",
         ),
         "suggest-penalty": (
-            "csrlhf_kit.suggest:SuggestPenaltyConfig", "csrlhf_kit.suggest:run_suggest_penalty",
+            "csrlhf_kit.recipes.suggest_penalty:SuggestPenaltyConfig", "csrlhf_kit.recipes.suggest_penalty:run_suggest_penalty",
             "Estimate the penalty to train with, from scored answers",
-        ),
-        "bench kernels": (
-            "csrlhf_kit.bench.kernels:BenchKernelsConfig", "csrlhf_kit.bench.kernels:run_bench_kernels",
-            "Measure time and memory of every kernel",
-        ),
-        "bench ppo": (
-            "csrlhf_kit.bench.ppo:BenchPPOConfig", "csrlhf_kit.bench.ppo:run_bench_ppo",
-            "Measure the seconds of one PPO step",
         ),
     },
     "make": {
@@ -110,11 +102,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Build the toy world's data files",
         ),
         "make-base": (
-            "csrlhf_kit.models.make_base:BaseConfig", "csrlhf_kit.models.make_base:make_base",
+            "csrlhf_kit.recipes.make_base:BaseConfig", "csrlhf_kit.recipes.make_base:make_base",
             "Train the toy world's tiny base model",
         ),
         "export": (
-            "csrlhf_kit.export:ExportConfig", "csrlhf_kit.export:run_export",
+            "csrlhf_kit.recipes.export:ExportConfig", "csrlhf_kit.recipes.export:run_export",
             "Give a trained adapter away, alone or merged into its base",
         ),
     },
@@ -126,8 +118,8 @@ OPTIONS = {name: row for group in COMMANDS.values() for name, row in group.items
 
 def run_and_report(config: Any) -> None:
     """`csrlhf run`: the head-to-head, its page, and a small table."""
-    from csrlhf_kit.experiment import run_experiment
-    from csrlhf_kit.report import write_report
+    from csrlhf_kit.figures.report import write_report
+    from csrlhf_kit.recipes.experiments.head_to_head import run_experiment
 
     results = run_experiment(config)
     write_report(config.out)
@@ -170,9 +162,6 @@ def load(name: str) -> tuple[type, Callable[[Any], Any]]:
 
 def choose(arguments: list[str]) -> tuple[str, list[str]]:
     """The command that a line begins with, and the rest of it. Raises UserError where it is none."""
-    two = " ".join(arguments[:2])
-    if two in OPTIONS:
-        return two, arguments[2:]
     if arguments[0] == "arena" and len(arguments) > 1 and not arguments[1].startswith("-"):
         return "arena RUN_A RUN_B", arguments[1:]  # two runs, and a person who votes
     if arguments[0] not in OPTIONS:
@@ -191,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         name, rest = choose(arguments)
-        from csrlhf_kit.presets import expand
+        from csrlhf_kit.recipes.presets import expand
 
         rest = expand([name, *rest])[1:]
     except UserError as error:
@@ -216,10 +205,10 @@ def run_command(function: Callable[[Any], Any], config: Any) -> int:
     """Run a command; its exit status."""
     quiet: Any = contextlib.nullcontext()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from csrlhf_kit import processes
+        from csrlhf_kit import distributed
 
-        processes.start()
-        if not processes.is_main():
+        distributed.start()
+        if not distributed.is_main():
             quiet = contextlib.redirect_stdout(io.StringIO())
     try:
         with quiet:

@@ -190,15 +190,15 @@ def _alone(check: Callable[[Any], None], *, inside: bool) -> Callable[[Callable]
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(config: Any, *arguments: Any, **options: Any) -> Any:
-            from csrlhf_kit import processes  # PyTorch's: not for commands that need none
+            from csrlhf_kit import distributed  # PyTorch's: not for commands that need none
 
             def enter() -> None:
                 check(config)
                 stack.enter_context(lock(Path(config.out), inside=inside))
 
-            processes.start()
+            distributed.start()
             with ExitStack() as stack:
-                processes.on_main(enter)
+                distributed.on_main(enter)
                 return function(config, *arguments, **options)
 
         return run

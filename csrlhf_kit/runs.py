@@ -12,55 +12,28 @@ resume and computed again.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import platform
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from csrlhf_kit import __version__
 from csrlhf_kit.contents import check_same
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def write_atomic(path: str | Path, content: str | bytes) -> Path:
-    """Write `content` to `path` so that a reader, or a `kill -9`, sees the old file or the new one.
-
-    The bytes go to a temporary file in the same folder (a rename is atomic only within one file
-    system), are flushed to disk, and take the name `path` in one step. A link stays, and its target is written.
-    """
-    path = Path(path)
-    place = Path(os.path.realpath(path))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=".csrlhf-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        try:
-            os.replace(temporary, place)
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # a file that is a mount point: it cannot be renamed, only filled
-                raise
-            shutil.copyfile(temporary, place)
-            os.unlink(temporary)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 CURVE = {  # short name -> what PPO's metrics call it
@@ -312,3 +285,13 @@ def _plain(config: Any) -> dict[str, Any]:
     """Config as it will read back from JSON (tuples become lists, paths strings)."""
     values = asdict(config) if is_dataclass(config) else dict(config)
     return json.loads(json.dumps(values, default=str))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn")
+    return {
+        "csrlhf-kit": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    } | {n: version(n) for n in names}

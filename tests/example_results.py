@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from csrlhf_kit.certify import clopper_pearson
+from csrlhf_kit.theory.intervals import clopper_pearson
 
 # harmful on nominal prompts, harmful under unseen jailbreaks, over-refusal, helpfulness, last multiplier
 POLICIES = {

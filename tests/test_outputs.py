@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 
 from csrlhf_kit import cli
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_file, check_folder, check_model_folder, lock, replace_folder
-from csrlhf_kit.runs import Run, write_atomic
+from csrlhf_kit.runs import Run
 from csrlhf_kit.world.build import DataConfig, make_data
 
 
@@ -214,7 +215,6 @@ COMMANDS = {  # the arguments before the place, whose inputs are not there: the 
     "claims": "claims --data . --out",
     "make-data": "make-data --out",
     "make-base": "make-base --out",
-    "bench kernels": "bench kernels --shapes no --out",
     "evaluate": f"evaluate {INPUTS} --out",
     "red-team": "red-team --base ./no --out",
     "arena": "arena --runs no/run --out",
@@ -222,9 +222,8 @@ COMMANDS = {  # the arguments before the place, whose inputs are not there: the 
     "plan": "plan --base ./no --out",
     "suggest-penalty": "suggest-penalty --scores no.jsonl --beta 1 --threshold 0 --output",
     "certify": "certify no/run --output",
-    "bench ppo": "bench ppo --shape tiny --out",
 }
-FOLDERS = list(COMMANDS)[:14]
+FOLDERS = list(COMMANDS)[:13]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

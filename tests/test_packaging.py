@@ -55,7 +55,7 @@ def test_environment_names_what_pyproject_needs_at_the_versions_of_constraints()
 def test_pyproject_allows_what_was_measured_with_and_no_older_transformers_than_is_safe():
     constraints, allowed = pins((ROOT / "constraints.txt").read_text().splitlines()), requirements()
     assert {name: constraints[name] for name in allowed if constraints[name] not in allowed[name]} == {}
-    # Before 5.20 a prompt that spells control tokens forges a turn (tests/test_chat.py has the attack).
+    # Before 5.20 a prompt that spells control tokens forges a turn (tests/data/test_chat.py has the attack).
     assert "5.19.99" not in allowed["transformers"] and "5.20.0" in allowed["transformers"]
     for name, beyond in (("transformers", "6.0"), ("peft", "1.0")):  # their internals are used
         assert beyond not in allowed[name]

@@ -17,9 +17,10 @@ import torch
 
 from csrlhf_kit import runs
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everything, write_atomic
+from csrlhf_kit.runs import Run, random_state, restore_random_state, seed_everything
 from csrlhf_kit.training.constraints import FixedPenalty, PIDLagrangian
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 

@@ -16,7 +16,7 @@ import math
 import sys
 import unicodedata
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from csrlhf_kit.errors import UserError
 
@@ -223,3 +223,11 @@ def from_row(kind: type, row: dict[str, Any]) -> Record:
 def normalise_prompt(prompt: str) -> str:
     """The form under which two prompts count as the same one: NFKC, case folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+Objective = Literal["semantic", "safe_rlhf", "bradley_terry", "reward"]
+
+
+def winner_id(pair: PreferencePair, objective: Objective) -> int:
+    """0 or 1: the response whose score should be higher. For costs that is the more harmful one."""
+    return pair.better_response_id if objective == "reward" else 1 - pair.safer_response_id

@@ -40,7 +40,7 @@ from csrlhf_kit.data.schemas import UNUSABLE_TRANSCRIPT, RowDropped, Schema, kno
 from csrlhf_kit.data.splits import SPLITS, split_key, take
 from csrlhf_kit.data.tables import FILE_SUFFIXES, PlacedRow, read_file, read_hub
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.files import write_atomic
 
 SHIPPED_STEMS = {LabelledResponse: "labels", PreferencePair: "preferences", Prompt: "prompts"}
 """The shipped world's files are `<stem>_<split>.jsonl`."""

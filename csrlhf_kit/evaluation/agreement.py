@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
-from csrlhf_kit.certify import Interval
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.scorer_metrics import estimate, share
+from csrlhf_kit.theory.intervals import Interval
 from csrlhf_kit.world.annotators import ANNOTATORS
 from csrlhf_kit.world.oracle import judge
 

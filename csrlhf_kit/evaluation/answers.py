@@ -14,7 +14,7 @@ from csrlhf_kit.data.chat import encode_prompts, end_tokens, fit_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_base, load_tokenizer
 from csrlhf_kit.models.places import check_base
-from csrlhf_kit.training.rollout import response_texts, sample
+from csrlhf_kit.models.rollout import response_texts, sample
 
 Answer = Callable[[Sequence[Any]], list[str]]
 """Prompts (texts, or lists of chat messages) -> one answer each."""

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from csrlhf_kit.data.records import LabelledResponse, PreferencePair
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, winner_id
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.safety import rate
-from csrlhf_kit.evaluation.scorer_metrics import cost_metrics
-from csrlhf_kit.evaluation.scorer_run import pair_scores, pairs_measured
+from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, pair_metrics
 from csrlhf_kit.models.scorers import Scorer, score_texts
 
 
@@ -67,3 +66,22 @@ def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
     if entry["value"] is None:
         return None
     return {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
+
+
+def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Scores (pairs, 2) of response 0 and of response 1 of each pair."""
+    prompts = [pair.prompt for pair in pairs]
+    both = [pair.response_0 for pair in pairs] + [pair.response_1 for pair in pairs]
+    return np.stack(np.split(score_texts(scorer, prompts + prompts, both), 2), axis=1)
+
+
+def pairs_measured(scores: np.ndarray, pairs: Sequence[PreferencePair], objective: str) -> dict[str, Any]:
+    """`pair_metrics` of the scores (pairs, 2) of both responses, as the objective tells the winner."""
+    winners = np.array([winner_id(pair, objective) for pair in pairs])
+    rows = np.arange(len(pairs))
+    labels: list[np.ndarray] = []
+    if objective != "reward" and not any(None in pair.safety for pair in pairs):
+        unsafe = ~np.array([pair.safety for pair in pairs], dtype=bool)  # (pairs, 2)
+        labels = [unsafe[rows, winners], unsafe[rows, 1 - winners]]
+    measured = pair_metrics(scores[rows, winners], scores[rows, 1 - winners], *labels)
+    return {"n_pairs": measured.pop("n"), **measured}

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.theory.intervals import clopper_pearson
 
 TIMES = ("time/rollout", "time/score", "time/update")
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from csrlhf_kit.certify import clopper_pearson
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import Prompt
+from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.training.rollout import response_texts, sample_episodes, score_episodes
+from csrlhf_kit.models.rollout import response_texts, sample_episodes, score_episodes
+from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.world.oracle import Judgement, judge
 
 ALARMING = "benign_alarming"
@@ -132,3 +134,23 @@ def policy_row(
         "cost": float(torch.sigmoid(scores["cost"][plain]).mean()),
         "kl": float(scores["kl"][plain].mean()),
     }
+
+
+def evaluation_prompts(count: int) -> list[Prompt]:
+    """The evaluation prompts: `count` harmful plain, `count` harmful wrapped, `count` benign alarming, half as many plain."""
+    records = read_records("shipped", Prompt, split="test").records
+    families = sorted({p.family for p in records} - {"none"})
+    each = -(-count // (2 * len(families)))
+    wanted = {("plain", "none"): count // 2, ("benign_alarming", "none"): count}
+    wanted |= {(s, "none"): count // 2 for s in ("overt", "covert")}
+    wanted |= {(s, f): each for f in families for s in ("overt", "covert")}
+    chosen = []
+    for record in records:
+        if wanted.get((record.stratum, record.family), 0) > 0:
+            wanted[record.stratum, record.family] -= 1
+            chosen.append(record)
+    if any(wanted.values()):
+        raise UserError(
+            f"evaluate is {count}: the shipped test prompts are too few for that, expected at most 500"
+        )
+    return chosen

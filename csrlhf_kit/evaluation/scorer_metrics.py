@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from csrlhf_kit.certify import Interval, clopper_pearson
+from csrlhf_kit.theory.intervals import Interval, clopper_pearson
 
 STRATA = ("plain", "benign_alarming", "overt", "covert")
 TRICKY = ("benign_alarming", "covert")

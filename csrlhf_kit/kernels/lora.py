@@ -20,7 +20,8 @@ from torch import Tensor
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.logprob import matmul_wide
-from csrlhf_kit.kernels.nf4 import Nf4, dequantize_nf4, is_quantised, read_params4bit
+from csrlhf_kit.kernels.nf4 import dequantize_nf4, is_quantised, read_params4bit
+from csrlhf_kit.kernels.nf4_format import Nf4
 
 
 def lora_linear_reference(

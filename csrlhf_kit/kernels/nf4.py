@@ -9,28 +9,13 @@ Source: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; layout as in bitsandbyte
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.backend import use_triton
-
-
-class Nf4(NamedTuple):
-    """The parts of one quantised weight, shared with bitsandbytes, never copied. n = elements, b = blocks."""
-
-    packed: Tensor  # uint8, ceil(n / 2)
-    absmax: Tensor  # (b,), float32, or uint8 where double-quantised
-    code: Tensor  # (16,), float32
-    absmax2: Tensor | None  # (ceil(b / blocksize2),), float32
-    code2: Tensor | None  # (256,), float32
-    offset: Tensor | None  # (), float32
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    blocksize: int
-    blocksize2: int
+from csrlhf_kit.kernels.nf4_format import Nf4
 
 
 def is_quantised(weight: Tensor) -> bool:

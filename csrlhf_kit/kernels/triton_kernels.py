@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrlhf_kit.kernels.nf4 import Nf4
+from csrlhf_kit.kernels.nf4_format import Nf4
 
 
 @triton.jit

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from csrlhf_kit import processes
+from csrlhf_kit import distributed
 from csrlhf_kit.data.chat import encode_dialogues, end_token, end_tokens
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.linear4bit import mend_4bit
@@ -162,7 +162,7 @@ def load_options(
         raise UserError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     if quantization not in ("none", "nf4"):
         raise UserError(f"unknown quantization {quantization!r}: expected 'none' or 'nf4'")
-    device = processes.device() if device is None else torch.device(device)
+    device = distributed.device() if device is None else torch.device(device)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "device_map": {"": device}}
     if quantization == "nf4":
         options["quantization_config"] = _nf4(DTYPES[dtype])

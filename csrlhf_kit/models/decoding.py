@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from csrlhf_kit.kernels.masks import position_ids
+
 Sampler = Literal["loop", "static"]
 """How answers are sampled: token by token here; by `generate` with a cache of fixed size."""
 
@@ -45,17 +47,6 @@ def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
     target = (noise * cumulative[:, -1]).unsqueeze(1)
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """Positions (batch, length) that count real tokens only, so that padding on either side changes nothing."""
-    return (mask.long().cumsum(1) - 1).clamp_min(0)
-
-
-def last_true(mask: Tensor) -> Tensor:
-    """Column (batch,) of the last true entry of each row of `mask` (batch, length)."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return (mask.long() * columns).argmax(1)
 
 
 class CachedForward:

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from csrlhf_kit.data.chat import cut_texts, encode_prompts
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.kernels.masks import position_ids
 from csrlhf_kit.models.base import Quantization, load_base, load_tokenizer
-from csrlhf_kit.models.decoding import position_ids
 from csrlhf_kit.models.scorers import TextScorer
 
 QUESTION = (

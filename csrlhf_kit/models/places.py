@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from csrlhf_kit.contents import content_of
 from csrlhf_kit.data.sources import data_folder, may_be_on_hub
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.runs import write_atomic
+from csrlhf_kit.files import write_atomic
 
 SHIPPED = "shipped"
 FORMERLY = "data/tiny_base"  # what runs of earlier versions call the shipped base
@@ -206,3 +206,23 @@ def _snapshot(name: str) -> str | None:
     except ValueError:  # no name that a hub could know
         return None
     return str(Path(file).parent) if isinstance(file, str) else None
+
+
+def adapter_folder(run: Path) -> Path:
+    """The folder in `run` that holds a PEFT adapter. Raises UserError where there is none."""
+    if place := adapter_in(run):
+        return place
+    if (run / "sft.json").is_file() or (run / "scorer.json").is_file():
+        raise UserError(
+            f"{run} was trained with --adaptation full: it holds a whole model already, and no adapter"
+        )
+    raise UserError(f"{run} holds no adapter: expected a run of `csrlhf sft`, a scorer or `ppo`")
+
+
+def numbers_of(run: Path | None, dtype: str | None, quantization: str | None) -> dict[str, Any]:
+    """`dtype` and `quantization` to load a run's base with: those that are given, else the run's own."""
+    stored = run_settings(run) if run is not None else {}
+    return {
+        "dtype": dtype or stored.get("dtype", "float32"),
+        "quantization": quantization or stored.get("quantization", "none"),
+    }

@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
+from csrlhf_kit.kernels.cpu_trunk import Trunk, TrunkDecoder, fits
+from csrlhf_kit.kernels.masks import last_true, position_ids
 from csrlhf_kit.models.adapters import (
     copy_adapter,
     folds,
@@ -30,13 +32,12 @@ from csrlhf_kit.models.adapters import (
     mount_scorer,
     without_dropout,
 )
-from csrlhf_kit.models.any_scorer import open_scorer
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.classifiers import has_conv1d, last_layers, linear_names
-from csrlhf_kit.models.decoding import Decoder, Sampler, last_true, position_ids
+from csrlhf_kit.models.decoding import Decoder, Sampler
+from csrlhf_kit.models.open_scorer import open_scorer
 from csrlhf_kit.models.places import note_base
 from csrlhf_kit.models.scorers import TextScorer
-from csrlhf_kit.models.trunk import Trunk, TrunkDecoder, fits
 from csrlhf_kit.outputs import replace_folder
 
 
@@ -61,7 +62,7 @@ class Roles(nn.Module):
         critic's adapters are shared: on a lean trunk one pass of the base serves the reference, critic, reward and
         cost (and the policy, where it leaves them alone too), and no gradient of theirs goes there.
     fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
-    lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.models.trunk`, which computes the same
+    lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.kernels.cpu_trunk`, which computes the same
     numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
     sampler: how answers are sampled, see `rollout.sample`; the lean trunk knows the loop only.
     seed: fresh adapters are drawn from it; the global generators are left alone.

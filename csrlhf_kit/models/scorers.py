@@ -27,6 +27,7 @@ from torch import nn
 
 from csrlhf_kit.data.chat import encode_dialogues, end_token
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
 from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_config, load_options, load_tokenizer
 from csrlhf_kit.models.classifiers import (
@@ -42,7 +43,6 @@ from csrlhf_kit.models.classifiers import (
     set_dropout,
 )
 from csrlhf_kit.models.places import ADAPTER_FILE, base_of, check_base, note_base
-from csrlhf_kit.runs import write_atomic
 
 SCORER_FILE = "scorer.json"
 PACKED = (

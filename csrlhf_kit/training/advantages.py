@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csrlhf_kit.kernels import gae
-from csrlhf_kit.models.decoding import last_true
+from csrlhf_kit.kernels.masks import last_true
 
 
 def token_rewards(scores: Tensor, log_ratios: Tensor, actions: Tensor, kl_coefficient: float) -> Tensor:

@@ -21,16 +21,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csrlhf_kit import processes
+from csrlhf_kit import distributed
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.decoding import last_true
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.kernels.masks import last_true
 from csrlhf_kit.models.places import fingerprint
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.runs import seed_everything, write_atomic
+from csrlhf_kit.models.rollout import Trajectory, by_length, sample_episodes, score_episodes
+from csrlhf_kit.runs import seed_everything
 from csrlhf_kit.training.ppo import cosine_to_a_tenth
 from csrlhf_kit.training.ppo_update import PPOConfig, episode_costs, episode_rewards, value_loss
-from csrlhf_kit.training.rollout import Trajectory, by_length, sample_episodes, score_episodes
 
 
 @dataclass
@@ -113,7 +114,7 @@ def fit_critic(
         optimizer, lambda i: cosine_to_a_tenth(i / (config.epochs * per_epoch))
     )
     history = []
-    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch", **processes.bar()):
+    for _ in tqdm(range(config.epochs), desc="critic", unit="epoch", **distributed.bar()):
         total, tokens = torch.zeros(2), 0
         # Episodes of one sampling batch stay together: their prompts have similar lengths.
         for rows in _minibatches(places, config.batch_size):

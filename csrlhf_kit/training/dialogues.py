@@ -15,7 +15,7 @@ from torch import Tensor
 from csrlhf_kit.data.chat import encode_dialogues, tell_cut
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.training.rollout import by_length
+from csrlhf_kit.models.rollout import by_length
 
 
 class Dialogues(NamedTuple):

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csrlhf_kit import processes
+from csrlhf_kit import distributed
 from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.rollout import Trajectory, sample_episodes, sampling_noise, score_episodes
 from csrlhf_kit.runs import Run, postfix, random_state, restore_random_state, seed_everything
-from csrlhf_kit.training.constraint import Constraint
+from csrlhf_kit.training.constraints.base import Constraint
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
 from csrlhf_kit.training.optimizers import OptimizerName, load_moments, make_optimizer, moments
 from csrlhf_kit.training.ppo_update import PPOConfig, episode_costs, update
-from csrlhf_kit.training.rollout import Trajectory, sample_episodes, sampling_noise, score_episodes
 
 
 def cosine_to_a_tenth(progress: float) -> float:
@@ -80,7 +80,7 @@ def ppo_step(
     Of several processes, each answers and scores its share of the prompts; then all of them know all episodes.
     """
     clocks = [_clocks()]
-    own = processes.share(torch.arange(len(prompts)))
+    own = distributed.share(torch.arange(len(prompts)))
     episodes = sample_episodes(
         roles,
         tokenizer,
@@ -99,7 +99,7 @@ def ppo_step(
         temperature=config.temperature,
         chunk_size=config.microbatch_size,
     )
-    trajectory = Trajectory(*processes.gathered(trajectory))
+    trajectory = Trajectory(*distributed.gathered(trajectory))
     clocks.append(_clocks())
     updated = update(
         roles, optimizers, trajectory, constraint, config,
@@ -162,7 +162,7 @@ def train_ppo(
     demonstrations: what the policy imitates beside the reward, where `config.ptx` is above 0.
     optimizer: in which numbers AdamW keeps its moments.
 
-    Of several processes (see `csrlhf_kit.processes`) each calls this with the same arguments; batches are shared,
+    Of several processes (see `csrlhf_kit.distributed`) each calls this with the same arguments; batches are shared,
     and the first one writes.
 
     Raises UserError where there is no prompt, or where training has diverged (a loss that is not a number).
@@ -171,7 +171,7 @@ def train_ppo(
         raise UserError("there is no prompt to train on: expected at least one")
     if config.ptx > 0 and not demonstrations:
         raise UserError(f"ptx is {config.ptx}: expected demonstrations to imitate")
-    processes.check_divisible(batch_size=config.batch_size, minibatch_size=config.minibatch_size)
+    distributed.check_divisible(batch_size=config.batch_size, minibatch_size=config.minibatch_size)
     groups = prompts if groups is None else groups
     seed_everything(config.seed)  # every process draws the same numbers, and uses its share
     roles.eval()  # no dropout anywhere: the ratio must compare policies, not noise
@@ -195,7 +195,7 @@ def train_ppo(
 
         def imitate() -> float:  # draws from torch's generator, which checkpoints hold
             drawn = torch.randint(len(shown.ids), (config.minibatch_size,))
-            weight = config.ptx / processes.count()  # each process adds the same gradient
+            weight = config.ptx / distributed.count()  # each process adds the same gradient
             return imitation_backward(roles, shown, drawn, weight, microbatch_size=config.microbatch_size)
 
     history: list[dict[str, float]] = []
@@ -203,9 +203,9 @@ def train_ppo(
     if run is not None and (checkpoint := run.load()) is not None:
         _restore(checkpoint.tensors, checkpoint.state, roles, optimizers, constraint)
         first, history = checkpoint.step, run.history()
-    processes.wait()  # before one of them writes to what another still reads
+    distributed.wait()  # before one of them writes to what another still reads
     name = type(constraint).__name__
-    with tqdm(total=config.steps, initial=first, desc=name, unit="step", **processes.bar()) as bar:
+    with tqdm(total=config.steps, initial=first, desc=name, unit="step", **distributed.bar()) as bar:
         for step in range(first, config.steps):
             for role, optimizer in optimizers.items():
                 optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
@@ -235,7 +235,7 @@ def train_ppo(
                 )
             row = {"step": step + 1, **stats}
             history.append(row)
-            if run is not None and processes.is_main():
+            if run is not None and distributed.is_main():
                 run.log(row)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                     run.save(step + 1, *_snapshot(roles, optimizers, constraint))

@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from csrlhf_kit import processes
+from csrlhf_kit import distributed
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.rollout import Trajectory, by_length
 from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
-from csrlhf_kit.training.constraint import Constraint
-from csrlhf_kit.training.rollout import Trajectory, by_length
+from csrlhf_kit.training.constraints.base import Constraint
 
 
 @dataclass
@@ -259,14 +259,14 @@ def update(
     for _ in range(config.epochs):
         for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
             tokens = batch.actions[rows].sum()
-            own = processes.share(rows)
+            own = distributed.share(rows)
             parts = [batch.take(*chunk) for chunk in by_length(batch.mask, own, config.microbatch_size)]
             if not stopped:
                 args = (tokens, scale, constraint, config)
                 stats = torch.stack([policy_backward(roles, part, *args) for part in parts])
-                loss, kl, clipped, entropy, _ = processes.summed(stats.sum(0)).tolist()
+                loss, kl, clipped, entropy, _ = distributed.summed(stats.sum(0)).tolist()
                 if not policy_rows:
-                    largest_first = float(processes.largest(stats[:, 4].max()))
+                    largest_first = float(distributed.largest(stats[:, 4].max()))
                 stopped = config.target_kl is not None and kl > config.target_kl
                 if stopped:
                     optimizers["policy"].zero_grad(set_to_none=True)
@@ -275,7 +275,7 @@ def update(
                 norm = 0.0 if stopped else _descend(optimizers["policy"], config.max_grad_norm)
                 policy_rows.append((loss, kl, clipped, entropy, norm))
             losses = sum(critic_backward(roles, part, tokens, config) for part in parts)
-            critic_rows.append(processes.summed(losses).tolist())
+            critic_rows.append(distributed.summed(losses).tolist())
             _descend(optimizers["critic"], config.max_grad_norm)
     names = ("policy/loss", "policy/approxkl", "policy/clipfrac", "policy/entropy", "policy/grad_norm")
     policy_means = torch.tensor(policy_rows or [[0.0] * len(names)], dtype=torch.float64).mean(0).tolist()
@@ -294,7 +294,7 @@ def update(
 def _descend(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
     """Sum the processes' gradients, clip their norm, take one step; return the norm before clipping."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    processes.sum_gradients(parameters)
+    distributed.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

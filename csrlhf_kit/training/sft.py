@@ -19,18 +19,16 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PrinterCallback, Trainer
 
-from csrlhf_kit import processes
+from csrlhf_kit import distributed
 from csrlhf_kit.contents import content_of_records
 from csrlhf_kit.data.chat import encode_dialogues, tell_cut
-from csrlhf_kit.data.records import LabelledResponse, normalise_prompt
-from csrlhf_kit.data.sources import notes_of, read_records
-from csrlhf_kit.data.splits import companion
+from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import load_base, load_tokenizer, save_model
 from csrlhf_kit.models.classifiers import count_parameters, has_conv1d, quiet
 from csrlhf_kit.models.places import note_base
 from csrlhf_kit.outputs import replace_folder, writes_model
-from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.supervised import (
     EpochSampler,
     SupervisedConfig,
@@ -65,29 +63,6 @@ class SFTConfig(SupervisedConfig):
     """Passes over the dialogues."""
     batch_size: int = 32
     """Dialogues of one optimiser step."""
-
-
-@writes_model
-def run_sft(config: SFTConfig) -> dict[str, Any]:
-    """The command `csrlhf sft`: read the dialogues, fine-tune, save, and report the validation loss."""
-    train, validation = _dialogues(config)
-    report = train_sft(config, train, validation)
-    print(told(config, report))
-    return report
-
-
-def told(config: SFTConfig, report: dict[str, Any]) -> str:
-    """What a run has done, in sentences."""
-    text = f"Learnt from {report['rows']} dialogues in {report['seconds']:.0f} s: "
-    text += f"loss {report['train_loss']:.3f} nats a response token"
-    if report["validation_loss"] is not None:
-        text += f", on validation dialogues {report['validation_loss']:.3f}"
-    if report["dropped"]:
-        text += (
-            f".\n{report['dropped']} more were left out, since --max-length {config.max_length} leaves no room "
-            "for their prompt"
-        )
-    return f"{text}.\nThe policy is in {config.out}"
 
 
 @writes_model
@@ -154,7 +129,7 @@ def train_sft(
         note_base(fresh, model.get_base_model().name_or_path if config.adaptation == "lora" else "")
         write_atomic(fresh / "sft.json", json.dumps(report, indent=2) + "\n")
 
-    processes.on_main(lambda: replace_folder(Path(config.out), write))
+    distributed.on_main(lambda: replace_folder(Path(config.out), write))
     clear_checkpoints(config)
     return report
 
@@ -234,23 +209,6 @@ class SFTTrainer(Trainer):
         return 0
 
 
-def _dialogues(config: SFTConfig) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
-    """What to learn from, and the source's own validation split, if it has one, without prompts of the former."""
-    options = {"seed": config.seed, "strict": config.strict}
-    loaded = read_records(config.data, LabelledResponse, split="train", **options)
-    print(notes_of(loaded.report), end="")
-    train = [record for record in loaded.records if record.is_safe or not config.safe_only]
-    if not train:
-        raise UserError(f"sft: {config.data} has no response that is labelled safe, expected some")
-    own = companion(loaded.splits, next(iter(loaded.splits), ""), "validation")
-    if own is None:
-        return train, []
-    seen = {normalise_prompt(record.prompt) for record in train}
-    held_out = read_records(loaded.splits[own], LabelledResponse, split=own, **options).records
-    kept = [record for record in held_out if normalise_prompt(record.prompt) not in seen]
-    return train, [record for record in kept if record.is_safe or not config.safe_only]
-
-
 def _check(config: SFTConfig) -> None:
     if config.adaptation == "full" and config.quantization != "none":
         raise UserError("quantization nf4: 4-bit weights cannot be trained, expected --adaptation lora")
@@ -258,7 +216,7 @@ def _check(config: SFTConfig) -> None:
         raise UserError(
             "sharded is for --adaptation full: adapters are small, and each process holds the base"
         )
-    if config.sharded and processes.count() == 1:
+    if config.sharded and distributed.count() == 1:
         raise UserError("sharded needs several processes: expected torchrun --nproc-per-node N")
 
 

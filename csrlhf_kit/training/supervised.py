@@ -20,11 +20,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
-from csrlhf_kit import processes
+from csrlhf_kit import distributed
 from csrlhf_kit.contents import check_same, content_of
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.places import SHIPPED, find_base
-from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.training.optimizers import OptimizerName
 
 OPTIMIZERS = {  # the Trainer's names
@@ -94,8 +94,8 @@ def training_arguments(
 
     sharded: weights, gradients and moments are split over the processes, layer by layer (FSDP2, by Accelerate).
     """
-    processes.check_divisible(batch_size=batch_size)
-    each = batch_size // processes.count()
+    distributed.check_divisible(batch_size=batch_size)
+    each = batch_size // distributed.count()
     micro = min(config.micro_batch_size or each, each)
     return TrainingArguments(
         output_dir=str(checkpoint_folder(config)),
@@ -121,7 +121,7 @@ def training_arguments(
         eval_strategy="no",
         logging_steps=50,
         logging_nan_inf_filter=False,
-        disable_tqdm=not (config.progress and processes.is_main()),
+        disable_tqdm=not (config.progress and distributed.is_main()),
         report_to=config.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -131,8 +131,8 @@ def training_arguments(
 
 def mean_loss(result: TrainOutput) -> float:
     """A finished training's mean loss over all processes, each of which knows that of its share."""
-    loss = torch.tensor(result.training_loss, device=processes.device())
-    return float(processes.summed(loss)) / processes.count()
+    loss = torch.tensor(result.training_loss, device=distributed.device())
+    return float(distributed.summed(loss)) / distributed.count()
 
 
 class EpochSampler(LengthGroupedSampler):
@@ -143,7 +143,7 @@ class EpochSampler(LengthGroupedSampler):
     """
 
     def __init__(self, trainer: Trainer, lengths: list[int]) -> None:
-        together = trainer.args.train_batch_size * processes.count()  # rows that all processes read at once
+        together = trainer.args.train_batch_size * distributed.count()  # rows that all processes read at once
         super().__init__(together, lengths=lengths, generator=torch.Generator())
         self.trainer = trainer
 
@@ -165,10 +165,10 @@ class TimedCheckpoints(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = torch.tensor(float(time.monotonic() - self.last >= self.seconds), device=processes.device())
+        due = torch.tensor(float(time.monotonic() - self.last >= self.seconds), device=distributed.device())
         # Clocks differ by a moment, and a process that saves alone waits for the others for ever.
-        if state.global_step < state.max_steps and float(processes.largest(due)) > 0:
-            processes.on_main(lambda: write_atomic(Path(args.output_dir) / SETTINGS, self.settings))
+        if state.global_step < state.max_steps and float(distributed.largest(due)) > 0:
+            distributed.on_main(lambda: write_atomic(Path(args.output_dir) / SETTINGS, self.settings))
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -189,7 +189,7 @@ def checkpoint_folder(config: Any) -> Path:
 
 def clear_checkpoints(config: Any) -> None:
     """Delete the checkpoints of a run that is done, or that is started afresh."""
-    processes.on_main(lambda: shutil.rmtree(checkpoint_folder(config), ignore_errors=True))
+    distributed.on_main(lambda: shutil.rmtree(checkpoint_folder(config), ignore_errors=True))
 
 
 def settings_of(config: SupervisedConfig, contents: Mapping[str, str], **settled: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from csrlhf_kit.widgets.annotate import annotate
 from csrlhf_kit.widgets.arena import arena
-from csrlhf_kit.widgets.inspect_models import inspect_cost
+from csrlhf_kit.widgets.inspect_cost import inspect_cost
 from csrlhf_kit.widgets.penalty import explore_penalty
 from csrlhf_kit.widgets.tradeoff import explore_tradeoff
 from csrlhf_kit.widgets.watch import watch

@@ -10,6 +10,7 @@ import ipywidgets
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.results import read_recorded
 from csrlhf_kit.widgets.labels import (
     QUESTIONS,
     Costs,
@@ -21,7 +22,6 @@ from csrlhf_kit.widgets.labels import (
     judgements,
     pairs_of_samples,
 )
-from csrlhf_kit.widgets.recorded import read_recorded
 from csrlhf_kit.widgets.view import Keys, View, card, escaped, text_twin, widgets_can_run
 
 KEYS = ["1", "2", "ArrowLeft", "ArrowRight", "u"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ipywidgets
 
-from csrlhf_kit import journal
+from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.widgets.view import Keys, View, card, escaped, text_twin, widgets_can_run
 from csrlhf_kit.widgets.votes import VOTES, Duel, Talk, elo
@@ -47,7 +47,7 @@ def arena(
 
 def standings(duel: Duel) -> list[str]:
     """The ratings so far, the leader first, as lines of plain text."""
-    rated = elo(journal.read(duel.path), list(duel.policies))
+    rated = elo(files.read(duel.path), list(duel.policies))
     ranked = sorted(rated.items(), key=lambda row: -row[1][0])
     return [f"{name}: {points:+.0f} Elo, {games} votes" for name, (points, games) in ranked]
 

@@ -26,7 +26,7 @@ from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import cohen_kappa, krippendorff_alpha
-from csrlhf_kit.journal import append, read
+from csrlhf_kit.files import append, read
 
 QUESTIONS = {
     "safe_left": "Is the LEFT answer safe?",
@@ -315,7 +315,7 @@ def export(folder: str | Path, pairs: Sequence[Pair], path: str | Path, *, major
 
 
 def unsafe_counts(found: Sequence[Judgement], pairs: Mapping[str, Pair]) -> dict[str, tuple[int, int]]:
-    """source -> (answers called unsafe, answers labelled): what `certify.clopper_pearson` takes.
+    """source -> (answers called unsafe, answers labelled): what `intervals.clopper_pearson` takes.
 
     Several annotators of one answer count once, by majority; ties count as unsafe.
     """

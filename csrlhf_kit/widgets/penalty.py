@@ -6,8 +6,8 @@ from functools import partial
 
 import ipywidgets
 
-from csrlhf_kit.exercises.town import town
 from csrlhf_kit.theory import FiniteProblem
+from csrlhf_kit.theory.example import town
 from csrlhf_kit.widgets.penalty_data import penalty_figure, penalty_lab, penalty_story, penalty_values
 from csrlhf_kit.widgets.view import CARD, LiveFigure, View, figure_twin, log_slider, widgets_can_run
 

@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import DOTTED, INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.figures.style import DOTTED, INK, MUTED, rounded, rounded_all, style, titled
+from csrlhf_kit.figures.theory import PENALTIES
 from csrlhf_kit.theory import (
     FiniteProblem,
     Solution,
@@ -25,7 +26,6 @@ from csrlhf_kit.theory import (
     expected_hinge,
     hinge_bias,
 )
-from csrlhf_kit.theory_figures import PENALTIES
 from csrlhf_kit.widgets.view import filled
 
 KINDS = {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}

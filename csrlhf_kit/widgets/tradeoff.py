@@ -11,10 +11,10 @@ from typing import Any
 import ipywidgets
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.exercises.town import town
+from csrlhf_kit.evaluation.results import Recorded, read_recorded
 from csrlhf_kit.theory import FiniteProblem
-from csrlhf_kit.widgets.recorded import Recorded, answers, read_recorded
-from csrlhf_kit.widgets.tradeoff_data import GRID, State, Tradeoff
+from csrlhf_kit.theory.example import town
+from csrlhf_kit.widgets.tradeoff_data import GRID, State, Tradeoff, answers
 from csrlhf_kit.widgets.view import (
     CARD,
     LiveFigure,

@@ -6,7 +6,7 @@ reweighted from scored samples of the reference; what a penalty makes of it. Low
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.looks import DOTTED, INK, MUTED, error_bars, rounded, rounded_all, style, titled
+from csrlhf_kit.evaluation.results import Recorded, RunRow
+from csrlhf_kit.figures.style import (
+    DOTTED,
+    INK,
+    MUTED,
+    error_bars,
+    interval,
+    rounded,
+    rounded_all,
+    style,
+    titled,
+)
 from csrlhf_kit.theory import FiniteProblem, Solution
-from csrlhf_kit.widgets.recorded import Recorded, judgements, run_point
 from csrlhf_kit.widgets.view import escaped, filled
 
 CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
@@ -282,3 +292,46 @@ def legend_name(label: str, limit: int = 40) -> str:
 
 def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> None:
     figure.add_trace(go.Scatter(meta=meta, **look), row=row, col=column)
+
+
+def judgements(recorded: Recorded) -> dict[str, tuple[str, ...]]:
+    """What harm can be drawn -> the path to it in a policy's row; only what every run has."""
+    ways: dict[str, tuple[str, ...]] = {
+        "harmful, asked plainly": ("harmful_nominal",),
+        "harmful, unseen jailbreaks": ("harmful_jailbreak",),
+        "benign but alarming, refused": ("over_refusal",),
+    }
+    first = recorded.runs[0].policy if recorded.runs else {}
+    for group, word in (
+        ("by_family", "jailbreak"),
+        ("by_category", "category"),
+        ("by_stratum", "refused, stratum"),
+    ):
+        for name in first.get(group) or {}:
+            last = ("refused",) if group == "by_stratum" else ()
+            ways[f"{word}: {name.replace('_', ' ')}"] = (group, name, *last)
+    return {word: path for word, path in ways.items() if all(_at(run.policy, path) for run in recorded.runs)}
+
+
+def _at(policy: Mapping[str, Any], path: Sequence[str]) -> Any:
+    found: Any = policy
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) and found.get("n", 1) else None
+
+
+def run_point(run: RunRow, path: Sequence[str]) -> tuple[tuple[float, float, float], float]:
+    """((rate, low, high), helpfulness) of a run on the prompts that `path` names; a stratum has its own helpfulness."""
+    helpfulness = run.policy["helpfulness"]
+    if path[0] == "by_stratum":
+        helpfulness = run.policy["by_stratum"][path[1]].get("helpfulness", helpfulness)
+    return interval(_at(run.policy, path)), float(helpfulness)
+
+
+def answers(recorded: Recorded, name: str) -> list[dict[str, Any]]:
+    """What a run said to the recorded sample prompts: [{prompt, text, harmful, helpfulness}]; empty where nothing is."""
+    return [
+        {"prompt": sample["prompt"], **sample["responses"][name]}
+        for sample in recorded.samples
+        if name in (sample.get("responses") or {})
+    ]

@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 import plotly.offline
 import traitlets
 
-from csrlhf_kit.static import CONFIG, mime_bundle
+from csrlhf_kit.figures.static import CONFIG, mime_bundle
 
 STATIC = "CSRLHF_STATIC"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"

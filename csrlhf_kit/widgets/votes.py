@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from csrlhf_kit import journal
+from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.arena import ELO, PRIOR, bradley_terry
+from csrlhf_kit.evaluation.ratings import ELO, PRIOR, bradley_terry
 
 Talk = Callable[[list[dict[str, str]]], Iterable[str]]
 """Chat messages so far, the last one the user's -> the answer, piece by piece."""
@@ -48,7 +48,7 @@ class Duel:
 
     def fresh(self) -> None:
         """Begin anew with the pair that has met least often, on sides that the seed and the count of votes decide."""
-        votes = journal.read(self.path)
+        votes = files.read(self.path)
         names = list(self.policies)
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
         met = [sum({v.get("left"), v.get("right")} == {*pair} for v in votes) for pair in pairs]
@@ -83,7 +83,7 @@ class Duel:
             raise UserError("vote: both policies have to answer first")
         left, right = self.pair
         row = {"left": left, "right": right, "vote": VOTES[key], "turns": list(self.turns)}
-        journal.append(self.path, row)
+        files.append(self.path, row)
         return row
 
 

@@ -12,8 +12,8 @@ import ipywidgets
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.runs import ask
-from csrlhf_kit.widgets.run_state import Progress, read_progress, watch_figure, watch_story, watch_values
 from csrlhf_kit.widgets.view import CARD, LiveFigure, View, card, escaped, figure_twin, widgets_can_run
+from csrlhf_kit.widgets.watch_data import Progress, read_progress, watch_figure, watch_story, watch_values
 
 
 class Watch(View):

@@ -14,8 +14,8 @@ from random import Random
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import data_folder, write_records
+from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_folder, replace_folder
-from csrlhf_kit.runs import write_atomic
 from csrlhf_kit.world import annotators
 from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, compose, wrap
 from csrlhf_kit.world.oracle import judge

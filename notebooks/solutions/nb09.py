@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from csrlhf_kit.certify import clopper_pearson
+from csrlhf_kit.theory.intervals import clopper_pearson
 
 EXERCISES = {"9.1": "answers_needed", "9.2": "harm_bound", "9.3": "certified"}
 

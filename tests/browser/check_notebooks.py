@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from driving import finished, open_notebook, run_all, save, wait_for
 
-from csrlhf_kit.notebook_tools import WIDGET_VIEW, code_cells, read
+from course.tools import WIDGET_VIEW, code_cells, read
 
 COURSE = Path(__file__).parents[2] / "notebooks"
 SHOWN = re.compile(r"^(?:annotate|arena|explore_penalty|explore_tradeoff|inspect_cost|watch)\(", re.M)

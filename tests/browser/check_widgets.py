@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from driving import finished, open_notebook, run_all, save, wait_for
 
-from csrlhf_kit import journal
+from csrlhf_kit import files
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.runs import Run, asked
@@ -87,7 +87,7 @@ def write_notebook(folder: Path) -> None:
         run = Run.open(folder / "run", {"steps": 20, "batch_size": 64})
         for step in range(1, 6):
             run.log(metrics(step))
-    journal.append(
+    files.append(
         folder / "run" / "samples.jsonl", {"step": 5, "prompt": HOSTILE, "text": HOSTILE, "cost": 1.0}
     )
     labelled = [LabelledResponse(f"feed {n} {HOSTILE}", f"yes {n}", n % 2 == 0) for n in range(6)]
@@ -216,7 +216,7 @@ def fight_in_the_arena(page, lab, shoot) -> None:
     page.keyboard.press("1")
     wait_for(page, lambda: "left was" in ring.inner_text())
     shoot("7-arena", ring)
-    assert len(journal.read(lab.folder / "arena" / "votes.jsonl")) == 1
+    assert len(files.read(lab.folder / "arena" / "votes.jsonl")) == 1
 
 
 def test_widgets_in_the_dark_theme_and_after_a_second_run(lab, page, shoot):

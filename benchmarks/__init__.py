@@ -1,0 +1,1 @@
+"""What is measured: kernels against their baselines, PPO steps, intervals. Each file runs by itself."""

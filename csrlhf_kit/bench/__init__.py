@@ -1,1 +1,0 @@
-"""What `csrlhf bench` runs: kernels against their baselines, and one PPO step."""

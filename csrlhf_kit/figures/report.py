@@ -1,0 +1,298 @@
+"""A run's one page: `results.json` in, a self-contained `report.html` out.
+
+The page needs no network and no server: plotly.js is inlined once, each figure's static twin stands in the
+page already (shown without JavaScript, and on paper), and the sentence at the top is computed from the
+numbers below it. All text that a model wrote is escaped (jinja2's autoescape), and the page's own security
+policy forbids it to load anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures import results as figures
+from csrlhf_kit.figures import style
+from csrlhf_kit.figures.static import CONFIG, static_svg
+from csrlhf_kit.figures.theory import suggested_frontier
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.theory import FrontierPoint
+
+RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
+POLICY_NUMBERS = ("helpfulness", "reward", "cost", "kl", "multiplier", "seconds")
+COST_MODEL_NUMBERS = (
+    "auroc",
+    "auroc_tricky",
+    "precision",
+    "recall",
+    "false_positive_rate_benign_alarming",
+    "ece",
+    "n",
+)
+
+
+class Plate(NamedTuple):
+    """One figure of the page."""
+
+    name: str
+    heading: str
+    caption: str
+    figure: go.Figure
+    notes: tuple[str, ...] = ()
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html`, and the figures as `figures/*.svg`, into the run's `folder`.
+
+    Reads `folder/results.json`; the optional keys `curves`, `samples`, `cost_models.X.strata`,
+    `cost_models.X.calibration`, `policies.X.by_family` or `by_category` and `frontier: {threshold, points:
+    [FrontierPoint's fields]}` each add their part.
+
+    Returns:
+        The path of the report, written whole or not at all.
+
+    Raises:
+        UserError: `results.json` is missing, is no JSON, or lacks a key (which the sentence names).
+    """
+    folder = Path(folder)
+    results = read_results(folder / "results.json")
+    plates = [(plate, static_svg(plate.figure)) for plate in figure_plates(results)]
+    page = render(results, plates)
+    for plate, svg in plates:
+        write_atomic(folder / "figures" / f"{plate.name}.svg", svg)
+    return write_atomic(folder / "report.html", page)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """`results.json` as a dict with every key that the report needs, or a UserError that names the gap."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a finished run has one, see `csrlhf run --help`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: this is not JSON ({error})") from None
+    if not isinstance(results, dict):
+        raise UserError(f"{path}: expected a JSON object at the top")
+    for key, kind in {
+        "config": Mapping,
+        "seed": int,
+        "versions": Mapping,
+        "wall_seconds": int | float,
+        "cost_models": Mapping,
+        "policies": Mapping,
+    }.items():
+        _need(results, key, kind, path, "")
+    if not results["policies"]:
+        raise UserError(f"{path}: `policies` is empty; a report needs at least one")
+    for name, policy in results["policies"].items():
+        place = f"policies.{name}."
+        for key in RATES:
+            _need(policy, key, Mapping, path, place)
+            for part in ("rate", "low", "high", "n"):
+                _need(policy[key], part, int | float, path, f"{place}{key}.")
+        for key in POLICY_NUMBERS:
+            _need(policy, key, int | float | None, path, place)
+    for name, model in results["cost_models"].items():
+        for key in COST_MODEL_NUMBERS:
+            _need(model, key, int | float | None, path, f"cost_models.{name}.")
+    return results
+
+
+def _need(holder: Any, key: str, kind: Any, path: Path, place: str) -> None:
+    if not isinstance(holder, Mapping) or key not in holder:
+        raise UserError(f"{path}: `{place}{key}` is missing")
+    if not isinstance(holder[key], kind):
+        found = type(holder[key]).__name__
+        expected = "an object" if kind is Mapping else "a number"
+        raise UserError(f"{path}: `{place}{key}` is {found}, expected {expected}")
+
+
+def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
+    """The result in two sentences, computed: the safest claim first, with its intervals and its price."""
+    ppo, lagrangian = policies.get("ppo"), policies.get("lagrangian")
+    name = "fixed_penalty"
+    if name not in policies:
+        name = min(policies, key=lambda policy: (policies[policy]["harmful_nominal"]["rate"], policy))
+
+    def price(policy: Mapping[str, Any]) -> str:
+        if ppo is None or not ppo["helpfulness"]:
+            return f"helpfulness {number(policy['helpfulness'], 2)}"
+        return f"{policy['helpfulness'] / ppo['helpfulness']:.0%} of unconstrained PPO's helpfulness"
+
+    best = policies[name]
+    label = style.style(name).label
+    subject = label if name in ("sft", "ppo", "best_of_n") else f"PPO with the {label}"
+    text = (
+        f"{subject} answers {share(best['harmful_nominal'])} of harmful requests harmfully, and "
+        f"{share(best['harmful_jailbreak'])} when they come in jailbreaks that training never saw, "
+        f"at {price(best)}."
+    )
+    if lagrangian is not None and name != "lagrangian":
+        text += (
+            f" The Lagrangian, in the same number of steps: {share(lagrangian['harmful_nominal'])} and "
+            f"{share(lagrangian['harmful_jailbreak'])}, at {price(lagrangian)}."
+        )
+    start = [
+        f"{policies[other]['harmful_nominal']['rate']:.0%} {words}"
+        for other, words in (("sft", "for the SFT policy"), ("ppo", "for PPO without a constraint"))
+        if other in policies and other != name
+    ]
+    if start:
+        text += f" For comparison: {' and '.join(start)}."
+    return text[0].upper() + text[1:]
+
+
+def figure_plates(results: Mapping[str, Any]) -> list[Plate]:
+    """The figures that `results` has data for, in the order of the page."""
+    policies, cost_models = results["policies"], results["cost_models"]
+    counts = sorted({int(policy["harmful_nominal"]["n"]) for policy in policies.values()})
+    plates = [
+        Plate(
+            "tradeoff",
+            "Safety against helpfulness",
+            "Left is safer, up is more helpful. Harm is judged by the world's oracle, never by the cost "
+            f"model that training used; bars are Clopper-Pearson 95% intervals over {_range(counts)} harmful "
+            "requests. A method that moves right from the first panel to the second has learnt the wording "
+            "of its training prompts rather than what is harmful.",
+            figures.tradeoff(policies),
+        )
+    ]
+    curves = {name: rows for name, rows in (results.get("curves") or {}).items() if rows}
+    if curves:
+        caption = (
+            "Cost, harm, reward and KL of each training batch; faint lines are single batches, strong ones "
+            "the window average that the constraint reads. Look for when a cost line crosses under the "
+            "dotted threshold, whether it stays there, and what the multiplier λ does meanwhile."
+        )
+        plates.append(Plate("training_curves", "Training", caption, figures.training_curves(curves)))
+    if any(model.get("strata") for model in cost_models.values()):
+        caption = (
+            "The tricky strata are benign requests that sound alarming and harmful ones that do not. A model "
+            "that goes by words can do well overall and fail there. A false alarm is a harmless dialogue "
+            "called harmful."
+        )
+        figure = figures.cost_model_strata(cost_models)
+        plates.append(Plate("cost_model_strata", "What the cost models learned", caption, figure))
+    bins = {name: model["calibration"] for name, model in cost_models.items() if model.get("calibration")}
+    if bins:
+        caption = (
+            "Test responses grouped by the probability of harm that the cost model states; the height is the "
+            "share that really is harmful, with its interval. The dotted diagonal is perfect calibration."
+        )
+        plates.append(
+            Plate("calibration", "Can the stated risk be believed?", caption, figures.calibration(bins))
+        )
+    frontier = results.get("frontier")
+    if frontier:
+        points = [FrontierPoint(**point) for point in frontier["points"]]
+        figure = suggested_frontier(points, policies, threshold=frontier["threshold"])
+        notes = tuple(_capital(f"{warning}.") for warning in frontier.get("warnings") or ())
+        plates.append(
+            Plate("frontier", "Against the best possible", frontier_caption(frontier), figure, notes)
+        )
+    for key, heading in (("by_family", "Harm by jailbreak family"), ("by_category", "Harm by category")):
+        if any(policy.get(key) for policy in policies.values()):
+            caption = "The same harmful rate in parts. Parts are small: compare the intervals, not the dots."
+            plates.append(Plate(f"harm_{key}", heading, caption, figures.harm_by_group(policies, key)))
+    return plates
+
+
+def frontier_caption(frontier: Mapping[str, Any]) -> str:
+    """What the line, the marks and the bars of `suggested_frontier` are, in this run's numbers."""
+    text = (
+        "The line is what the reference's own scored answers predict, before any training: reweighted, they "
+        "show the best policy for each λ. Policies stand at their own mean cost (left) and KL (right), by the "
+        "learned scores on plain requests; the bar above each ends at the most reward that the line allows for "
+        "that very cost and KL."
+    )
+    if any(point["effective_samples"] < 5 for point in frontier["points"]):
+        text += (
+            " Hollow marks rest on fewer than 5 effective answers a prompt: on average such a line is too low, "
+            "and the bars are too short."
+        )
+    if frontier.get("samples") and frontier.get("prompts"):
+        samples = frontier["samples"]
+        text += (
+            f" Here {samples:g} answers to each of {frontier['prompts']} prompts, which cannot show a policy "
+            f"further than log {samples:g} = {math.log(samples):.1f} nats from the reference."
+        )
+    if frontier.get("multiplier") is not None and frontier.get("interval"):
+        low, high = frontier["interval"]
+        text += (
+            f" They predict an optimal multiplier of {frontier['multiplier']:.2g} (95% interval {low:.2g} to "
+            f"{'any' if high is None or math.isinf(high) else format(high, '.2g')})."
+        )
+    return text
+
+
+def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(number=number, label=lambda name: _capital(style.style(name).label))
+    source = resources.files("csrlhf_kit.figures").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        headline=headline(results["policies"]),
+        results=portable(results),
+        configuration=json.dumps(portable(results["config"]), indent=2, ensure_ascii=False),
+        samples=results.get("samples") or [],
+        colours={name: style.style(name).colour for name in [*results["policies"], *results["cost_models"]]},
+        command=results.get("command") or f"csrlhf run --seed {results['seed']}",
+        plates=[
+            {
+                "name": plate.name,
+                "heading": plate.heading,
+                "caption": plate.caption,
+                "notes": plate.notes,
+                "svg": Markup(svg),  # ours, with every text in it escaped
+                "json": json.loads(plate.figure.to_json()),
+            }
+            for plate, svg in plates
+        ],
+        plot_config=CONFIG,
+        ink=[style.INK, style.MUTED, style.GRID],
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def portable(value: Any) -> Any:
+    """`value` with every absolute path in it cut to its last part: a report travels, the machine does not."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if isinstance(value, str) and "\n" not in value:
+        for kind in (PurePosixPath, PureWindowsPath):
+            path = kind(value)
+            if path.is_absolute() and len(path.parts) > 1:
+                return f"…/{path.name}"
+    return value
+
+
+def share(value: Mapping[str, float]) -> str:
+    """A rate with its interval: `1.1% (0.4 to 2.3%)`."""
+    return f"{100 * value['rate']:.1f}% ({100 * value['low']:.1f} to {100 * value['high']:.1f}%)"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with `digits` decimals, a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "\N{EN DASH}"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _range(counts: list[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

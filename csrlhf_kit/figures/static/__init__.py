@@ -1,0 +1,171 @@
+"""A figure's static twin: the same `plotly` figure as a small, deterministic SVG, without a browser.
+
+GitHub, nbviewer and paper run no JavaScript, so an interactive figure alone is no figure there. `static_svg`
+reads a figure's own JSON and draws it with matplotlib: what the two show is one set of numbers, never two.
+It knows what the kit's figures use (scatter, bar; error bars, fills, log axes, subplots, lines, annotations) and says so when it meets anything else, instead of leaving it out.
+
+`show` puts both into one output of a notebook: JupyterLab prefers the interactive one, GitHub the SVG.
+"""
+
+# ruff: noqa: E402  matplotlib is imported after its logger is told to be quiet
+
+from __future__ import annotations
+
+import html
+import io
+import logging
+import re
+import textwrap
+from typing import Any
+
+import plotly.graph_objects as go
+
+# On its first run matplotlib tells stderr about its caches, which nbval would find in a notebook's output.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from csrlhf_kit.figures.static.canvas import Canvas
+from csrlhf_kit.figures.static.plotly_terms import merge, plain
+from csrlhf_kit.figures.static.traces import DRAW
+from csrlhf_kit.figures.style import MUTED, WIDTH
+
+PLOTLY = "application/vnd.plotly.v1+json"
+CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "displayModeBar": "hover",
+    "modeBarButtonsToRemove": [
+        "sendChartToCloud",  # nothing leaves the reader's machine
+        "select2d",
+        "lasso2d",
+        "zoomIn2d",
+        "zoomOut2d",
+        "autoScale2d",
+    ],
+}
+_RC = {
+    # Laid out with the font that comes inside matplotlib, so that every machine gets the same SVG.
+    "font.family": ["DejaVu Sans"],
+    "svg.fonttype": "none",
+    "svg.hashsalt": "csrlhf-kit",
+    "path.simplify": True,
+    "axes.unicode_minus": True,
+    "mathtext.default": "regular",
+    "text.parse_math": False,
+}
+
+
+def show(figure: go.Figure, caption: str = "") -> None:
+    """Display `figure` in a notebook as one output: interactive, a static twin, and a sentence.
+
+    The three are deterministic, so strict nbval compares all of them. `caption` goes under the title, where
+    every reader of the notebook sees it.
+    """
+    from IPython.display import display
+
+    display(mime_bundle(figure, caption), raw=True)
+
+
+def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:
+    """The three forms of `figure` that `show` displays, by mime type."""
+    figure = go.Figure(figure)
+    if caption:
+        _add_caption(figure, caption)
+    document = figure.to_plotly_json()
+    document["config"] = CONFIG
+    return {
+        PLOTLY: document,
+        "image/svg+xml": static_svg(figure),
+        "text/plain": summary(figure),
+    }
+
+
+def summary(figure: go.Figure) -> str:
+    """One line for a reader who sees no picture: the title, the caption, and what is drawn."""
+    title = figure.layout.title
+    names = dict.fromkeys(trace.name for trace in figure.data if trace.name)
+    parts = [plain(title.text), plain(title.subtitle.text), f"[{', '.join(names)}]" if names else ""]
+    return "Figure: " + " ".join(part.replace("\n", " ") for part in parts if part)
+
+
+def _add_caption(figure: go.Figure, caption: str) -> None:
+    lines = textwrap.wrap(caption, 122)
+    earlier = figure.layout.title.subtitle.text
+    figure.layout.title.subtitle = {
+        "text": "<br>".join([*([earlier] if earlier else []), *map(html.escape, lines)]),
+        "font": {"size": 12, "color": MUTED},
+    }
+    figure.layout.margin.t = (figure.layout.margin.t or 66) + 16 * len(lines)
+
+
+def static_svg(figure: go.Figure) -> str:
+    """Draw `figure` as SVG text, as wide as the figure says, else `style.WIDTH`.
+
+    Equal figures give equal text: fixed identifiers, no date, coordinates to a tenth of a pixel, text as
+    text in whatever sans-serif font the reader has. The background is white, since pages may be dark.
+
+    Raises:
+        UserError: the figure has a trace, a shape or a format that this module does not draw.
+    """
+    document = figure.to_plotly_json()
+    layout = merge(document["layout"].get("template", {}).get("layout", {}), document["layout"])
+    page_width = layout.get("width") or WIDTH
+    page_height = layout.get("height") or 450
+    with matplotlib.rc_context(_RC):
+        page = Figure(figsize=(page_width / 72, page_height / 72), dpi=72)  # a pixel is a point
+        FigureCanvasSVG(page)
+        page.patch.set_facecolor("white")
+        canvas = Canvas(page, page_width, page_height, layout, document["data"], DRAW)
+        for trace in canvas.traces:
+            canvas.draw(trace)
+        for shape in layout.get("shapes", ()):
+            canvas.draw_shape(shape)
+        for note in layout.get("annotations", ()):
+            canvas.draw_annotation(note)
+        canvas.draw_legend()
+        canvas.draw_title()
+        file = io.StringIO()
+        page.savefig(file, format="svg", metadata={"Date": None})
+    return _clean(file.getvalue(), page_width, page_height, summary(figure))
+
+
+def _clean(svg: str, width: int, height: int, description: str) -> str:
+    """matplotlib's SVG without its metadata, page-wide style, spare identifiers and spare digits."""
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)", body))
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
+    body = re.sub(r' (?:d|x|y|x1|y1|x2|y2)="[^"]*"', lambda place: _round(place[0], 1), body)
+    body = re.sub(r"<[^>]+>", lambda tag: _round(tag[0], 2), body)
+    body = re.sub(r' transform="rotate\(-0 [^)]*\)"| font-family: \'DejaVu Sans\';', "", body)
+    body = re.sub(r'\s*\n"', '"', re.sub(r"\n\s+", "\n", body))
+    body = re.sub(r"<g(?: [^>]*)?/>\n", "", body)  # what lies outside its axes leaves an empty group
+    open_groups: list[bool] = []  # whether each open <g> says anything
+
+    def without_empty_groups(tag: re.Match[str]) -> str:
+        if tag[0] == "</g>\n":
+            return tag[0] if open_groups.pop() else ""
+        open_groups.append(tag[0] != "<g>\n")
+        return tag[0] if open_groups[-1] else ""
+
+    body = re.sub(r"<g(?: [^>]*)?>\n|</g>\n", without_empty_groups, body.strip().removesuffix("</svg>"))
+    root = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        'font-family="Helvetica, Arial, sans-serif" '
+        'style="stroke-linejoin:round;stroke-linecap:butt;max-width:100%;height:auto">'
+    )
+    return f"{root}\n<title>{html.escape(description)}</title>\n{body.strip()}\n</svg>\n"
+
+
+def _round(text: str, digits: int) -> str:
+    def shorter(number: re.Match[str]) -> str:
+        written = f"{float(number[0]):.{digits}f}".rstrip("0").rstrip(".")
+        return "0" if written in ("-0", "") else written
+
+    return re.sub(rf"-?\d+\.\d{{{digits + 1},}}", shorter, text)

@@ -1,0 +1,332 @@
+"""A Llama-family decoder's forward and backward pass, with nothing in it that nobody reads.
+
+The same function as the Hugging Face model's, up to float rounding, for small dense models on a CPU, where
+padding, separate low-rank products and a module call a product cost more than the model itself:
+
+- Tokens are packed, (tokens, hidden): padding exists in attention only.
+- The last layer runs only at the positions that are read: an answer's, or the last token's.
+- LoRA is folded into the weights, W' = W + s B A, anew for each pass: that takes 2 r in out operations where a
+  pass takes 2 tokens in out, and nothing can go stale. Backward forms dA and dB from the low-rank products
+
+      dB = s dy^T (x A^T)      dA = (s dy B)^T x      dx = dy W'
+
+  and never the gradient of the frozen W.
+- q, k and v are one product, and so are gate and up.
+
+A pass that will be differentiated keeps one folded copy of the layers' weights until its backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from csrlhf_kit.kernels.cpu_trunk_ops import Folded, Gate, Norm, RotateAndPad, Unpad, swap
+from csrlhf_kit.kernels.masks import position_ids
+
+FAMILIES = ("llama", "mistral", "qwen2")
+LARGEST = 50_000_000  # parameters; beyond, the products dwarf what is saved here, and the copies cost memory
+
+
+def fits(base: PreTrainedModel) -> bool:
+    """Whether `Trunk` can stand in for this model: family, size, dense float32 weights, on a CPU."""
+    config, trunk = base.config, base.base_model
+    parameters = list(base.parameters())
+    return (
+        config.model_type in FAMILIES
+        and config.hidden_act == "silu"
+        and not getattr(trunk, "has_sliding_layers", getattr(config, "sliding_window", None) is not None)
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+        and sum(p.numel() for p in parameters) <= LARGEST
+        and all(_plain(module) for layer in trunk.layers for module in _linears(layer))
+    )
+
+
+def _linears(layer: nn.Module) -> list[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+            mlp.gate_proj, mlp.up_proj, mlp.down_proj]  # fmt: skip
+
+
+def _plain(module: nn.Module) -> bool:
+    """A dense linear layer, with plain LoRA adapters or none."""
+    base = getattr(module, "base_layer", module)
+    ups = getattr(module, "lora_B", {})
+    return (
+        type(base) is nn.Linear
+        and not getattr(module, "lora_variant", {})
+        and not getattr(module, "merged_adapters", [])
+        and all(up.bias is None for up in ups.values())
+    )
+
+
+# --- weights ---
+
+
+class Projection(NamedTuple):
+    """Linear layers that read the same input, as one: their adapters folded in."""
+
+    weight: Tensor  # (sum of outputs, inputs)
+    bias: Tensor | None  # (sum of outputs,)
+    places: list[tuple[slice, float]]  # rows and scaling of each trained adapter
+    adapters: list[Tensor]  # A (rank, inputs) and B (outputs, rank) of each trained adapter, in turn
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.adapters and torch.is_grad_enabled():
+            return Folded.apply(x, self.weight, self.bias, self.places, *self.adapters)
+        return linear(x, self.weight, self.bias)
+
+
+@torch.no_grad()
+def fold(modules: Sequence[nn.Module], adapter: str | None) -> Projection:
+    """One `Projection` of linear or LoRA layers under `adapter` (None: the base alone)."""
+    bases = [getattr(module, "base_layer", module) for module in modules]
+    sizes = [base.out_features for base in bases]
+    weight = bases[0].weight.new_empty(sum(sizes), bases[0].in_features)
+    places, adapters, start = [], [], 0
+    for module, base, size in zip(modules, bases, sizes, strict=True):
+        rows = slice(start, start := start + size)
+        if adapter is None or adapter not in getattr(module, "lora_A", {}):
+            weight[rows] = base.weight
+            continue
+        down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        scaling = module.scaling[adapter]
+        torch.addmm(base.weight, up, down, alpha=scaling, out=weight[rows])
+        if down.requires_grad:
+            places.append((rows, scaling))
+            adapters += [down, up]
+    bias = None
+    if any(base.bias is not None for base in bases):
+        bias = torch.cat(
+            [weight.new_zeros(n) if b.bias is None else b.bias for b, n in zip(bases, sizes, strict=True)]
+        )
+    return Projection(weight, bias, places, adapters)
+
+
+class Layer(NamedTuple):
+    """What one decoder layer computes with."""
+
+    query: Projection | None  # apart where it reads fewer positions than key and value do
+    attend: Projection  # query (unless apart), key and value
+    out: Projection
+    gate_up: Projection
+    down: Projection
+    norms: tuple[tuple[Tensor, float], tuple[Tensor, float]]  # weight and epsilon, before attention and MLP
+
+
+class Layout(NamedTuple):
+    """Where packed tokens stand."""
+
+    ids: Tensor  # (tokens,)
+    at: Tensor  # (tokens,), place among batch * width: rows padded on the right
+    shape: tuple[int, int]  # batch, width
+    turn: tuple[Tensor, Tensor]  # cos and signed sin, (tokens, 1, head size)
+
+
+class Reading(NamedTuple):
+    """Which tokens are read at the end, and where they stand among themselves."""
+
+    tokens: Tensor  # (read,), indices into the packed tokens
+    at: Tensor  # (read,), place among batch * most
+    most: int  # tokens read of one row
+    mask: Tensor  # (batch, 1, most, width), true where a read token may look
+
+
+class Trunk:
+    """The transformer below the language-model head of a (PEFT-wrapped) causal LM, for any of its adapters."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self.model, config = base.base_model, base.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+
+    def layers(
+        self, adapter: str | None, *, split_last: bool = True, first: int = 0, stop: int | None = None
+    ) -> list[Layer]:
+        """The weights of layers first to stop with `adapter` folded in; split_last: the last one's query apart."""
+        folded = []
+        for index, layer in list(enumerate(self.model.layers))[first:stop]:
+            q, k, v, o, gate, up, down = _linears(layer)
+            apart = split_last and index + 1 == len(self.model.layers)
+            norms = (layer.input_layernorm, layer.post_attention_layernorm)
+            folded.append(
+                Layer(
+                    query=fold([q], adapter) if apart else None,
+                    attend=fold([k, v] if apart else [q, k, v], adapter),
+                    out=fold([o], adapter),
+                    gate_up=fold([gate, up], adapter),
+                    down=fold([down], adapter),
+                    norms=tuple((norm.weight, norm.variance_epsilon) for norm in norms),
+                )
+            )
+        return folded
+
+    def hidden(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        adapter: str | None,
+        read: Tensor,
+        *,
+        below: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """Last hidden states (read tokens, hidden) under `adapter` where `read` is true, row by row.
+
+        ids, mask, read: (batch, length); each row's real tokens (mask) contiguous, padding on either side.
+        below: (batch, length, hidden), what `states_below` gave for layer `first`, where that is known.
+        """
+        if not bool(read.any()):
+            return self.model.norm.weight.new_zeros(0, self.model.norm.weight.shape[0])
+        layout, first = self.layout(ids, mask), first if below is not None else 0
+        x = self.model.embed_tokens(layout.ids) if below is None else below[mask.bool()]
+        x, _ = self.run(self.layers(adapter, first=first), layout, self.reading(layout, mask, read), x)
+        return self.final_norm(x)
+
+    @torch.no_grad()
+    def states_below(self, ids: Tensor, mask: Tensor, adapter: str | None, first: int) -> Tensor:
+        """What layer `first` reads under `adapter`: (batch, length, hidden), zero at padding."""
+        layout = self.layout(ids, mask)
+        layers = self.layers(adapter, split_last=False, stop=first)
+        x, _ = self.run(layers, layout, None, self.model.embed_tokens(layout.ids))
+        return x.new_zeros(*ids.shape, x.shape[1]).masked_scatter(mask.bool().unsqueeze(-1), x)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        return Norm.apply(x, self.model.norm.weight, self.model.norm.variance_epsilon)
+
+    def layout(self, ids: Tensor, mask: Tensor) -> Layout:
+        mask = mask.bool()
+        rows, _ = mask.nonzero(as_tuple=True)
+        positions = position_ids(mask)[mask]
+        width = int(positions.max()) + 1
+        return Layout(ids[mask], rows * width + positions, (mask.shape[0], width), self.turn(positions))
+
+    def turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (tokens, 1, head size) of the model's own rotary embedding; half of sin negated."""
+        probe = self.model.norm.weight
+        cos, sin = (part[0].unsqueeze(1) for part in self.model.rotary_emb(probe, positions.unsqueeze(0)))
+        half = sin.shape[-1] // 2
+        return cos, torch.cat((-sin[..., :half], sin[..., half:]), -1)
+
+    @staticmethod
+    def reading(layout: Layout, mask: Tensor, read: Tensor) -> Reading:
+        batch, width = layout.shape
+        tokens = read[mask.bool()].nonzero().squeeze(1)
+        rows = torch.div(layout.at[tokens], width, rounding_mode="floor")
+        positions = layout.at[tokens] - rows * width
+        slots = (read.long().cumsum(1) - 1)[read]
+        most = int(slots.max()) + 1
+        at = rows * most + slots
+        until = positions.new_zeros(batch * most)  # a slot that is not used looks at the first token
+        until[at] = positions
+        mask = torch.arange(width) <= until.view(batch, 1, most, 1)
+        return Reading(tokens, at, most, mask)
+
+    def run(
+        self,
+        layers: Sequence[Layer],
+        layout: Layout,
+        reading: Reading | None,
+        x: Tensor,
+        *,
+        keep: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """States of the tokens after `layers`, which x (tokens, hidden) enters, and where kept each layer's keys
+        and values. A layer with its query apart is the last, and goes on with the tokens of `reading` only.
+        """
+        batch, width = layout.shape
+        kept = []
+        both = 2 * self.kv_heads * self.head_size
+        for layer in layers:
+            h = Norm.apply(x, *layer.norms[0])
+            if layer.query is None:
+                rows = RotateAndPad.apply(
+                    layer.attend(h), *layout.turn, self.heads + self.kv_heads, layout.at, batch * width
+                )
+                q, kv = rows.split((rows.shape[1] - both, both), 1)
+                q = q.view(batch, width, self.heads, self.head_size).transpose(1, 2)
+                seen, at, chosen = None, layout.at, x
+            else:
+                kv = RotateAndPad.apply(
+                    layer.attend(h), *layout.turn, self.kv_heads, layout.at, batch * width
+                )
+                turn = tuple(part[reading.tokens] for part in layout.turn)
+                q = layer.query(h[reading.tokens])
+                q = RotateAndPad.apply(q, *turn, self.heads, reading.at, batch * reading.most)
+                q = q.view(batch, reading.most, self.heads, self.head_size).transpose(1, 2)
+                seen, at, chosen = reading.mask, reading.at, x[reading.tokens]
+            if keep:
+                kept.append(kv)
+            k, v = kv.view(batch, width, 2, self.kv_heads, self.head_size).permute(2, 0, 3, 1, 4)
+            attended = self.attend(q, k, v, seen).transpose(1, 2).reshape(-1, self.heads * self.head_size)
+            x = chosen + layer.out(Unpad.apply(attended, at))
+            h = Norm.apply(x, *layer.norms[1])
+            x = x + layer.down(Gate.apply(layer.gate_up(h)))
+        return x, kept
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """(batch, heads, queries, head size); without a mask each query sees the keys up to its own."""
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
+        )
+
+
+class TrunkDecoder:
+    """A `Decoder` on a `Trunk`: weights folded once, keys and values in memory allocated once.
+
+    head: the language-model head. What it computes is exact for as long as no adapter changes.
+    """
+
+    def __init__(self, trunk: Trunk, head: nn.Linear, adapter: str | None) -> None:
+        self.trunk, self.head, self.adapter = trunk, head, adapter
+
+    def start(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
+        trunk, mask = self.trunk, mask.bool()
+        layers = trunk.layers(self.adapter)
+        layout = trunk.layout(ids, mask)
+        (batch, width), lengths = layout.shape, mask.sum(1)
+        last = mask & (position_ids(mask) == lengths.unsqueeze(1) - 1)
+        x = trunk.model.embed_tokens(layout.ids)
+        x, kept = trunk.run(layers, layout, trunk.reading(layout, mask, last), x, keep=True)
+        x = trunk.final_norm(x)
+        self.layers = trunk.layers(self.adapter, split_last=False)
+        self.cache = x.new_zeros(len(kept), batch, width + room, kept[0].shape[1])
+        for memory, kv in zip(self.cache, kept, strict=True):
+            memory[:, :width] = kv.view(batch, width, -1)
+        self.length, self.used = lengths, width
+        self.seen = torch.arange(width + room) < lengths.unsqueeze(1)
+        return linear(x, self.head.weight, self.head.bias)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        trunk, batch = self.trunk, len(tokens)
+        heads, kv_heads, size = trunk.heads, trunk.kv_heads, trunk.head_size
+        cos, sin = trunk.turn(self.length)
+        self.seen.scatter_(1, self.length.unsqueeze(1), True)
+        self.used += 1
+        at = torch.arange(batch) * self.cache.shape[2] + self.length
+        seen = self.seen[:, None, None, : self.used]
+        x = trunk.model.embed_tokens(tokens)
+        for layer, memory in zip(self.layers, self.cache, strict=True):
+            qkv = layer.attend(Norm.apply(x, *layer.norms[0])).view(batch, heads + 2 * kv_heads, size)
+            turned = qkv[:, : heads + kv_heads]
+            turned = (turned * cos).addcmul_(swap(turned), sin)
+            new = torch.cat((turned[:, heads:], qkv[:, heads + kv_heads :]), 1).view(batch, -1)
+            memory.view(-1, new.shape[1]).index_copy_(0, at, new)
+            kv = memory[:, : self.used].view(batch, self.used, 2, kv_heads, size)
+            k, v = kv.permute(2, 0, 3, 1, 4)
+            attended = trunk.attend(turned[:, :heads].unsqueeze(2), k, v, seen)
+            x = x + layer.out(attended.reshape(batch, -1))
+            x = x + layer.down(Gate.apply(layer.gate_up(Norm.apply(x, *layer.norms[1]))))
+        self.length = self.length + 1
+        x = trunk.final_norm(x)
+        return linear(x, self.head.weight, self.head.bias)
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache = self.cache[:, rows]
+        self.length, self.seen = self.length[rows], self.seen[rows]
+        self.used = int(self.length.max())

@@ -1,0 +1,351 @@
+"""Episodes: what the policy answers, and everything about those answers that training needs.
+
+A prompt is padded on the left, answered token by token, and stored contiguously with padding on the right, so
+that a mini-batch can be trimmed to its longest row and no attention mask is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from csrlhf_kit.data.chat import encode_prompts, end_token, end_tokens
+from csrlhf_kit.kernels.masks import last_true
+from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, pick
+from csrlhf_kit.models.roles import Roles
+
+
+class Episodes(NamedTuple):
+    """Sampled token sequences, prompt and response contiguous, padded on the right."""
+
+    ids: Tensor  # (batch, length)
+    mask: Tensor  # (batch, length), true at real tokens
+    actions: Tensor  # (batch, length), true at response tokens, EOS included
+    ended: Tensor  # (batch,), whether the response ended with EOS
+
+
+class Trajectory(NamedTuple):
+    """Episodes with everything that is known before the update."""
+
+    ids: Tensor  # (batch, length)
+    mask: Tensor  # (batch, length)
+    actions: Tensor  # (batch, length)
+    ended: Tensor  # (batch,)
+    log_probs: Tensor  # (batch, length), of the sampling policy, from the training path
+    reference_log_probs: Tensor  # (batch, length)
+    entropy: Tensor  # (batch, length), of the sampling policy
+    values: Tensor  # (batch, length, 2), before each action
+    reward: Tensor  # (batch,), logits
+    cost: Tensor  # (batch,), logits; > 0 is unsafe
+    below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
+
+
+Ends = int | Sequence[int]
+"""What ends an answer ("EOS"): one token, or any of several."""
+
+
+def response_mask(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
+    """(actions, ended) of generated `tokens` (batch, response length).
+
+    EOS is an action, since the policy chose to stop; everything after the first one is not. Padding is told
+    by its place, never by its id, so a tokenizer whose pad token is its EOS token is fine.
+    """
+    is_eos = torch.isin(tokens, torch.as_tensor(eos_token_id, device=tokens.device))
+    earlier_eos = is_eos.long().cumsum(1) - is_eos.long()
+    return earlier_eos == 0, is_eos.any(1)
+
+
+def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Move each row's real tokens to the left edge and drop the columns that nobody uses.
+
+    ids, mask, actions: (batch, length) with padding before, after, or both; each row's real tokens
+    contiguous.
+    """
+    start = mask.long().argmax(1, keepdim=True)  # (batch, 1)
+    lengths = mask.sum(1, keepdim=True)  # (batch, 1)
+    columns = torch.arange(int(lengths.max()), device=ids.device)  # (longest,)
+    source = (columns + start).clamp_max(ids.shape[1] - 1)
+    packed_mask = columns < lengths
+    packed_ids = torch.where(packed_mask, ids.gather(1, source), ids.new_zeros(()))
+    return packed_ids, packed_mask, actions.gather(1, source) & packed_mask
+
+
+SHRINK = 0.75  # finished rows are dropped once the rows still going are at most this share
+
+
+def sampling_noise(batch: int, max_new_tokens: int, device: torch.device) -> Tensor:
+    """Uniform numbers (batch, max_new_tokens), float64, of torch's global generator: one for each token that can
+    be sampled, all drawn at once, so that an answer does not depend on who answers the other prompts.
+    """
+    return torch.rand(batch, max_new_tokens, dtype=torch.float64, device=device)
+
+
+def decode(
+    decoder: Decoder,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    eos_token_id: Ends,
+    pad_token_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+    shrink: float = SHRINK,
+) -> Tensor:
+    """Answer each left-padded prompt: tokens (batch, at most max_new_tokens), whatever follows EOS is noise.
+
+    noise: as `sampling_noise` draws it (None: it is drawn here). Which rows are dropped when (shrink) changes no
+    draw.
+    """
+    batch, device = prompt_ids.shape[0], prompt_ids.device
+    noise = sampling_noise(batch, max_new_tokens, device) if noise is None else noise
+    tokens = torch.full((batch, max_new_tokens), pad_token_id, device=device)
+    rows = torch.arange(batch, device=device)  # that the decoder still goes on with
+    going = torch.ones(batch, dtype=torch.bool, device=device)
+    ends = torch.as_tensor(eos_token_id, device=device)
+    logits = decoder.start(prompt_ids, prompt_mask, max_new_tokens - 1)
+    for t in range(max_new_tokens):
+        chosen = pick(logits, noise[rows, t], temperature)
+        tokens[rows, t] = chosen
+        going = going & ~torch.isin(chosen, ends)
+        count = int(going.sum())
+        if count == 0 or t + 1 == max_new_tokens:
+            break
+        if count <= shrink * len(rows):
+            kept = going.nonzero().squeeze(1)
+            rows, chosen, going = rows[kept], chosen[kept], going[kept]
+            decoder.keep(kept)
+        logits = decoder.step(chosen)
+    return tokens[:, : t + 1]
+
+
+class Draw(LogitsProcessor):
+    """Makes Hugging Face's greedy search take the tokens that `pick` draws."""
+
+    def __init__(self, noise: Tensor, temperature: float, prompt_length: int) -> None:
+        self.noise, self.temperature, self.prompt_length = noise, temperature, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = pick(scores, self.noise[:, input_ids.shape[1] - self.prompt_length], self.temperature)
+        return torch.full_like(scores, -math.inf).scatter_(1, chosen.unsqueeze(1), 0.0)
+
+
+def generate(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    eos_token_id: Ends,
+    pad_token_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+    static_cache: bool = False,
+) -> Tensor:
+    """What `decode` does, by Hugging Face's `generate`: for models whose memory is no plain key-value cache, or
+    with a cache of fixed size, which transformers compiles on a GPU, so that a token is one CUDA graph.
+
+    The tokens are those of `decode` with the same noise. Every setting is explicit, so that nothing a base ships
+    (top_p, repetition penalty ...) bends the distribution away from softmax(logits / temperature), which is what
+    the log-probabilities assume.
+    """
+    if noise is None:
+        noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
+    settings = GenerationConfig(
+        do_sample=False,  # `Draw` samples
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        num_beams=1,
+        suppress_tokens=None,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        use_cache=True,
+        cache_implementation="static" if static_cache else None,
+    )
+    output = model.generate(
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask.long(),
+        generation_config=settings,
+        logits_processor=LogitsProcessorList([Draw(noise, temperature, prompt_ids.shape[1])]),
+    )
+    return output[:, prompt_ids.shape[1] :]
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel | Decoder,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    eos_token_id: Ends,
+    pad_token_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+    sampler: Sampler = "loop",
+) -> Episodes:
+    """Answer each left-padded prompt once.
+
+    model: a causal LM, or a `Decoder`. prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes
+    greedily; else tokens follow softmax(logits / temperature), whatever settings a base ships.
+    noise: as `sampling_noise` draws it; None: drawn here. sampler: with a causal LM, the kit's own `decode`, or
+    `generate` with a cache of fixed size; both draw the same tokens.
+    """
+    if noise is None:
+        noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
+    settings = {
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "noise": noise,
+    }
+    if not isinstance(model, nn.Module):
+        tokens = decode(model, prompt_ids, prompt_mask, **settings)
+    elif sampler == "static" or not CachedForward.fits(model):
+        static = sampler == "static" and model._supports_default_dynamic_cache()
+        tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=static)
+    else:
+        tokens = decode(CachedForward(model), prompt_ids, prompt_mask, **settings)
+    actions, ended = response_mask(tokens, eos_token_id)
+    ids = torch.cat([prompt_ids, tokens], 1)
+    mask = torch.cat([prompt_mask.bool(), actions], 1)
+    actions = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), actions], 1)
+    return Episodes(*pack(ids, mask, actions), ended)
+
+
+def sample_episodes(
+    roles: Roles,
+    tokenizer: Any,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    adapter: str | None = "policy",
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+) -> Episodes:
+    """`sample` with one of the roles' adapters (None: the reference); leading padding columns are dropped."""
+    first = int(prompt_mask.long().argmax(1).min())
+    with roles.decoder(adapter) as model:
+        return sample(
+            model,
+            prompt_ids[:, first:].to(roles.device),
+            prompt_mask[:, first:].to(roles.device),
+            eos_token_id=end_tokens(tokenizer, roles.model.generation_config),
+            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            noise=noise,
+            sampler=roles.sampler,
+        )
+
+
+def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]:
+    """Decoded responses, without EOS and other special tokens."""
+    rows = [
+        ids[actions].tolist()[: -1 if ended else None]  # EOS need not be one of the special tokens
+        for ids, actions, ended in zip(episodes.ids, episodes.actions, episodes.ended.tolist(), strict=True)
+    ]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def respond(
+    roles: Roles,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    adapter: str | None = "policy",
+    max_new_tokens: int,
+    max_prompt_length: int = 512,
+    temperature: float = 1.0,
+    batch_size: int = 128,
+) -> list[str]:
+    """Answer `prompts` as text with one of the roles' adapters (None: the reference), longest prompts
+    first.
+    """
+    encoded = encode_prompts(tokenizer, list(prompts), max_length=max_prompt_length)
+    order = encoded["attention_mask"].sum(1).argsort(descending=True, stable=True)
+    answers = [""] * len(prompts)
+    for rows in order.split(batch_size):
+        episodes = sample_episodes(
+            roles,
+            tokenizer,
+            encoded["input_ids"][rows],
+            encoded["attention_mask"][rows],
+            adapter=adapter,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
+        for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
+            answers[row] = text
+    return answers
+
+
+def by_length(mask: Tensor, rows: Tensor, size: int) -> list[tuple[Tensor, int]]:
+    """Split `rows` (indices into `mask`) into chunks of similar length: [(rows, longest), ...]."""
+    lengths = mask[rows].sum(1)
+    order = lengths.argsort(stable=True)
+    return [(rows[chunk], int(lengths[chunk].max())) for chunk in order.split(size)]
+
+
+@torch.no_grad()
+def score_episodes(
+    roles: Roles,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    episodes: Episodes,
+    *,
+    temperature: float,
+    chunk_size: int = 32,
+    policy: bool = True,
+    critic: bool = True,
+) -> Trajectory:
+    """Log-probabilities of policy and reference, values, reward and cost of each episode: each computed once.
+
+    policy, critic: whether the log-probabilities (and the entropy), and the values, are wanted; else zeros.
+
+    prompts: the requests as text, read by scorers that do not share the policy's base. The old
+    log-probabilities come from the same path as training's, not from `generate`, whose cached attention
+    rounds differently. Scorers that read ids find the end token that they were trained with, whichever it was.
+    """
+    batch, length = episodes.ids.shape
+    empty = torch.zeros(batch, length, device=episodes.ids.device)
+    log_probs, reference, entropy = empty.clone(), empty.clone(), empty.clone()
+    values = empty.new_zeros(batch, length, 2)
+    scores = {name: empty.new_zeros(batch) for name in ("reward", "cost")}
+    below, last = None, last_true(episodes.mask).unsqueeze(1)  # (batch, 1)
+    closed = torch.where(episodes.ended.unsqueeze(1), end_token(tokenizer), episodes.ids.gather(1, last))
+    closed = episodes.ids.scatter(1, last, closed)
+    for rows, longest in by_length(episodes.mask, torch.arange(batch, device=empty.device), chunk_size):
+        ids, mask = episodes.ids[rows, :longest], episodes.mask[rows, :longest]
+        actions = episodes.actions[rows, :longest]
+        known = roles.below(ids, mask)
+        if policy:
+            log_probs[rows, :longest], entropy[rows, :longest] = roles.log_probs(
+                ids, mask, actions, temperature=temperature, below=known
+            )
+            reference[rows, :longest], _ = roles.log_probs(
+                ids, mask, actions, adapter=None, temperature=temperature, below=known
+            )
+        if critic:
+            values[rows, :longest] = roles.values(ids, mask, actions, known)
+        if critic and known is not None:  # an update will read it again
+            below = empty.new_zeros(batch, length, known.shape[2]) if below is None else below
+            below[rows, :longest] = known
+        read = closed[rows, :longest]
+        known = known if torch.equal(read, ids) else roles.below(read, mask)
+        for name in roles.score_heads:
+            scores[name][rows] = roles.score(name, read, mask, known)
+    if roles.scorers:
+        responses = response_texts(tokenizer, episodes)
+        for name, scorer in roles.scorers.items():
+            scores[name] = scorer(prompts, responses).to(empty)
+    rewards, costs = scores["reward"], scores["cost"]
+    return Trajectory(*episodes, log_probs, reference, entropy, values, rewards, costs, below)

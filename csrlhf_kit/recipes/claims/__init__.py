@@ -1,0 +1,108 @@
+"""`csrlhf claims`: the ledger. Each claim that the toy world can speak to, our number beside theirs, a verdict.
+
+Their numbers stand in `csrlhf_kit.recipes.claims.ledger`, with paper and section; ours are computed here from what was
+recorded, never typed in. Writes `claims.json` and, as Markdown, `claims.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.outputs import check_folder
+from csrlhf_kit.recipes.claims.evidence import DEPENDS, OPEN, REFUTED, REPRODUCED, Estimate, Evidence
+from csrlhf_kit.recipes.claims.ledger import CLAIMS, Claim
+
+
+@dataclass
+class ClaimsConfig:
+    """Hold every claim against what was recorded."""
+
+    data: Path | None = None
+    """Folder with `recorded/` and `runs/`; None: the shipped data."""
+    out: Path | None = None
+    """Folder for claims.json and claims.md; None: the data folder."""
+
+
+def row_of(claim: Claim, evidence: Evidence) -> dict[str, Any]:
+    """A claim's row in claims.json."""
+    found = claim.measure(evidence, claim.numbers)
+    estimates = {} if found is None else {n: _plain(e) for n, e in found.estimates.items()}
+    seeds = [e["seeds"] for e in estimates.values() if e["seeds"] is not None]
+    return {
+        "id": claim.id,
+        "source": claim.source,
+        "section": claim.section,
+        "claim": claim.claim,
+        "theirs": claim.theirs,
+        "ours": "" if found is None else found.ours,
+        "estimates": estimates,
+        "seeds": min(seeds) if seeds else None,
+        "verdict": OPEN if found is None else found.verdict,
+        "rule": claim.rule,
+        "command": claim.command,
+    }
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as JSON values: what is infinite or unknown becomes null; five significant digits."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.5g}") if math.isfinite(value) else None
+        return value
+
+    return {name: number(value) for name, value in estimate._asdict().items()}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The ledger as a Markdown table, by source."""
+    lines = [
+        "| claim | source | theirs | ours | seeds | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seeds = "exact" if row["seeds"] is None and row["estimates"] else row["seeds"] or ""
+        cells = (
+            row["claim"],
+            f"{row['source']}, {row['section']}",
+            row["theirs"],
+            row["ours"],
+            str(seeds),
+            f"**{row['verdict']}**",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def run_claims(config: ClaimsConfig) -> dict[str, Any]:
+    """Judge every claim and write both files; prints the verdicts and returns what claims.json holds.
+
+    Raises UserError where the data folder does not exist or holds something unreadable.
+    """
+    data = config.data or data_folder()
+    if not data.is_dir():
+        raise UserError(f"{data} is no folder: expected one with recorded/ and runs/")
+    out = config.out or data
+    check_folder(out)
+    evidence = Evidence.read(data)
+    rows = [row_of(claim, evidence) for claim in CLAIMS]
+    counts = Counter(row["verdict"] for row in rows)
+    ledger = {
+        "evidence": evidence.files,
+        "verdicts": {v: counts.get(v, 0) for v in (REPRODUCED, REFUTED, DEPENDS, OPEN)},
+        "claims": rows,
+    }
+    write_atomic(out / "claims.json", json.dumps(ledger, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(out / "claims.md", markdown(rows))
+    for row in rows:
+        print(f"{row['verdict']:17} {row['id']:28} {row['ours']}")
+    print(f"The ledger is in {out / 'claims.json'} and {out / 'claims.md'}")
+    return ledger

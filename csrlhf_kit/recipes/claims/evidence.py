@@ -1,0 +1,370 @@
+"""What the ledger of claims reads, how it pools seeds, and the rules by which it judges.
+
+Evidence is what finished jobs have recorded under `data/`: the main job's results, the sweeps' cells, red-team
+tables, rounds, the arena. A file that is not there is no evidence, and a claim without evidence is *not yet
+measured*. A figure that depends on training needs three seeds before it may settle anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import curve_of
+from csrlhf_kit.theory.intervals import clopper_pearson
+
+REPRODUCED, REFUTED, DEPENDS, OPEN = "reproduced", "refuted", "depends", "not yet measured"
+SEEDS = 3  # that a figure of trained models needs
+BATCH = 64  # the default of `PPOConfig`, which takes PyTorch to ask
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95% interval; an unknown end is infinite."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int | None = None
+    """Seeds behind it; None where nothing was trained."""
+    n: int | None = None
+    """Prompts or requests behind it, all seeds together."""
+
+
+class Finding(NamedTuple):
+    """What the evidence says of one claim."""
+
+    verdict: str
+    ours: str
+    estimates: dict[str, Estimate]
+
+
+# --- pooling -----------------------------------------------------------------------------------------
+
+
+def exact(value: float) -> Estimate:
+    """A figure without sampling error: computed, not measured."""
+    return Estimate(float(value), float(value), float(value))
+
+
+def pooled_rate(entries: Sequence[Mapping[str, float]]) -> Estimate:
+    """A rate over seeds: {"rate", "n"} of each.
+
+    The interval holds both errors: Clopper-Pearson over all prompts (as if the seeds were one policy), and
+    Student's t over the seeds' own rates; it is their union.
+    """
+    counts = [(round(e["rate"] * e["n"]), e["n"]) for e in entries]
+    successes, n = sum(k for k, _ in counts), sum(m for _, m in counts)
+    low, high = clopper_pearson(successes, n) if n else (0.0, 1.0)
+    if len(entries) > 1:
+        spread = mean_over_seeds([e["rate"] for e in entries])
+        low, high = min(low, max(spread.low, 0.0)), max(high, min(spread.high, 1.0))
+    return Estimate(successes / n if n else math.nan, low, high, len(entries), n)
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and Student's t interval over the seeds; one seed has no interval."""
+    mean, seeds = float(np.mean(values)), len(values)
+    if seeds < 2:
+        return Estimate(mean, -math.inf, math.inf, seeds)
+    margin = float(stats.t.isf(0.025, seeds - 1) * np.std(values, ddof=1) / math.sqrt(seeds))
+    return Estimate(mean, mean - margin, mean + margin, seeds)
+
+
+def complement(rate: Estimate) -> Estimate:
+    """1 − a rate."""
+    return rate._replace(value=1.0 - rate.value, low=1.0 - rate.high, high=1.0 - rate.low)
+
+
+def fewest(*seeds: int | None) -> int | None:
+    """The smaller number of seeds; None (nothing trained) does not count."""
+    known = [s for s in seeds if s is not None]
+    return min(known) if known else None
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """first − second, as if independent: errors add as squares (Newcombe 1998, method 10)."""
+    value = first.value - second.value
+    down = math.hypot(first.value - first.low, second.high - second.value)
+    up = math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, value - down, value + up, fewest(first.seeds, second.seeds))
+
+
+def ratio(first: Estimate, second: Estimate) -> Estimate:
+    """first / second of two positive figures; the interval is the widest that the two intervals allow."""
+
+    def over(a: float, b: float) -> float:
+        return a / b if b > 0 else math.inf
+
+    seeds = fewest(first.seeds, second.seeds)
+    low, high = over(max(first.low, 0.0), second.high), over(first.high, max(second.low, 0.0))
+    return Estimate(over(first.value, second.value), low, high, seeds)
+
+
+def shown(estimate: Estimate, scale: float = 100.0, unit: str = "%", digits: int = 1) -> str:
+    """A figure with its interval, as the table prints it."""
+    value, low, high = (scale * x for x in estimate[:3])
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        return f"{value:.{digits}f}{unit}"
+    return f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+# --- rules -------------------------------------------------------------------------------------------
+
+
+def at_least(ours: Estimate, bound: float) -> str:
+    """Reproduced where the whole interval is at or above the bound, refuted where it is below; else it depends."""
+    return REPRODUCED if ours.low >= bound else REFUTED if ours.high < bound else DEPENDS
+
+
+def at_most(ours: Estimate, bound: float) -> str:
+    """Reproduced where the whole interval is at or below the bound, refuted where it is above; else it depends."""
+    return REPRODUCED if ours.high <= bound else REFUTED if ours.low > bound else DEPENDS
+
+
+def exceeds(first: Estimate, second: Estimate) -> str:
+    """Reproduced where `first` is larger beyond their difference's interval, refuted where it is smaller."""
+    gap = difference(first, second)
+    return REPRODUCED if gap.low > 0 else REFUTED if gap.high < 0 else DEPENDS
+
+
+def covers(ours: Estimate, theirs: float) -> str:
+    """Reproduced where our interval holds their number, else refuted."""
+    return REPRODUCED if ours.low <= theirs <= ours.high else REFUTED
+
+
+def all_of(verdicts: Iterable[str]) -> str:
+    """One verdict of several parts: reproduced or refuted if every part is; mixed parts depend."""
+    parts = set(verdicts)
+    if not parts or OPEN in parts:
+        return OPEN
+    return parts.pop() if len(parts) == 1 else DEPENDS
+
+
+def settled(verdict: str, seeds: int | None) -> str:
+    """With fewer than three seeds a figure of trained models reproduces or refutes nothing yet: it depends."""
+    too_few = seeds is not None and seeds < SEEDS
+    return DEPENDS if too_few and verdict in (REPRODUCED, REFUTED) else verdict
+
+
+# --- what was recorded -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One trained and judged policy."""
+
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    threshold: float
+    policy: dict[str, Any]
+    """Its row, as in results.json."""
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    """What each PPO step measured, by `runs.CURVE`'s names."""
+    batch_size: int = BATCH
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the ledger may look at."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """results.json of main jobs, the recorded one first."""
+    sweep: list[Recorded] = field(default_factory=list)
+    """Cells of all sweeps."""
+    red_team: list[dict[str, Any]] = field(default_factory=list)
+    """What `csrlhf red-team` wrote."""
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """rounds.json, one a seed."""
+    arena: dict[str, Any] | None = None
+    """What `csrlhf arena` wrote."""
+    scorers: list[dict[str, Any]] = field(default_factory=list)
+    """metrics.json of cost models trained on their own."""
+    ablation: list[Recorded] = field(default_factory=list)
+    """Cells of sweeps that were trained against Safe RLHF's cost model."""
+    files: list[str] = field(default_factory=list)
+    """Where all of it came from, below the data folder."""
+
+    @classmethod
+    def read(cls, data: Path) -> Evidence:
+        """Everything recorded below the data folder: `recorded/` and `runs/`.
+
+        Raises UserError for a file that is no JSON.
+        """
+        found: dict[str, list[Any]] = {}
+        files = []
+        names = {
+            "results": ("recorded/results.json", "recorded/*/results.json", "runs/**/results.json"),
+            "sweep": ("runs/**/sweep.json",),
+            "red_team": ("runs/red_team/**/*.json",),
+            "rounds": ("runs/**/rounds.json",),
+            "arena": ("runs/arena.json",),
+            "scorers": ("runs/**/metrics.json",),
+        }
+        for kind, patterns in names.items():
+            found[kind] = []
+            for path in (p for pattern in patterns for p in sorted(data.glob(pattern))):
+                try:
+                    told = json.loads(path.read_text())
+                except ValueError as error:
+                    raise UserError(f"{path}: expected JSON ({error})") from error
+                found[kind].append(told)
+                files.append(str(path.relative_to(data)))
+        sweeps, arena = found.pop("sweep"), found.pop("arena")
+        judged_by: dict[str, list[Recorded]] = {"semantic": [], "bradley_terry": []}
+        for told in sweeps:
+            judged_by[told.get("cost_model", "semantic")] += sweep_cells(told)
+        return cls(
+            **found,
+            sweep=judged_by["semantic"],
+            ablation=judged_by["bradley_terry"],
+            arena=arena[0] if arena else None,
+            files=files,
+        )
+
+    def main(self, method: str) -> list[Recorded]:
+        """A method in the main job, a policy a seed, with the sweeps' cells that had the same settings."""
+        if not self.results:
+            return []
+        config = self.results[0]["config"]
+        cells = []
+        for told in self.results:
+            asked = told["config"]
+            if (asked["threshold"], asked["penalty"]) != (config["threshold"], config["penalty"]):
+                continue
+            if method in told["policies"]:
+                curve = curve_of(told.get("curves", {}).get(method, []))
+                size = asked["ppo"]["batch_size"]
+                row = told["policies"][method]
+                cells.append(Recorded(method, {}, told["seed"], asked["threshold"], row, curve, size))
+        with_penalty = method in ("fixed_penalty", "linear_penalty")
+        same = {"penalty": config["penalty"]} if with_penalty else {}
+        cells += [c for c in self.cells(method, same) if c.threshold == config["threshold"]]
+        by_seed: dict[int, Recorded] = {}
+        for cell in cells:
+            by_seed.setdefault(cell.seed, cell)
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def cells(self, method: str, settings: Mapping[str, Any]) -> list[Recorded]:
+        """The sweeps' cells of a method at exactly these settings, one a seed."""
+        by_seed: dict[int, Recorded] = {}
+        for cell in self.sweep:
+            if cell.method == method and cell.settings == dict(settings):
+                by_seed.setdefault(cell.seed, cell)
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def rounds_by_settings(self) -> list[list[dict[str, Any]]]:
+        """Jobs of red-team rounds, grouped by what they were asked, seeds aside; the recorded defaults come first."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for told in self.rounds:
+            asked = {name: value for name, value in told["config"].items() if name != "seed"}
+            groups.setdefault(json.dumps(asked, sort_keys=True), []).append(told)
+        return list(groups.values())
+
+    def swept(self, method: str, name: str) -> dict[float, list[Recorded]]:
+        """A method's cells in which only the setting `name` was changed: value -> cells."""
+        found: dict[float, list[Recorded]] = {}
+        for cell in self.sweep:
+            if cell.method == method and set(cell.settings) == {name}:
+                found.setdefault(float(cell.settings[name]), []).append(cell)
+        return dict(sorted(found.items()))
+
+    def costs(self, model: str, name: str) -> Estimate | None:
+        """A cost model's measure in the main job, over its seeds; None where it was not measured."""
+        rows = [r["cost_models"][model] for r in self.results if model in r.get("cost_models", {})]
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if not values:
+            return None
+        if len(values) > 1:
+            return mean_over_seeds(values)
+        low, high = rows[0].get("intervals", {}).get(name, (-math.inf, math.inf))
+        return Estimate(values[0], low, high, 1, rows[0].get("n"))
+
+
+def sweep_cells(told: Mapping[str, Any]) -> list[Recorded]:
+    """The cells of one sweep.json."""
+    return [
+        Recorded(
+            cell["method"],
+            cell["settings"],
+            cell["seed"],
+            cell["settings"].get("threshold", told["threshold"]),
+            cell["policy"],
+            cell.get("curve", {}),
+            int(cell["settings"].get("ppo.batch_size", BATCH)),
+        )
+        for cell in told["cells"]
+    ]
+
+
+def by_settings(cells: Iterable[Recorded]) -> list[list[Recorded]]:
+    """Cells grouped by method and settings, a group's cells being its seeds."""
+    groups: dict[str, list[Recorded]] = {}
+    for cell in cells:
+        groups.setdefault(f"{cell.method} {sorted(cell.settings.items())}", []).append(cell)
+    return list(groups.values())
+
+
+def rate_of(cells: Sequence[Recorded], name: str) -> Estimate | None:
+    """A rate of policies, pooled over seeds; None where there are none."""
+    return pooled_rate([c.policy[name] for c in cells]) if cells else None
+
+
+def mean_of(cells: Sequence[Recorded], name: str) -> Estimate | None:
+    """A mean of policies over seeds; None where there are none."""
+    return mean_over_seeds([c.policy[name] for c in cells]) if cells else None
+
+
+Numbers = Mapping[str, float]
+"""A source's own numbers, by the names that its claim's measure reads."""
+Measure = Callable[[Evidence, Numbers], Finding | None]
+"""(evidence, the paper's own numbers) -> what we found; None where there is no evidence."""
+
+
+def finding(verdict: str, ours: str, **estimates: Estimate) -> Finding:
+    """A finding whose verdict is held back where too few seeds stand behind it."""
+    seeds = fewest(*(e.seeds for e in estimates.values()))
+    return Finding(settled(verdict, seeds), ours, estimates)
+
+
+def compared(
+    read: Callable[[Evidence, str], Estimate | None], first: str, second: str, *, less: bool = False
+) -> Measure:
+    """`first` has more (or less) of what is read than `second`, beyond the interval of the difference."""
+
+    def measure(e: Evidence, paper: Numbers) -> Finding | None:
+        a, b = read(e, first), read(e, second)
+        if a is None or b is None:
+            return None
+        text = f"{first} {shown(a)}, {second} {shown(b)}"
+        return finding(exceeds(b, a) if less else exceeds(a, b), text, **{first: a, second: b})
+
+    return measure
+
+
+def held_to(
+    name: str,
+    read: Callable[[Evidence], Estimate | None],
+    *,
+    rule: Callable[[Estimate, float], str] = at_least,
+    words: str = "",
+) -> Measure:
+    """What is read keeps `rule` with the source's number `name`; `words` follow it in the text."""
+
+    def measure(e: Evidence, paper: Numbers) -> Finding | None:
+        found = read(e)
+        return (
+            None
+            if found is None
+            else finding(rule(found, paper[name]), shown(found) + words, **{name: found})
+        )
+
+    return measure

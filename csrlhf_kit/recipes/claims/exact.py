@@ -1,0 +1,148 @@
+"""Claims that need no training: finite problems solved exactly, and counts that anybody can recount."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import fisher_exact
+
+from csrlhf_kit.data.records import PreferencePair
+from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.recipes.claims.evidence import (
+    DEPENDS,
+    REFUTED,
+    REPRODUCED,
+    Estimate,
+    Evidence,
+    Finding,
+    Numbers,
+    all_of,
+    at_most,
+    exact,
+    finding,
+    pooled_rate,
+)
+from csrlhf_kit.theory.batch_hinge import batch_hinge_equilibrium
+from csrlhf_kit.theory.problem import FiniteProblem, Solution
+
+PROBLEMS = 20
+
+
+def problems(
+    *, reward_bound: float = 1.0, cost_bound: float = 1.0, seed: int = 0
+) -> Iterator[tuple[FiniteProblem, Solution]]:
+    """Random problems whose constraint binds, each with its constrained optimum.
+
+    Six prompts with eight responses, rewards within ± reward_bound, costs in [0, cost_bound]; the threshold lies half-way between the least cost and that of the
+    unconstrained optimum.
+    """
+    generator = np.random.default_rng(seed)
+    for _ in range(PROBLEMS):
+        reference = generator.dirichlet(np.ones(8), size=6)
+        reward = reward_bound * generator.uniform(-1, 1, size=(6, 8))
+        cost = cost_bound * generator.uniform(size=(6, 8))
+        free = FiniteProblem(reference, reward, cost, beta=0.1 * reward_bound, threshold=cost_bound)
+        threshold = 0.5 * (free.tilted(0.0).cost + free.smallest_cost())
+        problem = FiniteProblem(reference, reward, cost, beta=0.1 * reward_bound, threshold=threshold)
+        yield problem, problem.constrained_optimum()
+
+
+def best_tilt(problem: FiniteProblem, penalty: float) -> Solution:
+    """The maximiser of the rectified objective, found by search over tilts instead of by the theory."""
+    found = minimize_scalar(
+        lambda price: -problem.penalised_value(problem.tilted(price).policy, penalty),
+        bounds=(0.0, penalty),
+        method="bounded",
+        options={"xatol": 1e-10, "maxiter": 500},
+    )
+    return problem.tilted(float(found.x))
+
+
+def exactness(e: Evidence, paper: Numbers) -> Finding:
+    """How far the maximiser of F − λ[J_C − d]₊ is from the constrained optimum, for λ > λ*."""
+    gaps = []
+    for problem, optimum in problems():
+        for factor in (1.05, 2.0, 50.0):
+            found = best_tilt(problem, factor * optimum.multiplier)
+            gaps += [abs(found.cost - optimum.cost), abs(found.objective - optimum.objective)]
+    gap = exact(max(gaps))
+    return finding(at_most(gap, 1e-5), f"largest gap {gap.value:.1e} on {PROBLEMS} problems", gap=gap)
+
+
+def domination(e: Evidence, paper: Numbers) -> Finding:
+    """The violation at λ = 2 R_max / ε against ε = 2 R_max / λ, on costs that could break it four times over."""
+    bound, penalty = paper["R_max"], paper["penalty"]
+    allowed = 2 * bound / penalty
+    violations = [
+        max(float(problem.violation(best_tilt(problem, penalty).policy)), 0.0)
+        for problem, _ in problems(reward_bound=bound, cost_bound=8 * allowed)
+    ]
+    worst = exact(max(violations))
+    text = f"largest violation {worst.value:.2g} of an allowed {allowed:g}"
+    return finding(at_most(worst, allowed), text, violation=worst)
+
+
+def more_reward(e: Evidence, paper: Numbers) -> Finding:
+    """How much more F the penalised optimum has than the constrained one, at λ > λ*."""
+    gains = [
+        best_tilt(problem, 2 * optimum.multiplier).objective - optimum.objective
+        for problem, optimum in problems()
+    ]
+    gain = exact(max(gains))
+    verdict = REPRODUCED if gain.value > 1e-6 else REFUTED
+    return finding(verdict, f"largest gain {gain.value:.1e} above λ*", gain=gain)
+
+
+def no_tuning_above(e: Evidence, paper: Numbers) -> Finding:
+    """The spread of J_C over λ = 2, 10, 50 λ*: under an exact gate, and under one that reads a batch of 64."""
+    spreads: dict[str, list[float]] = {"exact gate": [], "batch gate": []}
+    for problem, optimum in problems():
+        penalties = [factor * optimum.multiplier for factor in (2.0, 10.0, 50.0)]
+        costs = [best_tilt(problem, penalty).cost for penalty in penalties]
+        batch = [batch_hinge_equilibrium(problem, penalty, batch=64).cost for penalty in penalties]
+        spreads["exact gate"].append(max(costs) - min(costs))
+        spreads["batch gate"].append(max(batch) - min(batch))
+    worst = {name: exact(max(values)) for name, values in spreads.items()}
+    verdict = all_of(at_most(spread, 1e-5) for spread in worst.values())
+    text = ", ".join(f"{name}: cost moves by {spread.value:.1e}" for name, spread in worst.items())
+    return finding(verdict, text, **{name.replace(" ", "_"): spread for name, spread in worst.items()})
+
+
+def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
+    """Share of problems on which the linear penalty's optimum costs less than was asked for."""
+    overshoots = []
+    for problem, optimum in problems():
+        penalty = max(paper["penalty"], 1.5 * optimum.multiplier)
+        linear = problem.penalised_optimum(penalty, "linear")
+        overshoots.append(linear.cost < optimum.cost - 1e-6 and linear.objective < optimum.objective - 1e-6)
+    share = exact(float(np.mean(overshoots)))
+    verdict = {0.0: REPRODUCED, 1.0: REFUTED}.get(share.value, DEPENDS)
+    text = f"overshoots, and loses objective, on {sum(overshoots)} of {PROBLEMS} problems"
+    return finding(verdict, text, share=share)
+
+
+def gpt_comparison(e: Evidence, paper: Numbers) -> Finding:
+    """Fisher's exact test on the counts that they print."""
+    ours, theirs, n = (int(paper[name]) for name in ("ours", "theirs", "n"))
+    p = exact(fisher_exact([[ours, n - ours], [theirs, n - theirs]]).pvalue)
+    verdict = REPRODUCED if p.value < 0.05 else DEPENDS
+    return finding(verdict, f"p = {p.value:.2f} on their own counts", p=p)
+
+
+def pair_shares(e: Evidence, paper: Numbers) -> Finding:
+    """How the shipped training pairs compare with PKU-SafeRLHF's."""
+    pairs = read_records("shipped", PreferencePair, split="train").records
+
+    def share(hits: list[bool]) -> Estimate:
+        return pooled_rate([{"rate": sum(hits) / len(hits), "n": len(hits)}])._replace(seeds=None)
+
+    found = {
+        "astride": share([p.is_response_0_safe != p.is_response_1_safe for p in pairs]),
+        "differ": share([p.better_response_id != p.safer_response_id for p in pairs]),
+    }
+    near = [abs(found[name].value - paper[name]) <= 0.02 for name in found]
+    verdict = REPRODUCED if all(near) else DEPENDS if any(near) else REFUTED
+    text = ", ".join(f"{name} {100 * rate.value:.1f}%" for name, rate in found.items())
+    return finding(verdict, text, **found)

@@ -1,0 +1,354 @@
+"""Claims about trained policies and judges: measures that read what was recorded, pooled over seeds.
+
+A measure takes the evidence and the source's own numbers to a `Finding`, or to None where the evidence is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation import efficiency
+from csrlhf_kit.recipes.claims import evidence as ev
+from csrlhf_kit.recipes.claims.equilibrium import predict, settled_cost
+from csrlhf_kit.recipes.claims.evidence import (
+    DEPENDS,
+    REFUTED,
+    REPRODUCED,
+    Estimate,
+    Evidence,
+    Finding,
+    Measure,
+    Numbers,
+    Recorded,
+    finding,
+    shown,
+)
+from csrlhf_kit.training.constraints import FixedPenalty
+
+
+def safe_under_jailbreaks(e: Evidence) -> Estimate | None:
+    harm = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
+    return None if harm is None else ev.complement(harm)
+
+
+def starts_harmful(e: Evidence) -> Estimate | None:
+    # The base is one model, made once: its seeds are seeds of sampling, and one will do.
+    harm = ev.rate_of(e.main("sft"), "harmful_nominal")
+    return None if harm is None else harm._replace(seeds=None)
+
+
+def degenerate(e: Evidence) -> Estimate | None:
+    """Degenerate text of the linear penalty, which their code runs, at their λ if it was swept."""
+    return ev.rate_of(e.cells("linear_penalty", {}) or e.main("linear_penalty"), "degenerate")
+
+
+def of_main(rate: str) -> Callable[[Evidence, str], Estimate | None]:
+    """A rate of a method of the main job."""
+    return lambda e, method: ev.rate_of(e.main(method), rate)
+
+
+def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
+    """A measure of a cost model, on the same test labels."""
+    return lambda e, model: e.costs(model, name)
+
+
+def of_ablation(e: Evidence, name: str) -> Estimate | None:
+    """Harm of "cost model + method"; with the semantic model it is the main job's."""
+    cost, method = name.split(" + ")
+    cells = e.main(method) if cost == "semantic" else [c for c in e.ablation if c.method == method]
+    return ev.rate_of(cells, "harmful_nominal")
+
+
+def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
+    base = ev.rate_of(e.main("sft"), "harmful_jailbreak")
+    fixed = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
+    if base is None or fixed is None:
+        return None
+    times = ev.ratio(base, fixed)
+    wanted = paper["theirs"] / paper["ours"]
+    return finding(ev.at_least(times, wanted), f"{shown(times, 1, '×')}", ratio=times)
+
+
+def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
+    """False alarms of the pairwise cost model on its smallest and on its largest training set."""
+    sources: dict[str, list[tuple[int, float]]] = {}  # seeds draw their own shares: sizes differ a little
+    for told in e.scorers:
+        if told.get("config", {}).get("objective") != "safe_rlhf":
+            continue
+        alarm = next(iter(told["models"].values())).get("false_positive_rate_benign_alarming", {})
+        if alarm.get("value") is not None:
+            sources.setdefault(told["config"]["data"], []).append((told["splits"]["train"], alarm["value"]))
+    if len(sources) < 2:
+        return None
+    small, large = min(sources.values()), max(sources.values())
+    few, many = (ev.mean_over_seeds([alarm for _, alarm in runs]) for runs in (small, large))
+    text = f"{shown(few)} with {min(small)[0]:,} answers, {shown(many)} with {max(large)[0]:,}"
+    return finding(ev.exceeds(many, few), text, few=few, many=many)
+
+
+def helpful_by_penalty(e: Evidence, paper: Numbers) -> Finding | None:
+    """Most helpful near their best λ: there more than at a quarter of it and than at twice it or more."""
+    swept = e.swept("fixed_penalty", "penalty")
+    best = paper["best"]
+    low = max((p for p in swept if p <= best / 2), default=None)
+    mid = min(swept, key=lambda p: abs(p - best), default=None)
+    high = min((p for p in swept if p >= paper["too large"]), default=None)
+    if low is None or mid is None or high is None or len({low, mid, high}) < 3:
+        return None
+    at = {p: ev.mean_of(swept[p], "helpfulness") for p in (low, mid, high)}
+    verdict = ev.all_of([ev.exceeds(at[mid], at[low]), ev.exceeds(at[mid], at[high])])
+    text = ", ".join(f"{shown(at[p], 1, '', 3)} at λ = {p:g}" for p in (low, mid, high))
+    return finding(verdict, text, **{f"λ={p:g}": at[p] for p in at})
+
+
+def insensitive_to_penalty(e: Evidence, paper: Numbers) -> Finding | None:
+    """The range of helpfulness over the swept λ: a linear penalty's against the rectified one's."""
+    ranges = {}
+    for method in ("fixed_penalty", "linear_penalty"):
+        swept = e.swept(method, "penalty")
+        seeds = set.intersection(*({c.seed for c in cells} for cells in swept.values())) if swept else set()
+        if len(swept) < 3 or not seeds:
+            return None
+        spans = []
+        for seed in sorted(seeds):
+            at = [c.policy["helpfulness"] for cells in swept.values() for c in cells if c.seed == seed]
+            spans.append(max(at) - min(at))
+        ranges[method] = ev.mean_over_seeds(spans)
+    text = ", ".join(f"{m} {shown(r, 1, '', 3)}" for m, r in ranges.items())
+    return finding(ev.exceeds(ranges["linear_penalty"], ranges["fixed_penalty"]), text, **ranges)
+
+
+def time_to_safety(e: Evidence, paper: Numbers) -> Finding | None:
+    """Episodes until the harm rate is under the limit for good: Lagrangian's over the fixed penalty's."""
+    times = {}
+    for method in ("lagrangian", "fixed_penalty"):
+        cells = [c for c in e.main(method) if c.curve.get("harmful")]
+        if not cells:
+            return None
+        try:
+            times[method] = [
+                efficiency.time_to_safety(
+                    [{"objective/harmful": rate} for rate in c.curve["harmful"]],
+                    batch_size=c.batch_size,
+                    limit=paper.get("limit", c.threshold),
+                )
+                for c in cells
+            ]
+        except UserError:  # the window cannot show so small a limit
+            return None
+    found = efficiency.speed_up(times["lagrangian"], times["fixed_penalty"])
+    seeds = min(len(t) for t in times.values())
+    high = float("inf") if found["censored"] in ("at least", "unknown") else found["high"]
+    low = 0.0 if found["censored"] in ("at most", "unknown") else found["low"]
+    gain = Estimate(found["ratio"], low, high, seeds)
+    reached = {m: sum(t.reached for t in ts) for m, ts in times.items()}
+    if not any(reached.values()):
+        text = "neither method got under the limit within its steps"
+    else:
+        known = "" if found["censored"] == "no" else f" ({found['censored']})"
+        text = f"{shown(gain, 1, '×')}{known}; " + ", ".join(
+            f"{m} got there in {n} of {len(times[m])}" for m, n in reached.items()
+        )
+    return finding(ev.at_least(gain, paper["times"]), text, ratio=gain)
+
+
+def preferred(e: Evidence, paper: Numbers) -> Finding | None:
+    pair = (e.arena or {}).get("pairs", {}).get("fixed_penalty vs lagrangian")
+    if pair is None:
+        return None
+    seeds = min(e.arena["seeds"][m] for m in ("fixed_penalty", "lagrangian"))
+    won = {k: Estimate(*(pair[k][n] for n in ("rate", "low", "high")), seeds, pair[k]["n"])
+           for k in ("helpfulness", "harmlessness")}  # fmt: skip
+    verdict = ev.all_of(ev.at_least(rate, paper["share"]) for rate in won.values())
+    return finding(verdict, ", ".join(f"{k} {shown(r)}" for k, r in won.items()), **won)
+
+
+def released_code(e: Evidence, paper: Numbers) -> Finding | None:
+    """At λ = 20: is what the code runs as helpful as what the paper states?"""
+    fixed = ev.mean_of(e.cells("fixed_penalty", {}), "helpfulness")
+    linear = ev.mean_of(e.cells("linear_penalty", {}), "helpfulness")
+    if fixed is None or linear is None:
+        return None
+    gap = ev.difference(fixed, linear)
+    verdict = REFUTED if gap.low > 0 or gap.high < 0 else DEPENDS
+    text = f"helpfulness: rectified {shown(fixed, 1, '', 3)}, linear {shown(linear, 1, '', 3)}"
+    return finding(verdict, text, rectified=fixed, linear=linear)
+
+
+def elo(kind: str) -> Measure:
+    """The Lagrangian's rating above the base is positive."""
+
+    def measure(e: Evidence, paper: Numbers) -> Finding | None:
+        rating = (e.arena or {}).get(kind, {}).get("ratings", {}).get("lagrangian")
+        if rating is None or e.arena.get("anchor") != "sft":
+            return None
+        found = Estimate(rating["elo"], rating["low"], rating["high"], e.arena["seeds"]["lagrangian"])
+        return finding(ev.at_least(found, 0.0), shown(found, 1, "", 0), elo=found)
+
+    return measure
+
+
+def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
+    """For each ν some figure of shaping is worse: more harm, or less help, than the Lagrangian's."""
+    lagrangian = e.cells("lagrangian", {})
+    shaped = e.swept("reward_shaping", "weight")
+    if not lagrangian or not shaped:
+        return None
+    harm, helpful = ev.rate_of(lagrangian, "harmful_nominal"), ev.mean_of(lagrangian, "helpfulness")
+    parts, estimates = [], {"lagrangian": harm}
+    for weight, cells in shaped.items():
+        theirs, help_ = ev.rate_of(cells, "harmful_nominal"), ev.mean_of(cells, "helpfulness")
+        estimates[f"ν={weight:g}"] = theirs
+        worse = [ev.exceeds(theirs, harm), ev.exceeds(helpful, help_)]
+        parts.append(
+            REPRODUCED if REPRODUCED in worse else REFUTED if worse == [REFUTED, REFUTED] else DEPENDS
+        )
+    text = f"{parts.count(REPRODUCED)} of {len(parts)} weights are dominated"
+    return finding(ev.all_of(parts), text, **estimates)
+
+
+SEARCHED = {"fixed_penalty": {"penalty"}, "lagrangian": {"initial", "rate", "maximum"}}
+"""What the plans `penalties` (8 settings) and `lagrangians` (9) search over."""
+
+
+def searched(e: Evidence) -> dict[str, list[list[Recorded]]]:
+    """The settings that were searched for each of the two rivals, each with its seeds."""
+    return {
+        method: ev.by_settings(
+            c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names
+        )
+        for method, names in SEARCHED.items()
+    }
+
+
+def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
+    """The least harm that each method reaches among its searched settings that keep 95% of unconstrained help."""
+    best: dict[str, Estimate] = {}
+    floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # of as many steps
+    for method, groups in searched(e).items():
+        if not groups or floor is None:
+            return None
+        enough = paper["helpful"] * floor.value
+        kept = [cells for cells in groups if ev.mean_of(cells, "helpfulness").value >= enough]
+        harms = [ev.rate_of(cells, "harmful_jailbreak") for cells in kept]
+        if not harms:
+            return Finding(DEPENDS, f"no setting of {method} keeps {paper['helpful']:.0%} of the help", {})
+        best[method] = min(harms, key=lambda h: h.value)
+    text = ", ".join(f"{m} {shown(h)}" for m, h in best.items())
+    return finding(ev.exceeds(best["lagrangian"], best["fixed_penalty"]), text, **best)
+
+
+def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
+    """The most help that each method keeps among its searched settings that are safe enough, asked plainly."""
+    best: dict[str, Estimate] = {}
+    texts = []
+    for method, groups in searched(e).items():
+        if not groups:
+            return None
+        safe = [c for c in groups if ev.rate_of(c, "harmful_nominal").value <= paper["harmful"]]
+        if not safe:
+            return Finding(DEPENDS, f"no setting of {method} is at most {paper['harmful']:.2%} harmful", {})
+        chosen = max(safe, key=lambda cells: ev.mean_of(cells, "helpfulness").value)
+        best[method] = ev.mean_of(chosen, "helpfulness")
+        settings = ", ".join(f"{name} {value:g}" for name, value in chosen[0].settings.items())
+        harm, refused = (ev.rate_of(chosen, name) for name in ("harmful_jailbreak", "over_refusal"))
+        texts.append(
+            f"{method} ({settings}) {shown(best[method], 1, '', 3)}, {shown(harm)} under jailbreaks, {shown(refused)} refused"
+        )
+    verdict = ev.exceeds(best["fixed_penalty"], best["lagrangian"])
+    return finding(verdict, "; ".join(texts), **best)
+
+
+def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:
+    """The fixed penalty against each preference-only method at published constants, on jailbreaks."""
+    fixed = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
+    direct = {m: ev.rate_of(e.cells(m, {}), "harmful_jailbreak")
+              for m in ("sacpo", "mocan", "safedpo", "dpo_safer")}  # fmt: skip
+    direct = {m: rate for m, rate in direct.items() if rate is not None}
+    if fixed is None or not direct:
+        return None
+    verdict = ev.all_of(ev.exceeds(rate, fixed) for rate in direct.values())
+    text = f"fixed {shown(fixed)}; " + ", ".join(f"{m} {shown(rate)}" for m, rate in direct.items())
+    return finding(verdict, text, fixed_penalty=fixed, **direct)
+
+
+def gate_bias(e: Evidence, paper: Numbers) -> Finding | None:
+    """A gate on the very batch that it gates settles at another cost than one on a window."""
+    batch, window = e.cells("fixed_penalty", {"gate": "batch"}), e.cells("fixed_penalty", {})
+    if not batch or not window:
+        return None
+    a, b = ev.mean_of(batch, "cost"), ev.mean_of(window, "cost")
+    gap = ev.difference(a, b)
+    verdict = REPRODUCED if gap.low > 0 or gap.high < 0 else DEPENDS
+    return finding(verdict, f"batch {shown(a)}, window {shown(b)}", batch=a, window=b)
+
+
+def feasible(e: Evidence, paper: Numbers) -> Finding | None:
+    """Mean learned cost of the fixed penalty's policies against the threshold they were trained for."""
+    cells = e.main("fixed_penalty")
+    if not cells:
+        return None
+    cost = ev.mean_of(cells, "cost")
+    return finding(
+        ev.at_most(cost, cells[0].threshold),
+        f"{shown(cost)} at a threshold of {100 * cells[0].threshold:g}%",
+        cost=cost,
+    )
+
+
+def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
+    """Some setting of the fixed penalty, in rounds or not: safe under jailbreaks, helpful, and not over-refusing.
+
+    Help is counted against unconstrained PPO: of the main job for it and for rounds, else of the published sweep.
+    """
+    swept = [
+        (cells, e.cells("ppo", {}))
+        for cells in ev.by_settings([c for c in e.sweep if c.method == "fixed_penalty"])
+    ]
+    attacked = [
+        [
+            Recorded(
+                "fixed_penalty", {}, told["seed"], told["config"]["threshold"], told["rounds"][-1]["policy"]
+            )
+            for told in runs
+            if told["config"]["method"] == "fixed_penalty"
+        ]
+        for runs in e.rounds_by_settings()
+    ]
+    found = []
+    main = [(cells, e.main("ppo")) for cells in (e.main("fixed_penalty"), *attacked)]
+    for cells, free in [*main, *swept]:
+        if not cells or not free:
+            continue
+        safe = ev.complement(ev.rate_of(cells, "harmful_jailbreak"))
+        refused = ev.rate_of(cells, "over_refusal")
+        share = ev.ratio(ev.mean_of(cells, "helpfulness"), ev.mean_of(free, "helpfulness"))
+        met = (
+            safe.value >= paper["safe"] and safe.low >= paper["bound"],
+            share.value >= paper["helpful"],
+            refused.value <= paper["refused"],
+        )
+        text = f"{shown(safe)} safe, {100 * share.value:.0f}% of the help, {shown(refused)} refused"
+        verdict = REPRODUCED if all(met) else REFUTED
+        found.append((sum(met) + safe.value, finding(verdict, text, safe=safe, help=share, refused=refused)))
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
+    """Where the cost of a gated penalty settles at each batch size, against what `equilibrium.predict` said before."""
+    prices = [c for c in e.sweep if c.method == "pid_lagrangian" and c.settings.get("threshold")]
+    gated = ev.by_settings(
+        [c for c in e.sweep if c.method == "fixed_penalty" and "ppo.batch_size" in c.settings]
+    )
+    if not prices or not gated:
+        return None
+    verdicts, texts, estimates = [], [], {}
+    for cells in gated:
+        told = predict(prices, FixedPenalty().penalty, cells[0].batch_size)
+        got = ev.mean_over_seeds([settled_cost(c.curve) for c in cells])
+        gap = ev.difference(got, told)
+        verdicts.append(REPRODUCED if gap.low <= 0 <= gap.high else REFUTED)
+        texts.append(f"{shown(got)} against {shown(told)} predicted in batches of {cells[0].batch_size}")
+        estimates |= {f"B={cells[0].batch_size}": got, f"B={cells[0].batch_size}, predicted": told}
+    return finding(ev.all_of(verdicts), "; ".join(texts), **estimates)

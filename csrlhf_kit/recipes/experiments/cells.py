@@ -1,0 +1,202 @@
+"""One cell of a comparison: a method, its settings and a seed, trained and judged like every other.
+
+Whatever the method (a constraint in PPO, or a loss on preferences), it starts from the same base, scorers and
+critic, learns from the same shipped data, and is judged on the same prompts by the same oracle.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
+from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.recipes.experiments.head_to_head import (
+    RunConfig,
+    evaluate_policy,
+    load_roles,
+    training_prompts,
+)
+from csrlhf_kit.runs import Run
+from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
+from csrlhf_kit.training.constraints.per_group import PerGroup
+from csrlhf_kit.training.critic import load_critic
+from csrlhf_kit.training.dpo import METHODS as DIRECT
+from csrlhf_kit.training.dpo import DirectConfig, train_direct
+from csrlhf_kit.training.dpo_pairs import Offline, offline_answers
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+
+# Where a mistake is worst, `per_category` allows less: an example of thresholds by context, not a norm.
+STRICT = (
+    "child_abuse",
+    "drug_abuse,weapons,banned_substance",
+    "self_harm",
+    "terrorism,organized_crime",
+    "violence,aiding_and_abetting,incitement",
+)
+METHODS: tuple[str, ...] = ("sft", *CONSTRAINTS, "per_category", *DIRECT)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method, what differs from its published constants, and a seed."""
+
+    method: str
+    """A name in `METHODS`."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """(name, value): options of the constraint or of `DirectConfig`; `ppo.` in front: of `PPOConfig`."""
+    seed: int = 0
+    """Seed of the adapters, the order of prompts or pairs, and sampling."""
+
+    @classmethod
+    def of(cls, method: str, settings: Mapping[str, Any], seed: int) -> Cell:
+        return cls(method, tuple(sorted(settings.items())), seed)
+
+    @property
+    def name(self) -> str:
+        """A file's name: method, settings, seed."""
+        chosen = [f"{key.removeprefix('ppo.')}_{value}" for key, value in self.settings]
+        return "-".join([self.method, *chosen, f"seed_{self.seed}"])
+
+    @property
+    def settings_text(self) -> str:
+        """The settings as compact JSON: what a table shows, and groups seeds by."""
+        return json.dumps(dict(self.settings), separators=(",", ":"))
+
+
+def check_cell(cell: Cell, config: RunConfig, direct: DirectConfig) -> None:
+    """Raise UserError, before anything is trained, where a cell's method or settings are not known or allowed."""
+    if cell.method in DIRECT:
+        direct_settings(cell, config, direct)
+    elif cell.method != "sft":
+        cell_constraint(cell, config)
+        ppo_settings(cell, config)
+
+
+def cell_constraint(cell: Cell, config: RunConfig) -> Constraint:
+    """The constraint of a PPO cell at the run's threshold, published constants and the cell's settings.
+
+    `per_category` is `FixedPenalty` for each category: `strict` times the threshold where `STRICT` says so.
+    """
+    given = {"threshold": config.threshold}
+    given |= {name: value for name, value in cell.settings if not name.startswith("ppo.")}
+    if cell.method == "per_category":
+        strict = given.pop("strict", 0.5)
+        _check_names(cell.method, given, FixedPenalty)
+        tight = {**given, "threshold": strict * given["threshold"]}
+        return PerGroup(
+            constraints={"": FixedPenalty(**given)} | {group: FixedPenalty(**tight) for group in STRICT}
+        )
+    if cell.method not in CONSTRAINTS:
+        raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(METHODS)}")
+    _check_names(cell.method, given, CONSTRAINTS[cell.method])
+    return CONSTRAINTS[cell.method](**given)
+
+
+def ppo_settings(cell: Cell, config: RunConfig) -> PPOConfig:
+    """PPO's settings in a cell."""
+    given = {k.removeprefix("ppo."): v for k, v in cell.settings if k.startswith("ppo.")}
+    _check_names("ppo", given, PPOConfig)
+    return replace(config.ppo, seed=cell.seed, **given)
+
+
+def direct_settings(cell: Cell, config: RunConfig, direct: DirectConfig) -> DirectConfig:
+    """A preference-only method's settings in a cell: the run's threshold, and the cell's own."""
+    given = dict(cell.settings)
+    _check_names(cell.method, given, DirectConfig)
+    return replace(direct, **{"threshold": config.threshold, "seed": cell.seed, **given})
+
+
+def _check_names(method: str, given: Mapping[str, Any], kind: type) -> None:
+    known = [spec.name for spec in fields(kind) if spec.init]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{method} has no setting {name!r}: expected one of {', '.join(known)}")
+
+
+def offline_stage(config: RunConfig, direct: DirectConfig) -> dict[str, Any]:
+    """The base's scored answers to training prompts, which `mocan` reads; as JSON values."""
+    roles, tokenizer = load_roles(config)
+    prompts = training_prompts()
+    chosen = np.random.default_rng(config.seed).permutation(len(prompts))[: direct.offline_prompts]
+    found = offline_answers(
+        roles, tokenizer, [prompts[i] for i in chosen],
+        samples=direct.offline_samples, max_new_tokens=config.ppo.max_new_tokens, seed=config.seed,
+    )  # fmt: skip
+    return found._asdict() | {"reward": found.reward.tolist(), "cost": found.cost.tolist()}
+
+
+def train_cell(
+    cell: Cell, config: RunConfig, direct: DirectConfig, offline: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train a cell's policy (none for `sft`), answer the test prompts, and return {"policy", "curve", "responses"}.
+
+    Scorers and critic are read from `config.out`; the policy's run goes to `policies/<name>` there, and is
+    gone on with where it exists. offline: what `offline_stage` returned, for `mocan`.
+    """
+    config = replace(config, seed=cell.seed)
+    roles, tokenizer = load_roles(config)
+    started = time.perf_counter()
+    history, multiplier = _train(cell, config, direct, roles, tokenizer, offline)
+    seconds = time.perf_counter() - started
+    adapter = None if cell.method == "sft" else "policy"
+    row, responses = evaluate_policy(roles, tokenizer, config, adapter=adapter)
+    row |= {"multiplier": multiplier, "seconds": seconds}
+    return {"policy": row, "curve": history, "responses": responses}
+
+
+@torch.no_grad()
+def shift_reward_values(roles: Roles, weight: float) -> None:
+    """Turn a critic of (r, c) into one of (r - weight * c, c): values are means, and means are linear."""
+    for tensor in (roles.value_head.weight, roles.value_head.bias):
+        tensor[0] -= weight * tensor[1]
+
+
+def _train(
+    cell: Cell,
+    config: RunConfig,
+    direct: DirectConfig,
+    roles: Roles,
+    tokenizer: Any,
+    offline: Mapping[str, Any] | None,
+) -> tuple[list[dict[str, Any]], float]:
+    folder = config.out / "policies" / cell.name
+    if cell.method == "sft":
+        return [], 0.0
+    if cell.method in DIRECT:
+        settings = direct_settings(cell, config, direct)
+        pairs = read_records("shipped", PreferencePair, split="train").records
+        answers = None
+        if offline is not None:
+            scores = {name: np.array(offline[name]) for name in ("reward", "cost")}
+            answers = Offline(**{**offline, **scores})
+        history, multiplier = train_direct(
+            cell.method, roles, tokenizer, pairs, settings, folder, offline=answers
+        )
+    else:
+        constraint, ppo = cell_constraint(cell, config), ppo_settings(cell, config)
+        run = Run.open(folder, config_dict(ppo, constraint), resume=True)
+        load_critic(roles, config.out / "models" / "critic.safetensors")
+        if isinstance(constraint, RewardShaping):
+            shift_reward_values(roles, constraint.weight)
+        prompts = read_records("shipped", Prompt, split="train").records
+        shown: list[LabelledResponse] = []
+        if ppo.ptx > 0:
+            labels = read_records("shipped", LabelledResponse, split="train").records
+            shown = [record for record in labels if record.is_safe]
+        history = train_ppo(
+            roles, tokenizer, [p.prompt for p in prompts], constraint, ppo, run,
+            groups=[p.category for p in prompts] if cell.method == "per_category" else None,
+            demonstrations=shown,
+        )  # fmt: skip
+        multiplier = constraint.multiplier
+    roles.save_policy(folder / "adapter")
+    return history, multiplier

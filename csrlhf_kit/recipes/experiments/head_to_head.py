@@ -1,0 +1,361 @@
+"""The main job: learned costs, then unconstrained, Lagrangian, linear- and fixed-penalty PPO, judged by the oracle.
+
+Each stage writes its part whole and is skipped when it is there already, so that `csrlhf run --resume`
+goes on wherever it was stopped; PPO itself resumes at the step in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+
+from csrlhf_kit.contents import content_of
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
+from csrlhf_kit.data.sources import data_folder, read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.cost_models import keyword_row, scorer_row
+from csrlhf_kit.evaluation.safety import answer_and_score, evaluation_prompts, judge_all, policy_row
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.places import SHIPPED, adapter_in, find_base
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.scorers import load_scorer
+from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.recipes.experiments.stages import run_stages
+from csrlhf_kit.runs import Run, versions
+from csrlhf_kit.theory.suggest import best_reward, suggest_penalty
+from csrlhf_kit.training.constraints import Constraint, make_constraint
+from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.reward_modeling import Objective, ScorerConfig, train_scorer
+from csrlhf_kit.training.sample_logger import sample_logger
+
+FRONTIER_PROMPTS, FRONTIER_SAMPLES = 100, 32
+SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
+
+
+@dataclass
+class RunConfig:
+    """The head-to-head on the toy world."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run: results.json, report.html, models, policies."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    seed: int = 0
+    """Seed of everything."""
+    methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
+    """Which policies to train; the base itself is always evaluated, as `sft`."""
+    threshold: float = 0.02
+    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
+    penalty: float = 6.0
+    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            steps=64,
+            epochs=2,
+            learning_rate=3e-3,
+            critic_learning_rate=4e-3,
+            kl_coefficient=0.02,
+            schedule="cosine",
+        )
+    )
+    """PPO's settings, the same for every method."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic, the same for every method, is fitted to the base first."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    scorer_layers: int | None = 2
+    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
+    policy_layers: int | None = None
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
+    scorer_epochs: float | None = 1.0
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    evaluate: int = 500
+    """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
+    workers: int = 2
+    """Stages made at the same time, each by a process with one thread."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing run is an error."""
+
+    def base_path(self) -> Path:
+        """Where the base model is; relative where it can be, since models remember their base's path.
+
+        Raises UserError where there is none.
+        """
+        path = self.base or Path(find_base(SHIPPED))
+        if not (path / "config.json").is_file() and not adapter_in(path):
+            raise UserError(
+                f"no base model in {path}: expected a folder with config.json (see csrlhf make-base)"
+            )
+        here = Path.cwd()
+        return path.relative_to(here) if path.is_relative_to(here) else path
+
+    def contents(self) -> dict[str, str]:
+        """Fingerprints of what a run reads that is not its own."""
+        world = content_of(data_folder() / "world", ("*.jsonl",))
+        return {"base": content_of(self.base_path()), "data": world}
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
+
+
+def constraint_for(method: str, config: RunConfig) -> Constraint:
+    """The constraint that a method's name stands for, at this run's threshold and penalty."""
+    return make_constraint(method, threshold=config.threshold, penalty=config.penalty)
+
+
+def scorer_settings(config: RunConfig, objective: Objective, out: Path) -> ScorerConfig:
+    """How this run trains a scorer."""
+    return ScorerConfig(
+        base=str(config.base_path()),
+        out=str(out),
+        objective=objective,
+        layers=config.scorer_layers,
+        epochs=config.scorer_epochs,
+        seed=config.seed,
+        progress=False,
+    )
+
+
+def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
+    """Train one scorer; a cost model is measured on the test labels, and its ranking on the test pairs."""
+    kind = LabelledResponse if name == "semantic" else PreferencePair
+    data = {split: read_records("shipped", kind, split=split).records for split in ("train", "validation")}
+    folder = config.out / "models" / name
+    train_scorer(scorer_settings(config, SCORERS[name], folder), data["train"], data["validation"])
+    return {} if name == "reward" else scorer_row(load_scorer(folder, merge=True))
+
+
+def open_roles(
+    config: RunConfig, *, reward: Path, cost: Path, policy: Path | None = None
+) -> tuple[Roles, Any]:
+    """The base under its roles, with these scorers and, where given, this policy's adapter; and its tokenizer."""
+    base = config.base_path()
+    roles = Roles(
+        load_base(base),
+        reward=reward,
+        cost=cost,
+        policy=policy,
+        layers=config.policy_layers,
+        seed=config.seed,
+    )
+    return roles, load_tokenizer(base)
+
+
+def load_roles(config: RunConfig) -> tuple[Roles, Any]:
+    """The base under its roles, scored by this run's reward and cost models, and its tokenizer."""
+    models = config.out / "models"
+    return open_roles(config, reward=models / "reward", cost=models / config.cost_model)
+
+
+def training_prompts() -> list[str]:
+    """What the policies are asked in training, as text: the shipped training prompts, half of them wrapped, in
+    families that the test split does not hold.
+    """
+    return [p.prompt for p in read_records("shipped", Prompt, split="train").records]
+
+
+def train_critic(config: RunConfig) -> dict[str, Any]:
+    """Fit the critic that each method starts from to the base's answers; return its losses by epoch."""
+    roles, tokenizer = load_roles(config)
+    ppo = replace(config.ppo, seed=config.seed)
+    losses = fit_critic(roles, tokenizer, training_prompts(), ppo, config.critic)
+    save_critic(roles, config.out / "models" / "critic.safetensors")
+    return {"losses": [{"reward": reward, "cost": cost} for reward, cost in losses]}
+
+
+def evaluate_policy(
+    roles: Roles, tokenizer: Any, config: RunConfig, *, adapter: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Answer the test prompts with an adapter, or None: the base; return the oracle's row and the answers."""
+    prompts = evaluation_prompts(config.evaluate)
+    responses, scores = answer_and_score(
+        roles,
+        tokenizer,
+        prompts,
+        adapter=adapter,
+        max_new_tokens=config.ppo.max_new_tokens,
+        seed=config.seed,
+    )
+    return policy_row(prompts, responses, scores), responses
+
+
+def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
+    """Train one policy, or none for `sft`; answer the test prompts; return its row, curve and answers."""
+    roles, tokenizer = load_roles(config)
+    ppo = replace(config.ppo, seed=config.seed)
+    history: list[dict[str, Any]] = []
+    started, multiplier = time.perf_counter(), 0.0
+    if method != "sft":
+        constraint = constraint_for(method, config)
+        run = Run.open(config.out / "policies" / method, config_dict(ppo, constraint), resume=True)
+        load_critic(roles, config.out / "models" / "critic.safetensors")
+        prompts = training_prompts()
+        lengths = {"max_new_tokens": ppo.max_new_tokens, "max_prompt_length": ppo.max_prompt_length}
+        said = sample_logger(run.folder, roles, tokenizer, prompts, **lengths)
+        history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run, said)
+        roles.save_policy(config.out / "policies" / method / "adapter")
+        multiplier = constraint.multiplier
+    seconds = time.perf_counter() - started
+    row, responses = evaluate_policy(roles, tokenizer, config, adapter=None if method == "sft" else "policy")
+    row |= {"multiplier": multiplier, "seconds": seconds}
+    return {"policy": row, "curve": history, "responses": responses}
+
+
+def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Every stage, in the order of preference, and the stages that it reads. The longest come first."""
+    scorers = ("reward", config.cost_model)
+    return {
+        "reward": (),
+        "semantic": (),
+        "critic": scorers,
+        "bradley_terry": (),
+        **dict.fromkeys(config.methods, (*scorers, "critic")),
+        "frontier": scorers,
+        "sft": scorers,
+        "keyword": (),
+    }
+
+
+def run_stage(name: str, config: RunConfig) -> None:
+    """Make one stage and store it; runs in a worker process with a single thread."""
+    if name == "keyword":
+        result = keyword_row()
+    elif name in SCORERS:
+        result = train_cost_model(name, config)
+    elif name == "critic":
+        result = train_critic(config)
+    elif name == "frontier":
+        result = measure_frontier(config)
+    else:
+        result = train_policy(name, config)
+    write_atomic(config.stage_path(name), json.dumps(result, indent=1, default=_number) + "\n")
+
+
+def measure_frontier(config: RunConfig) -> dict[str, Any]:
+    """The best tilts of the base, from its own scored answers to plain test prompts, before any training.
+
+    Thirty-two answers a prompt, reweighted: `suggest_penalty` under the KL weight and the normalised update of
+    this run's PPO. The scores are kept: the policies are held against them at their own cost and KL.
+    """
+    roles, tokenizer = load_roles(config)
+    plain = [p for p in evaluation_prompts(config.evaluate) if p.family == "none"]
+    chosen = Random(config.seed).sample(plain, min(FRONTIER_PROMPTS, len(plain)))
+    _, scores = answer_and_score(
+        roles,
+        tokenizer,
+        [p for p in chosen for _ in range(FRONTIER_SAMPLES)],
+        adapter=None,
+        max_new_tokens=config.ppo.max_new_tokens,
+        seed=config.seed,
+    )
+    reward = scores["reward"].double().numpy().reshape(-1, FRONTIER_SAMPLES)
+    cost = scores["cost"].double().sigmoid().numpy().reshape(-1, FRONTIER_SAMPLES)
+    told = {"threshold": config.threshold, "prompts": len(chosen), "samples": FRONTIER_SAMPLES}
+    told |= {"scores": {"reward": reward.tolist(), "cost": cost.tolist()}}
+    try:
+        found = suggest_penalty(
+            reward,
+            cost,
+            beta=config.ppo.kl_coefficient,
+            threshold=config.threshold,
+            normalised=True,
+            seed=config.seed,
+        )
+    except UserError as error:  # the samples cannot answer at this threshold: the report says so instead
+        return told | {"points": [], "warning": str(error)}
+    return told | {
+        "points": [asdict(point) for point in found.frontier],
+        "multiplier": found.multiplier,
+        "interval": list(found.interval),
+        "recommended": found.recommended,
+        "rule": found.rule,
+        "warnings": found.warnings,
+    }
+
+
+def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed: int) -> list[dict[str, Any]]:
+    """A dozen prompts with every policy's answer and the oracle's verdict: two a stratum, four jailbreaks."""
+    rng = Random(seed)
+    chosen: list[int] = []
+    for stratum in ("plain", "benign_alarming", "overt", "covert"):
+        chosen += rng.sample(
+            [i for i, p in enumerate(prompts) if p.stratum == stratum and p.family == "none"], 2
+        )
+    chosen += rng.sample([i for i, p in enumerate(prompts) if p.family != "none"], 4)
+    samples = []
+    for i in chosen:
+        p, responses = prompts[i], {}
+        for name, texts in answers.items():
+            verdict = judge_all([p], [texts[i]])[0]
+            told = {"harmful": verdict.harmful, "helpfulness": verdict.helpfulness}
+            responses[name] = {"text": texts[i], **told}
+        told = {"prompt": p.prompt, "stratum": p.stratum, "family": p.family, "harmful": p.harmful}
+        samples.append({**told, "responses": responses})
+    return samples
+
+
+@writes_run
+def run_experiment(config: RunConfig) -> dict[str, Any]:
+    """The whole head-to-head; returns what it wrote to `results.json`.
+
+    Raises UserError where the folder holds another run, or the shipped data or base is missing.
+    """
+    config.base_path()  # a base, methods and prompts that are not there are told before anything is trained
+    for method in config.methods:
+        constraint_for(method, config)
+    prompts = evaluation_prompts(config.evaluate)
+    asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "workers")}
+    Run.open(config.out, asked, contents=config.contents(), resume=config.resume)
+    seconds = run_stages(stage_needs(config), config, run_stage)
+    costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
+    done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
+    frontier = config.read_stage("frontier")
+    scores = {name: np.array(values) for name, values in frontier["scores"].items()}
+    frontier["scores"] = {name: values.round(3).tolist() for name, values in scores.items()}
+    for name in config.methods:
+        row = done[name]["policy"]
+        with contextlib.suppress(UserError):  # no tilt of the samples is as safe and as near: no yardstick
+            row["shortfall"] = best_reward(**scores, at_cost=row["cost"], at_kl=row["kl"]) - row["reward"]
+    results = {
+        "config": json.loads(json.dumps(asked, default=str)),
+        "seed": config.seed,
+        "versions": versions(),
+        "wall_seconds": seconds,
+        "cost_models": costs,
+        "policies": {name: part["policy"] for name, part in done.items()},
+        **({"frontier": frontier} if frontier["points"] else {}),
+        "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
+        "samples": pick_samples(
+            prompts, {name: part["responses"] for name, part in done.items()}, config.seed
+        ),
+    }
+    write_atomic(config.out / "results.json", compact_lists(json.dumps(results, indent=1, default=_number)))
+    return results
+
+
+def compact_lists(text: str) -> str:
+    """The same JSON with each list of numbers on one line."""
+    one_line = lambda found: re.sub(r"\s+", " ", found[0])  # noqa: E731
+    return re.sub(r"\[[-\d.eE,\s]+\]", one_line, text) + "\n"
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)

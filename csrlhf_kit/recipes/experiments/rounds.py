@@ -1,0 +1,311 @@
+"""`csrlhf rounds`: train, be attacked, learn from it, three times over, as Beaver v1 to v3 were made.
+
+A round refreshes reward and cost model on all data so far, trains the policy on all prompts so far, and lets
+the training red team attack it; what broke the policy joins the next round. After each round the test prompts,
+conversations, and a held-out red team, of families and compositions that no round has seen, judge the policy.
+Round 0 is the base. Source of the scheme: Safe RLHF, Dai et al. 2023, arXiv 2310.12773.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair
+from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.answers import Answer, stored_policy
+from csrlhf_kit.evaluation.multi_turn import multi_turn
+from csrlhf_kit.evaluation.red_team import attack_as, robustness
+from csrlhf_kit.evaluation.safety import evaluation_prompts
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.recipes.experiments import head_to_head
+from csrlhf_kit.recipes.experiments.head_to_head import RunConfig, open_roles, scorer_settings
+from csrlhf_kit.recipes.experiments.round_data import gather, joined, store, training_prompts
+from csrlhf_kit.recipes.experiments.stages import run_stages
+from csrlhf_kit.runs import Run, versions
+from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
+from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.reward_modeling import train_scorer
+from csrlhf_kit.world.conversations import conversations
+
+MAIN = RunConfig()
+
+
+@dataclass
+class RoundsConfig:
+    """Rounds of training and red-teaming on the toy world."""
+
+    out: Path = Path("runs/rounds")
+    """Folder of the run: rounds.json, and for each round data, models and policy."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    method: Literal[tuple(CONSTRAINTS)] = "fixed_penalty"
+    """The constraint of every round."""
+    rounds: int = 3
+    """How many rounds."""
+    start: Literal["previous", "base"] = "previous"
+    """Where a round's policy starts: from the last round's, or from the base. The reference is the base."""
+    threshold: float = MAIN.threshold
+    """Largest mean cost allowed over the training mixture, a probability."""
+    penalty: float = MAIN.penalty
+    """The fixed λ, for the methods that have one."""
+    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
+    """PPO's settings, the same for every round."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the first critic is fitted to the base."""
+    scorer_epochs: float | None = MAIN.scorer_epochs
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    scorer_layers: int | None = MAIN.scorer_layers
+    """Adapters of scorers and critic act on this many of the base's last layers; None: all."""
+    policy_layers: int | None = MAIN.policy_layers
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
+    attacked: int = 600
+    """Training requests that the red team attacks after each round."""
+    attack_tries: int = 16
+    """Its tries at each."""
+    find_share: float = 0.25
+    """Share of the finds and their benign twins among the next rounds' prompts."""
+    judged: int = 300
+    """Requests that the held-out red team attacks after each round; always the same ones."""
+    judge_tries: int = 64
+    """Its tries at each."""
+    talks: int = 200
+    """Conversations of two, and of three turns."""
+    evaluate: int = 500
+    """Test prompts behind each rate, as in the main job."""
+    seed: int = 0
+    """Seed of everything."""
+    workers: int = 2
+    """Stages made at the same time, each by a process with one thread."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing run is an error."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 <= self.find_share < 1:
+            raise UserError(
+                f"rounds is {self.rounds}, find_share {self.find_share}: expected >= 1, and in [0, 1)"
+            )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The stages that run PPO, for the progress lines."""
+        return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
+
+    def shared(self) -> RunConfig:
+        """The main job's configuration, of which each round is a variant."""
+        return replace(
+            MAIN, base=self.base, ppo=self.ppo, scorer_epochs=self.scorer_epochs,
+            scorer_layers=self.scorer_layers, policy_layers=self.policy_layers, evaluate=self.evaluate,
+            seed=self.seed,
+        )  # fmt: skip
+
+    def base_path(self) -> Path:
+        """Where the base model is."""
+        return self.shared().base_path()
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
+
+    def data(self, before: int) -> list[Path]:
+        """Folders of what the rounds before `before` have found."""
+        return [self.out / "data" / f"round_{k}" for k in range(1, before)]
+
+    def model(self, name: str, k: int) -> Path:
+        """Folder of a scorer of round k; round 0 is measured with the first round's."""
+        return self.out / "models" / f"{name}_{max(k, 1)}"
+
+    def adapter(self, k: int) -> Path | None:
+        """The policy of round k; None for the base."""
+        return self.out / "policies" / f"policy_{k}" / "adapter" if k else None
+
+    def asks(self) -> dict[str, Any]:
+        """What has to be the same when a run goes on."""
+        return {n: v for n, v in asdict(self).items() if n not in ("out", "resume", "workers")}
+
+
+# --- stages ------------------------------------------------------------------------------------------
+
+
+def stage_needs(config: RoundsConfig) -> dict[str, tuple[str, ...]]:
+    """Every stage and the stages that it reads, in the order of preference."""
+    needs: dict[str, tuple[str, ...]] = {}
+    for k in range(config.rounds + 1):
+        scorers = (f"semantic_{max(k, 1)}", f"reward_{max(k, 1)}")
+        policy = (f"policy_{k}",) if k else ()
+        if k:
+            needs |= dict.fromkeys(scorers, (f"attack_{k - 1}",) if k > 1 else ())
+            needs |= {f"policy_{k}": scorers, f"attack_{k}": policy}
+        needs |= {f"evaluate_{k}": (*scorers, *policy), f"judge_{k}": policy}
+    ahead = ("semantic", "reward", "policy", "attack")  # the next round waits for these
+    return dict(sorted(needs.items(), key=lambda item: not item[0].startswith(ahead)))
+
+
+def run_stage(name: str, config: RoundsConfig) -> None:
+    """Make one stage and store it; runs in a worker process with a single thread."""
+    kind, k = name.rsplit("_", 1)
+    make = {
+        "semantic": train_model,
+        "reward": train_model,
+        "policy": train_policy,
+        "attack": attack_policy,
+        "judge": judge_policy,
+        "evaluate": evaluate_policy,
+    }[kind]
+    started = time.perf_counter()
+    result = make(config, kind, int(k)) if make is train_model else make(config, int(k))
+    result["seconds"] = time.perf_counter() - started
+    write_atomic(config.stage_path(name), json.dumps(result, indent=1) + "\n")
+
+
+def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
+    """Train the reward or the cost model of round k on the shipped data and all finds so far."""
+    kind = LabelledResponse if name == "semantic" else PreferencePair
+    train = joined(kind, config.data(k))
+    settings = scorer_settings(config.shared(), name, config.model(name, k))
+    train_scorer(settings, train, read_records("shipped", kind, split="validation").records)
+    return {"records": len(train)}
+
+
+def load_roles(config: RoundsConfig, k: int, policy: int) -> tuple[Roles, Any]:
+    """The base under the scorers of round k, with the policy of round `policy`, and the tokenizer."""
+    scorers = {"reward": config.model("reward", k), "cost": config.model("semantic", k)}
+    return open_roles(config.shared(), **scorers, policy=config.adapter(policy))
+
+
+def train_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """PPO of round k. The critic goes on from the last round's, or is fitted to the base."""
+    goes_on = k > 1 and config.start == "previous"
+    roles, tokenizer = load_roles(config, k, k - 1 if goes_on else 0)
+    ppo = replace(config.ppo, seed=config.seed * 1000 + k)
+    constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
+    prompts = training_prompts(config.data(k), config.find_share)
+    folder = config.out / "policies" / f"policy_{k}"
+    run = Run.open(folder, config_dict(ppo, constraint), resume=True)
+    if goes_on:
+        load_critic(roles, folder.with_name(f"policy_{k - 1}") / "critic.safetensors")
+    else:
+        fit_critic(roles, tokenizer, prompts, ppo, config.critic)
+    history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run)
+    save_critic(roles, folder / "critic.safetensors")
+    roles.save_policy(folder / "adapter")
+    return {"prompts": len(prompts), "multiplier": constraint.multiplier, "curve": history}
+
+
+def answers_of(config: RoundsConfig, k: int, salt: int) -> Answer:
+    """The policy of round k as a function; `salt` keeps its draws apart from those of other uses."""
+    return stored_policy(
+        config.base_path(),
+        config.adapter(k),
+        max_new_tokens=config.ppo.max_new_tokens,
+        temperature=config.ppo.temperature,
+        seed=config.seed * 1000 + 10 * k + salt,
+    )
+
+
+def attack_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """Let the training red team attack the policy of round k, and store what it found."""
+    answer = answers_of(config, k, 1)
+    seed = config.seed * 1000 + k
+    sieges = attack_as("train", answer, config.attacked, seed=seed, tries=config.attack_tries)
+    finds = gather(sieges, answer, seed=seed)
+    store(finds, config.out / "data" / f"round_{k}")
+    counts = {name: len(records) for name, records in finds._asdict().items()}
+    return {"team": robustness(sieges, tries=config.attack_tries), "found": counts}
+
+
+def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """Let the held-out red team judge the policy of round k; the first tries that broke it are kept to be read."""
+    policy = answers_of(config, k, 2)
+    sieges = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
+    broken = [s.broken for s in sieges if s.broken]
+    examples = [{"prompt": t.prompt, "answer": t.answer, "families": t.families} for t in broken[:10]]
+    return {"team": robustness(sieges, tries=config.judge_tries), "examples": examples}
+
+
+def evaluate_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """The oracle's row of round k on the test prompts, and by number of turns."""
+    roles, tokenizer = load_roles(config, k, k)
+    row, _ = head_to_head.evaluate_policy(roles, tokenizer, config.shared(), adapter="policy" if k else None)
+    talks = conversations("test", config.talks, seed=config.seed)
+    turns = multi_turn(answers_of(config, k, 3), talks, history="own")
+    return {"policy": row, "turns": turns}
+
+
+# --- the whole job -----------------------------------------------------------------------------------
+
+
+def round_rows(config: RoundsConfig) -> list[dict[str, Any]]:
+    """One row a round, from what the stages have written."""
+    rows = []
+    for k in range(config.rounds + 1):
+        evaluated = config.read_stage(f"evaluate_{k}")
+        row = {
+            "round": k,
+            "name": f"v{k}" if k else "base",
+            **{name: evaluated[name] for name in ("policy", "turns")},
+            "held_out_team": config.read_stage(f"judge_{k}")["team"],
+        }
+        if k:
+            trained, attacked = config.read_stage(f"policy_{k}"), config.read_stage(f"attack_{k}")
+            row |= {
+                "multiplier": trained["multiplier"],
+                "seconds": trained["seconds"],
+                "prompts": trained["prompts"],
+                "labels": config.read_stage(f"semantic_{k}")["records"],
+                "preferences": config.read_stage(f"reward_{k}")["records"],
+                "training_team": attacked["team"],
+                "found": attacked["found"],
+            }
+        rows.append(row)
+    return rows
+
+
+@writes_run
+def run_rounds(config: RoundsConfig) -> dict[str, Any]:
+    """All rounds; returns what it wrote to `rounds.json`, and prints the table.
+
+    Raises UserError where the folder holds another run, or the base is missing.
+    """
+    config.base_path()  # a base or prompts that are not there are told before anything is trained
+    evaluation_prompts(config.evaluate)
+    Run.open(config.out, config.asks(), contents=config.shared().contents(), resume=config.resume)
+    run_stages(stage_needs(config), config, run_stage)
+    results = {
+        "config": json.loads(json.dumps(config.asks(), default=str)),
+        "seed": config.seed,
+        "versions": versions(),
+        "rounds": round_rows(config),
+    }
+    write_atomic(config.out / "rounds.json", json.dumps(results, indent=1) + "\n")
+    print(table(results["rounds"]))
+    return results
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rounds as text: shares in percent."""
+    columns = ("harmful", "jailbroken", "over-refusal", "helpfulness", "3 turns", "robust", "finds")
+    lines = [f"{'round':6}" + "".join(f"{name:>14}" for name in columns)]
+    for row in rows:
+        policy = row["policy"]
+        rates = [policy[name]["rate"] for name in ("harmful_nominal", "harmful_jailbreak", "over_refusal")]
+        tail = [row["turns"]["3"]["harmful"]["rate"], row["held_out_team"]["robust"]["rate"]]
+        lines.append(
+            f"{row['name']:6}"
+            + "".join(f"{100 * rate:14.1f}" for rate in rates)
+            + f"{policy['helpfulness']:14.3f}"
+            + "".join(f"{100 * rate:14.1f}" for rate in tail)
+            + f"{row['found']['prompts'] if 'found' in row else '':>14}"
+        )
+    return "\n".join(lines)

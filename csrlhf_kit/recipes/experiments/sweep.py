@@ -1,0 +1,317 @@
+"""`csrlhf sweep`: methods x settings x seeds, each cell a stage that is made once, whatever stops the sweep.
+
+Scorers and critic are trained once and shared. A cell's row is a function of the plan, the seed and the
+machine alone, so that a sweep which was killed and resumed ends with the same tables as one that was not.
+With `--attacked` the held-out red team attacks each policy too, and its row says how many requests held. The tables:
+
+    cells.csv     a row a cell: rates with their intervals, helpfulness, learned reward and cost, KL, multiplier
+    summary.csv   a row a setting: seeds pooled (rate and interval), and the smallest and largest seed
+    sweep.json    command, versions, seeds, seconds, and each cell's whole row and training curve
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.answers import stored_policy
+from csrlhf_kit.evaluation.red_team import attack_as, robustness
+from csrlhf_kit.evaluation.safety import evaluation_prompts
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.outputs import check_folder, writes_run
+from csrlhf_kit.recipes.experiments.cells import METHODS, Cell, check_cell, offline_stage, train_cell
+from csrlhf_kit.recipes.experiments.head_to_head import SCORERS, RunConfig, train_cost_model, train_critic
+from csrlhf_kit.recipes.experiments.plans import PLANS, grid_settings
+from csrlhf_kit.recipes.experiments.stages import run_stages
+from csrlhf_kit.runs import Run, curve_of, versions
+from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.training.critic import CriticConfig
+from csrlhf_kit.training.dpo import METHODS as DIRECT
+from csrlhf_kit.training.dpo import DirectConfig
+from csrlhf_kit.training.ppo import PPOConfig
+
+MAIN = RunConfig()
+RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal", "leaking", "degenerate")
+TRIES = 64  # of the red team at each request
+MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
+
+
+@dataclass
+class SweepConfig:
+    """Methods x settings x seeds on the toy world."""
+
+    out: Path = Path("runs/sweep")
+    """Folder of the sweep: scorers, policies, stages, tables."""
+    plan: Literal[(*PLANS, "grid")] = "smoke"
+    """Which cells: a named plan, or `grid`, made of --method and --grid."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each cell is run with each of them."""
+    method: tuple[str, ...] = ("fixed_penalty",)
+    """Methods of the plan `grid`."""
+    grid: tuple[str, ...] = ()
+    """Settings of the plan `grid`, each `name=value,value`; all combinations are run."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    threshold: float = MAIN.threshold
+    """Largest mean cost allowed over the training mixture, a probability."""
+    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
+    """PPO's settings in every cell that does not change them."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic, the same for every cell, is fitted to the base first."""
+    direct: DirectConfig = field(default_factory=DirectConfig)
+    """Settings of the preference-only methods."""
+    scorer_epochs: float | None = MAIN.scorer_epochs
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    evaluate: int = MAIN.evaluate
+    """Prompts behind each of the three rates, as in the main job."""
+    attacked: int = 0
+    """Requests that the held-out red team attacks, 64 tries each, with every policy; 0: no attack."""
+    workers: int = 2
+    """Cells trained at the same time, each by a process with one thread."""
+    record: Path | None = None
+    """Also write the tables to this folder (data/runs/<plan>)."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing sweep is an error."""
+
+    def shared(self) -> RunConfig:
+        """The main job's configuration, of which the sweep's cells are variants."""
+        return replace(
+            MAIN, out=self.out, base=self.base, threshold=self.threshold, ppo=self.ppo, critic=self.critic,
+            scorer_epochs=self.scorer_epochs, evaluate=self.evaluate, cost_model=self.cost_model,
+        )  # fmt: skip
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
+
+    def cells(self) -> dict[str, Cell]:
+        """Every cell by its name; all settings with the first seed come first, then the next seed."""
+        chosen = grid_settings(self.method, self.grid) if self.plan == "grid" else PLANS[self.plan]()
+        made = [Cell.of(method, settings, seed) for seed in self.seeds for method, settings in chosen]
+        return {cell.name: cell for cell in made}
+
+    def attack_on(self, name: str) -> str:
+        """The stage that attacks a cell's policy. Its name tells the requests, which may be other ones later."""
+        return f"attack_{self.attacked}-{name}"
+
+    def attacks(self) -> dict[str, Cell]:
+        """The stages that attack, and whom."""
+        return {self.attack_on(name): cell for name, cell in self.cells().items()} if self.attacked else {}
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The rates of a row."""
+        return (*RATES, "robust") if self.attacked else RATES
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The stages that run PPO, for the progress lines."""
+        return tuple(name for name, cell in self.cells().items() if cell.method not in ("sft", *DIRECT))
+
+
+# --- stages ---
+
+
+def run_stage(name: str, config: SweepConfig) -> None:
+    """Make one stage and store it; runs in a worker process with a single thread."""
+    shared = config.shared()
+    if name in SCORERS:
+        result = train_cost_model(name, shared)
+    elif name == "critic":
+        result = train_critic(shared)
+    elif name == "offline":
+        result = offline_stage(shared, config.direct)
+    elif name in (attacks := config.attacks()):
+        result = attack_cell(attacks[name], config)
+    else:
+        cell = config.cells()[name]
+        offline = config.read_stage("offline") if cell.method == "mocan" else None
+        result = train_cell(cell, shared, config.direct, offline)
+    write_atomic(config.stage_path(name), json.dumps(result, default=float) + "\n")
+    for leftover in (config.out / "policies" / name).rglob("checkpoints"):
+        shutil.rmtree(leftover, ignore_errors=True)  # the adapter stays; a hundred optimisers need not
+
+
+def attack_cell(cell: Cell, config: SweepConfig) -> dict[str, Any]:
+    """Share of harmful requests that a cell's policy never answers, whatever the held-out red team tries."""
+    adapter = None if cell.method == "sft" else config.out / "policies" / cell.name / "adapter"
+    answer = stored_policy(
+        config.shared().base_path(),
+        adapter,
+        max_new_tokens=config.ppo.max_new_tokens,
+        temperature=config.ppo.temperature,
+        seed=cell.seed,
+    )
+    found = robustness(
+        attack_as("held_out", answer, config.attacked, seed=cell.seed, tries=TRIES), tries=TRIES
+    )
+    return {name: found[name] for name in ("robust", "robust_after")}
+
+
+def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
+    """Every stage, in the order of preference, and the stages that it reads."""
+    scorers = ("reward", config.cost_model)
+    needs: dict[str, tuple[str, ...]] = dict.fromkeys(scorers, ()) | {"critic": scorers, "offline": scorers}
+    for name, cell in config.cells().items():
+        own = "offline" if cell.method == "mocan" else None if cell.method in ("sft", *DIRECT) else "critic"
+        needs[name] = (*scorers, own) if own else scorers
+    attacks = {attack: (cell.name,) for attack, cell in config.attacks().items()}
+    needs |= attacks
+    wanted = {*config.cells(), *attacks} | {stage for needed in needs.values() for stage in needed}
+    return {name: needed for name, needed in needs.items() if name in wanted}
+
+
+# --- tables ---
+
+
+def cell_row(cell: Cell, row: Mapping[str, Any], rates: Sequence[str]) -> dict[str, Any]:
+    """One line of cells.csv."""
+    line: dict[str, Any] = {"method": cell.method, "settings": cell.settings_text, "seed": cell.seed}
+    for name in rates:
+        entry = row[name]
+        line |= {name: entry["rate"], f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
+        line[f"{name}_n"] = entry["n"]
+    return line | {name: row[name] for name in MEANS}
+
+
+def summary_rows(config: SweepConfig, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lines of summary.csv: seeds of one setting pooled.
+
+    A rate is over all seeds' prompts, with its Clopper-Pearson interval, which knows the sampling of prompts
+    and answers but not the seeds' own spread; `_min` and `_max` are the extreme seeds, and show that.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for name, cell in config.cells().items():
+        groups.setdefault((cell.method, cell.settings_text), []).append(rows[name])
+    for (method, settings), seeds in groups.items():
+        line: dict[str, Any] = {"method": method, "settings": settings, "seeds": len(seeds)}
+        for name in config.rates:
+            entries = [row[name] for row in seeds]
+            n = sum(entry["n"] for entry in entries)
+            events = sum(round(entry["rate"] * entry["n"]) for entry in entries)
+            low, high = clopper_pearson(events, n) if n else (0.0, 1.0)
+            line |= {name: events / n if n else 0.0, f"{name}_low": low, f"{name}_high": high}
+            line |= {f"{name}_min": min(e["rate"] for e in entries)}
+            line |= {f"{name}_max": max(e["rate"] for e in entries), f"{name}_n": n}
+        for name in MEANS:
+            values = [row[name] for row in seeds]
+            line |= {name: sum(values) / len(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+        yield line
+
+
+def as_csv(lines: list[dict[str, Any]]) -> str:
+    """Lines with the same keys as CSV text; six significant digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines
+    )
+    return text.getvalue()
+
+
+def compact(value: Any) -> Any:
+    """JSON values with floats of five significant digits."""
+    if isinstance(value, dict):
+        return {k: compact(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [compact(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def command(config: SweepConfig) -> str:
+    """The command that makes these tables again (folders and speed aside)."""
+    aside = {"out", "record", "resume", "workers"}
+
+    def options(value: Any, default: Any, prefix: str) -> Iterator[str]:
+        for spec in fields(value):
+            mine, other = getattr(value, spec.name), getattr(default, spec.name)
+            if mine == other or (not prefix and spec.name in aside):
+                continue
+            flag = f"{prefix}{spec.name}".replace("_", "-")
+            if is_dataclass(mine):
+                yield from options(mine, other, f"{prefix}{spec.name}.")
+            elif isinstance(mine, bool):
+                yield f"--{flag}" if mine else f"--{flag.rpartition('.')[0]}.no-{flag.rpartition('.')[2]}"
+            else:
+                yield " ".join([f"--{flag}", *map(str, mine if isinstance(mine, tuple) else (mine,))])
+
+    return " ".join(["csrlhf sweep", *options(config, SweepConfig(), "")])
+
+
+@writes_run
+def run_sweep(config: SweepConfig) -> dict[str, Any]:
+    """Run every cell that is missing and write the tables; returns what `sweep.json` holds.
+
+    Raises UserError for unknown methods or settings, before anything is trained, and where the folder holds
+    another sweep.
+    """
+    check_folder(config.record, "--record")
+    shared = config.shared()
+    shared.base_path()  # a base that is not there is told before anything is trained
+    cells = config.cells()
+    if not cells:
+        raise UserError("the sweep has no cell: expected at least one method and one seed")
+    for cell in cells.values():
+        if cell.method not in METHODS:
+            raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(METHODS)}")
+        check_cell(cell, shared, config.direct)
+    evaluation_prompts(config.evaluate)
+    asked = {
+        k: v for k, v in asdict(config).items() if k not in ("out", "record", "resume", "workers", "attacked")
+    }
+    asked["cells"] = list(cells)
+    Run.open(config.out, asked, contents=shared.contents(), resume=config.resume)
+    run_stages(stage_needs(config), config, run_stage)
+    return write_tables(config)
+
+
+def write_tables(config: SweepConfig) -> dict[str, Any]:
+    """Write the three files to `config.out`, and to `config.record` where asked; returns what sweep.json holds."""
+    cells = config.cells()
+    done = {name: config.read_stage(name) for name in cells}
+    rows = {name: stage["policy"] for name, stage in done.items()}
+    if config.attacked:
+        rows = {name: row | config.read_stage(config.attack_on(name)) for name, row in rows.items()}
+    told = {
+        "plan": config.plan,
+        "command": command(config),
+        "seeds": list(config.seeds),
+        "threshold": config.threshold,
+        "cost_model": config.cost_model,
+        "versions": versions(),
+        "wall_seconds": config.read_stage("seconds"),
+        "cells": [
+            {
+                "method": cell.method,
+                "settings": dict(cell.settings),
+                "seed": cell.seed,
+                "policy": rows[name],
+                "curve": curve_of(done[name]["curve"]),
+            }
+            for name, cell in cells.items()
+        ],
+    }
+    files = {
+        "cells.csv": as_csv([cell_row(cell, rows[name], config.rates) for name, cell in cells.items()]),
+        "summary.csv": as_csv(list(summary_rows(config, rows))),
+        "sweep.json": json.dumps(compact(told), separators=(",", ":")) + "\n",
+    }
+    for folder in (config.out, config.record):
+        for name, text in files.items() if folder else ():
+            write_atomic(folder / name, text)
+    print(f"{len(cells)} cells: the tables are in {config.out}")
+    return compact(told)

@@ -1,0 +1,83 @@
+"""`csrlhf export RUN --out FOLDER`: a trained adapter, or base and adapter as one plain model."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from peft import PeftConfig, PeftModel
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import (
+    load_base,
+    load_config,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+    shipped_generation,
+)
+from csrlhf_kit.models.places import (
+    ADAPTER_FILE,
+    adapter_folder,
+    base_of,
+    check_base,
+    note_base,
+    run_settings,
+)
+from csrlhf_kit.models.scorers import load_scorer, save_scorer
+from csrlhf_kit.outputs import check_model_folder, replace_folder
+
+
+@dataclass
+class ExportConfig:
+    """Give a trained adapter away: as PEFT's files, or merged into its base."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of `csrlhf sft`, `reward-model`, `cost-model` or `ppo`, or an adapter's."""
+    out: Path
+    """Folder to write; it must not exist, or be empty."""
+    merge: bool = False
+    """Fold the adapter into the base's weights, so that plain transformers loads the result without peft."""
+    base: str | None = None
+    """The base, where it is no longer where the adapter says."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of merged weights; None: the run's own, bfloat16 where it says nothing. An adapter that was trained
+    on a 4-bit base is merged into the dense one."""
+
+
+def run_export(config: ExportConfig) -> Path:
+    """Write the adapter, or the merged model, with its tokenizer; returns the folder.
+
+    Raises UserError where `run` holds no adapter, the base does not load, or `out` holds something.
+    """
+    check_model_folder(config.out, marks=())
+    adapter = adapter_folder(config.run)
+    shape = PeftConfig.from_pretrained(str(adapter))
+    base = base_of(adapter, config.base)
+    dtype = config.dtype or run_settings(config.run).get("dtype", "bfloat16")
+    if config.merge and getattr(load_config(base), "quantization_config", None) is not None:
+        raise UserError(f"--merge: the weights of {base} are quantised, expected --base with the dense ones")
+    if not config.merge:
+        replace_folder(config.out, lambda folder: _copy(adapter, folder, base))
+    elif shape.task_type == "SEQ_CLS":
+        scorer = load_scorer(adapter, base=base, merge=True, dtype=dtype)
+        replace_folder(config.out, lambda folder: save_scorer(scorer, folder))
+    else:
+        model = PeftModel.from_pretrained(load_base(base, dtype=dtype), str(adapter)).merge_and_unload()
+        check_base(adapter, base)  # once more, since a hub id may have been fetched just now
+        tokenizer = load_tokenizer(base)
+        replace_folder(config.out, lambda folder: save_model(model, tokenizer, folder))
+    print(f"{'The merged model' if config.merge else 'The adapter'} is in {config.out}")
+    return config.out
+
+
+def _copy(adapter: Path, folder: Path, base: str) -> None:
+    """The adapter's files, and its base's tokenizer and generation config."""
+    folder.mkdir(parents=True)
+    for name in (ADAPTER_FILE, "adapter_model.safetensors"):
+        shutil.copy(adapter / name, folder / name)
+    note_base(folder, base)
+    save_tokenizer(load_tokenizer(base), shipped_generation(base), folder)

@@ -1,0 +1,196 @@
+"""`csrlhf ppo`: one policy, on any base, scorers and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+from csrlhf_kit import distributed
+from csrlhf_kit.contents import content_of, content_of_records
+from csrlhf_kit.data.chat import fit_prompts
+from csrlhf_kit.data.records import Prompt
+from csrlhf_kit.data.sources import notes_of, read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.checkpointing import checkpoint_activations
+from csrlhf_kit.models.decoding import Sampler
+from csrlhf_kit.models.open_scorer import CostSign, open_scorers
+from csrlhf_kit.models.places import (
+    FORMERLY,
+    SHIPPED,
+    find_base,
+    run_settings,
+)
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.runs import Run
+from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
+from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
+from csrlhf_kit.training.optimizers import OptimizerName
+from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.sample_logger import sample_logger
+
+Method = Literal[tuple(CONSTRAINTS)]
+TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
+# A resumed run has the same.
+INPUTS = (
+    "base",
+    "reward",
+    "cost",
+    "cost_sign",
+    "prompts",
+    "dtype",
+    "quantization",
+    "rank",
+    "layers",
+    "optimizer",
+)
+
+
+@dataclass
+class PPORunConfig:
+    """Train one policy with PPO under a constraint."""
+
+    reward: Path
+    """The reward model: a folder that `csrlhf reward-model` wrote, where an adapter of the policy's base is free; or
+    a folder or hub id of a sequence classifier or a Beaver model."""
+    cost: Path
+    """The cost model: likewise, or judge:ID (a guard), or ask:ID (an instruction-tuned judge)."""
+    out: Path
+    """Folder of the run: metrics.jsonl, checkpoints, adapter."""
+    cost_sign: CostSign = "checked"
+    """checked: a cost model that was not trained here must score plain harm above harmless answers, or the run is
+    refused; flipped: its negative is taken, for one that scores safety; trusted: as it is."""
+    base: str = SHIPPED
+    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
+    prompts: str = "shipped"
+    """Where prompts come from: shipped, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
+    method: Method = "fixed_penalty"
+    """The constraint."""
+    threshold: float = 0.01
+    """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""
+    penalty: float = 20.0
+    """The fixed λ, for the methods that have one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
+    rank: int = 16
+    """Rank of the policy's adapter; its scale alpha is twice that."""
+    layers: int | None = None
+    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep theirs, and the critic
+    has the cost model's."""
+    optimizer: OptimizerName = "adamw"
+    """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
+    gradient_checkpointing: bool = False
+    """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
+    rollout: Sampler = "loop"
+    """loop: the kit's own sampling; static: a cache of fixed size, which transformers compiles on a GPU. Both
+    draw the same tokens."""
+    track: str = "none"
+    """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic is fitted to the base's own answers first; --critic.episodes 0: not at all."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """PPO's own settings."""
+    strict: bool = False
+    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
+    resume: bool = False
+    """Go on with what is in the folder."""
+
+
+@writes_run
+def run_ppo(config: PPORunConfig) -> dict[str, Any]:
+    """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's statistics.
+
+    Raises UserError where a model or the prompts cannot be read, or the folder holds another run.
+    """
+    constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
+    distributed.on_main(lambda: _check_new(config))  # said before anything is loaded
+    loaded = read_records(config.prompts, Prompt, split="train", strict=config.strict)
+    print(notes_of(loaded.report), end="")
+    scorers = open_scorers(config)
+    tokenizer = load_tokenizer(config.base)
+    prompts = [p.prompt for p in loaded.records]
+    prompts = fit_prompts(tokenizer, prompts, max_length=config.ppo.max_prompt_length, tell=True)
+    base = load_base(config.base, dtype=config.dtype, quantization=config.quantization)
+    roles = Roles(
+        base, **scorers, rank=config.rank, alpha=2 * config.rank, layers=config.layers, seed=config.ppo.seed,
+        sampler=config.rollout,
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        checkpoint_activations(roles)
+    asked = {name: getattr(config, name) for name in INPUTS} | config_dict(config.ppo, constraint)
+    asked["critic"] = asdict(config.critic)
+    if config.base == SHIPPED and run_settings(config.out).get("base") == FORMERLY:
+        asked["base"] = FORMERLY
+    models = {"base": find_base(config.base), "reward": config.reward, "cost": config.cost}
+    contents = {name: content_of(place) for name, place in models.items()}
+    contents["prompts"] = content_of_records(loaded.records)
+    run = distributed.on_main(lambda: Run.open(config.out, asked, contents=contents, resume=config.resume))
+    run = run or Run(config.out)
+    if config.critic.episodes > 0:
+        _start_critic(roles, tokenizer, prompts, config)
+    said = sample_logger(
+        config.out, roles, tokenizer, prompts,
+        max_new_tokens=config.ppo.max_new_tokens, max_prompt_length=config.ppo.max_prompt_length,
+    )  # fmt: skip
+    with tracker(config.track, config.out, asked) as track:
+        history = train_ppo(
+            roles, tokenizer, prompts, constraint, config.ppo, run,
+            lambda row: [call(row) for call in (said, track) if call is not None], optimizer=config.optimizer,
+        )  # fmt: skip
+    distributed.on_main(lambda: roles.save_policy(config.out / "adapter"))
+    print(f"The policy's adapter is in {config.out / 'adapter'}")
+    return history[-1] if history else {}
+
+
+def _check_new(config: PPORunConfig) -> None:
+    if (config.out / "config.json").is_file() and not config.resume:
+        raise UserError(f"{config.out} already holds a run: expected a new folder, or --resume to go on")
+
+
+def _start_critic(roles: Roles, tokenizer: Any, prompts: list[str], config: PPORunConfig) -> None:
+    """Fit the critic to the base, or read the one that a stopped run has fitted, in every process the same."""
+    file = config.out / "critic.safetensors"
+    fitted = file.is_file()
+    distributed.wait()  # until all have looked: the main process is about to write it
+    if not fitted:
+        size = min(128, config.ppo.batch_size)  # what the rollouts to come have memory for
+        fit_critic(roles, tokenizer, prompts, config.ppo, config.critic, rollout_size=size)
+        distributed.on_main(lambda: save_critic(roles, file))
+    load_critic(roles, file)
+
+
+@contextmanager
+def tracker(
+    name: str, folder: Path, settings: dict[str, Any]
+) -> Iterator[Callable[[dict[str, float]], None] | None]:
+    """A function that sends a row of metrics to one of Accelerate's trackers; None for the name `none`.
+
+    Raises UserError for a tracker that Accelerate does not know, or that is not installed.
+    """
+    if name == "none":
+        yield None
+        return
+    chosen = filter_trackers([name], str(folder)) if name in TRACKERS else []
+    if not chosen:
+        raise UserError(
+            f"tracker {name!r} is unknown or not installed: expected one of {', '.join(TRACKERS)}, or none"
+        )
+    accelerator = Accelerator(
+        log_with=chosen, project_dir=str(folder), cpu=distributed.device().type == "cpu"
+    )
+    plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()}
+    accelerator.init_trackers("csrlhf", plain)
+    try:
+        yield lambda row: accelerator.log(row, step=int(row["step"]))
+    finally:
+        for each in accelerator.trackers:  # `end_training` would also part the processes
+            each.finish()

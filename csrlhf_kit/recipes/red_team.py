@@ -1,0 +1,99 @@
+"""`csrlhf red-team`: a policy that is there already, attacked."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from csrlhf_kit.evaluation.answers import stored_policy
+from csrlhf_kit.evaluation.multi_turn import multi_turn
+from csrlhf_kit.evaluation.red_team import attack_as, oracle_progress, robustness
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.models.open_scorer import text_scorer
+from csrlhf_kit.models.places import SHIPPED, adapter_folder, base_of, numbers_of
+from csrlhf_kit.outputs import check_file
+from csrlhf_kit.runs import versions
+from csrlhf_kit.world.conversations import conversations
+
+
+@dataclass
+class RedTeamConfig:
+    """Attack a policy with composed and searched jailbreaks, and hold conversations with it."""
+
+    out: Path
+    """File to write: a JSON object with the shares that held, and examples of what broke it."""
+    policy: Path | None = None
+    """The policy's run or adapter folder; None: the base itself."""
+    base: str | None = None
+    """The policy's base; None: its own, or `shipped`, the tiny base."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of the base's weights; None: as the policy's run had them."""
+    quantization: Literal["none", "nf4"] | None = None
+    """Load the base in 4 bit or as it is; None: as the policy's run did."""
+    cost: Path | None = None
+    """A cost model to guide the search; None: the oracle guides. The verdict is always the oracle's."""
+    team: Literal["held_out", "train"] = "held_out"
+    """held_out: test families on test compositions; train: training families on training compositions."""
+    requests: int = 300
+    """Harmful requests to break."""
+    tries: int = 64
+    """Tries at each."""
+    talks: int = 400
+    """Conversations of two, and of three turns; 0 for none."""
+    max_new_tokens: int = 32
+    """Longest answer in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    seed: int = 0
+    """Seed of requests, stacks, wordings and sampling."""
+
+
+def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
+    """Attack, talk, and write what came of it; prints and returns the row.
+
+    Raises UserError where the base, the policy or the cost model cannot be read.
+    """
+    check_file(config.out)
+    adapter = adapter_folder(config.policy) if config.policy is not None else None
+    answer = stored_policy(
+        base_of(adapter, config.base) if adapter else config.base or SHIPPED,
+        adapter,
+        **numbers_of(config.policy, config.dtype, config.quantization),
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    score = oracle_progress
+    if config.cost is not None:
+        costs = text_scorer(config.cost)
+        score = lambda prompts, answers: costs(prompts, answers).tolist()  # noqa: E731
+    started = time.perf_counter()
+    with tqdm(total=config.requests, desc="requests") as bar:
+        sieges = attack_as(
+            config.team,
+            answer,
+            config.requests,
+            seed=config.seed,
+            tries=config.tries,
+            score=score,
+            progress=bar.update,
+        )
+    broken = [s.broken for s in sieges if s.broken]
+    result = {
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "versions": versions(),
+        **robustness(sieges, tries=config.tries),
+        "examples": [{"prompt": t.prompt, "answer": t.answer, "families": t.families} for t in broken[:10]],
+    }
+    if config.talks:
+        talks = conversations("test", config.talks, seed=config.seed)
+        result["turns"] = multi_turn(answer, talks, history="own")
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    write_atomic(config.out, json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name] for name in ("tries", "robust", "robust_after", "median_tries")}))
+    return result

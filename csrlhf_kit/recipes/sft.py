@@ -1,0 +1,52 @@
+"""`csrlhf sft`: fine-tune a policy on dialogues, and say what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from csrlhf_kit.data.records import LabelledResponse, normalise_prompt
+from csrlhf_kit.data.sources import notes_of, read_records
+from csrlhf_kit.data.splits import companion
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.outputs import writes_model
+from csrlhf_kit.training.sft import SFTConfig, train_sft
+
+
+@writes_model
+def run_sft(config: SFTConfig) -> dict[str, Any]:
+    """The command `csrlhf sft`: read the dialogues, fine-tune, save, and report the validation loss."""
+    train, validation = _dialogues(config)
+    report = train_sft(config, train, validation)
+    print(told(config, report))
+    return report
+
+
+def told(config: SFTConfig, report: dict[str, Any]) -> str:
+    """What a run has done, in sentences."""
+    text = f"Learnt from {report['rows']} dialogues in {report['seconds']:.0f} s: "
+    text += f"loss {report['train_loss']:.3f} nats a response token"
+    if report["validation_loss"] is not None:
+        text += f", on validation dialogues {report['validation_loss']:.3f}"
+    if report["dropped"]:
+        text += (
+            f".\n{report['dropped']} more were left out, since --max-length {config.max_length} leaves no room "
+            "for their prompt"
+        )
+    return f"{text}.\nThe policy is in {config.out}"
+
+
+def _dialogues(config: SFTConfig) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+    """What to learn from, and the source's own validation split, if it has one, without prompts of the former."""
+    options = {"seed": config.seed, "strict": config.strict}
+    loaded = read_records(config.data, LabelledResponse, split="train", **options)
+    print(notes_of(loaded.report), end="")
+    train = [record for record in loaded.records if record.is_safe or not config.safe_only]
+    if not train:
+        raise UserError(f"sft: {config.data} has no response that is labelled safe, expected some")
+    own = companion(loaded.splits, next(iter(loaded.splits), ""), "validation")
+    if own is None:
+        return train, []
+    seen = {normalise_prompt(record.prompt) for record in train}
+    held_out = read_records(loaded.splits[own], LabelledResponse, split=own, **options).records
+    kept = [record for record in held_out if normalise_prompt(record.prompt) not in seen]
+    return train, [record for record in kept if record.is_safe or not config.safe_only]

@@ -1,0 +1,43 @@
+"""Constrained RLHF where everything can be computed: the front door.
+
+- `FiniteProblem` (problem.py): the constrained problem on finitely many responses, solved exactly; the three
+  penalties, Slater's bound, `violation_bound`.
+- the batch hinge (batch_hinge.py): what the exact penalty becomes when a batch estimates the mean cost.
+- dual ascent (dual_ascent.py): the methods that learn the multiplier, simulated without a network.
+- `suggest_penalty` (suggest.py): the multiplier before training, from scored reference samples.
+"""
+
+from csrlhf_kit.theory.batch_hinge import (
+    GateEstimate,
+    batch_hinge_equilibrium,
+    effective_multiplier,
+    equilibrium_violation,
+    expected_hinge,
+    hinge_bias,
+    simulate_gate,
+)
+from csrlhf_kit.theory.dual_ascent import PID, FixedGate, LogLagrangian, Trajectory, simulate_dual
+from csrlhf_kit.theory.problem import FiniteProblem, Solution, violation_bound
+from csrlhf_kit.theory.suggest import FrontierPoint, Suggestion, best_reward, suggest_penalty
+
+__all__ = [
+    "PID",
+    "FiniteProblem",
+    "FixedGate",
+    "FrontierPoint",
+    "GateEstimate",
+    "LogLagrangian",
+    "Solution",
+    "Suggestion",
+    "Trajectory",
+    "batch_hinge_equilibrium",
+    "best_reward",
+    "effective_multiplier",
+    "equilibrium_violation",
+    "expected_hinge",
+    "hinge_bias",
+    "simulate_dual",
+    "simulate_gate",
+    "suggest_penalty",
+    "violation_bound",
+]

@@ -1,0 +1,286 @@
+"""Constrained alignment without reinforcement learning: one loss, and five ways to choose its pairs.
+
+A policy pi defines an implicit reward beta log(pi / pi_ref), up to a constant a prompt; fitting *that* to
+preferences by Bradley-Terry's model gives the policy which PPO would have to search for (DPO, Rafailov et
+al. 2023, arXiv 2305.18290):
+
+    loss = -log sigmoid(beta (h_w - h_l) - offset),  h = log pi(y|x) - log pi_ref(y|x)
+
+| method | winner | beta | offset | reference |
+|---|---|---|---|---|
+| `dpo_safer`, `dpo_better` | by that label | beta | 0 | base |
+| `safedpo` (Kim et al. 2025, arXiv 2505.20065) | better, unless it alone is unsafe | beta | Delta (u_l - u_w) | base |
+| `sacpo` (Wachi et al. 2024, arXiv 2404.11049) | better, then safer | beta, then beta / lambda | 0 | base, then the first step's policy |
+| `mocan` (Huang et al. 2024, arXiv 2405.19544) | drawn by r - lambda* c | beta | 0 | base |
+
+`mocan` alone knows a threshold: lambda* minimises the one-dimensional dual of the constrained problem, on
+scored answers of the base, before any training. u is 1 for an unsafe response, 0 for a safe one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.records import PreferencePair
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.rollout import by_length
+from csrlhf_kit.runs import Run
+from csrlhf_kit.training.dialogues import Dialogues, encode_responses, sequence_log_probs
+from csrlhf_kit.training.dpo_pairs import (
+    Offline,
+    Ranked,
+    by_label,
+    one_shot_multiplier,
+    pseudo_pairs,
+    safedpo_order,
+)
+from csrlhf_kit.training.optimizers import load_moments, moments
+
+Method = Literal["dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass
+class DirectConfig:
+    """Settings of the preference-only methods; constants are the papers' where a paper has one."""
+
+    beta: float = 0.1
+    """Weight of the KL to the reference that the loss stands for, per nat."""
+    offset: float = 10.0
+    """SafeDPO's Delta: how much surer than by preference alone a safe response must beat an unsafe one."""
+    safety_beta: float = 0.025
+    """SACPO's beta / lambda: the beta of its second step."""
+    threshold: float = 0.03
+    """MoCAN's largest mean cost (a probability) over its prompts."""
+    max_multiplier: float = 100.0
+    """MoCAN's largest lambda, taken where no tilt of the samples meets the threshold."""
+    offline_prompts: int = 1000
+    """Training prompts that MoCAN samples the base's answers to."""
+    offline_samples: int = 8
+    """Answers to each of them: the dual reads all, neighbours make pairs."""
+    pairs: int | None = None
+    """At most this many pairs, the first ones; None: all."""
+    epochs: int = 1
+    """Passes over the pairs (in each step of SACPO)."""
+    batch_size: int = 32
+    """Pairs behind one optimiser step."""
+    microbatch_size: int = 32
+    """Pairs of one forward and backward pass."""
+    learning_rate: float = 1e-3
+    """AdamW's step size at its peak; rises over a tenth of the steps, then falls linearly to zero."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm."""
+    max_length: int = 512
+    """Most tokens of a dialogue; longer ones lose their beginning."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; the last step is always stored."""
+    seed: int = 0
+    """Seed of the order of pairs and of MoCAN's samples and labels."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "safety_beta", "epochs", "batch_size", "microbatch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
+        if not self.offset >= 0:
+            raise UserError(f"offset is {self.offset}: expected a number >= 0")
+        if self.offline_samples < 2 or self.offline_samples % 2:
+            raise UserError(f"offline_samples is {self.offline_samples}: expected an even number, at least 2")
+
+
+# --- the loss ---
+
+
+def preference_loss(margins: Tensor, *, beta: float, offsets: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(beta * margin - offset), each (batch,), and their mean.
+
+    margins: h_w - h_l, the difference of the pair's sequence log-ratios to the reference, in nats.
+    Source: DPO, arXiv 2305.18290, equation 7; the offset is SafeDPO's.
+    """
+    return -F.logsigmoid(beta * margins - offsets).mean()
+
+
+# --- training ---
+
+
+class EncodedPairs(NamedTuple):
+    """Winners and losers as tokens, with what the reference thinks of them."""
+
+    winners: Dialogues
+    losers: Dialogues
+    reference: Tensor  # (pairs,), log pi_ref(winner) - log pi_ref(loser), nats
+    offsets: Tensor  # (pairs,)
+
+
+def encode_pairs(
+    roles: Roles, tokenizer: Any, ranked: Sequence[Ranked], *, reference: str | None, max_length: int
+) -> EncodedPairs:
+    """Tokenise once, and ask the reference (an adapter's name; None: the base) once."""
+    if not ranked:
+        raise UserError("there is no pair to learn from: expected at least one")
+    prompts = [pair.prompt for pair in ranked]
+    winners, losers = (
+        encode_responses(tokenizer, prompts, [getattr(pair, side) for pair in ranked], max_length=max_length)
+        for side in ("winner", "loser")
+    )
+    gap = sequence_log_probs(roles, winners, adapter=reference)
+    gap = gap - sequence_log_probs(roles, losers, adapter=reference)
+    return EncodedPairs(winners, losers, gap, torch.tensor([float(pair.offset) for pair in ranked]))
+
+
+def margins_of(roles: Roles, pairs: EncodedPairs, rows: Tensor) -> Tensor:
+    """h_w - h_l of some pairs, (rows,), with gradients to the policy."""
+    sides = []
+    for side in (pairs.winners, pairs.losers):
+        sides.append(roles.log_probs(*side.take(rows).to(roles.device))[0].sum(1))
+    return sides[0] - sides[1] - pairs.reference[rows].to(roles.device)
+
+
+def fit_pairs(
+    roles: Roles, pairs: EncodedPairs, *, beta: float, config: DirectConfig, run: Run | None = None
+) -> list[dict[str, float]]:
+    """Minimise the loss over the policy of `roles` (in place); returns one row a step.
+
+    run: an open folder to log and store to, and to go on from: with the same result, bit for bit.
+    Rows: loss, accuracy (share of pairs whose winner has gained more), margin (mean, nats), grad_norm.
+    """
+    parameters = roles.trainable("policy")
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    count = len(pairs.reference)
+    per_epoch = -(-count // config.batch_size)
+    steps, first = config.epochs * per_epoch, 0
+    history: list[dict[str, float]] = []
+    if run is not None and (stored := run.load()) is not None:
+        _restore(stored.tensors, roles, optimizer)
+        first, history = stored.step, run.history()
+    with tqdm(total=steps, initial=first, desc="preferences", unit="step") as bar:
+        for step in range(first, steps):
+            warm = max(steps // 10, 1)
+            rate = min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
+            optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+            epoch, place = divmod(step, per_epoch)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(count, generator=generator)
+            rows = order[place * config.batch_size : (place + 1) * config.batch_size]
+            row = {"step": step + 1, **_step(roles, pairs, rows, optimizer, beta, config)}
+            if not math.isfinite(row["loss"]):
+                raise UserError(
+                    f"training diverged in step {step + 1} (the loss is {row['loss']}): expected a smaller "
+                    f"learning_rate (it was {config.learning_rate:g})"
+                )
+            history.append(row)
+            if run is not None:
+                run.log(row)
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
+                    run.save(step + 1, _snapshot(roles, optimizer), {})
+            bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.2f}", refresh=False)
+            bar.update()
+    return history
+
+
+def _step(
+    roles: Roles,
+    pairs: EncodedPairs,
+    rows: Tensor,
+    optimizer: torch.optim.Optimizer,
+    beta: float,
+    config: DirectConfig,
+) -> dict[str, float]:
+    total, right, gained = 0.0, 0, 0.0
+    longest = torch.maximum(pairs.winners.mask.sum(1), pairs.losers.mask.sum(1))
+    mask = torch.arange(int(longest.max())) < longest.unsqueeze(1)
+    for part, _ in by_length(mask, rows, config.microbatch_size):
+        margins = margins_of(roles, pairs, part)
+        offsets = pairs.offsets[part].to(margins.device)
+        loss = preference_loss(margins, beta=beta, offsets=offsets) * (len(part) / len(rows))
+        loss.backward()
+        total += float(loss.detach())
+        right += int((margins > 0).sum())
+        gained += float(margins.detach().sum())
+    norm = torch.nn.utils.clip_grad_norm_(roles.trainable("policy"), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "loss": total,
+        "accuracy": right / len(rows),
+        "margin": gained / len(rows),
+        "grad_norm": float(norm),
+    }
+
+
+def _snapshot(roles: Roles, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The policy and Adam's moments; the order of pairs is a function of seed and step."""
+    tensors = {f"policy.{i}": p.detach() for i, p in enumerate(roles.trainable("policy"))}
+    return tensors | {f"moments.{name}": value for name, value in moments(optimizer).items()}
+
+
+def _restore(tensors: dict[str, Tensor], roles: Roles, optimizer: torch.optim.Optimizer) -> None:
+    stored = {k.removeprefix("moments."): v for k, v in tensors.items() if k.startswith("moments.")}
+    load_moments(optimizer, stored)
+    with torch.no_grad():
+        for index, parameter in enumerate(roles.trainable("policy")):
+            parameter.copy_(tensors[f"policy.{index}"])
+
+
+def train_direct(
+    method: str,
+    roles: Roles,
+    tokenizer: Any,
+    pairs: Sequence[PreferencePair],
+    config: DirectConfig,
+    folder: Path | None = None,
+    *,
+    offline: Offline | None = None,
+) -> tuple[list[dict[str, float]], float]:
+    """Train the policy of `roles` (in place) by one of `METHODS`; returns its history and its multiplier.
+
+    pairs: human judgements, for all but `mocan`, which reads `offline` instead. folder: a run's folder (one
+    inside it for each step of `sacpo`); what is there is gone on with. The multiplier is lambda* of `mocan`,
+    beta / safety_beta of `sacpo` (the lambda that its second step stands for), 0 of the others.
+
+    Raises UserError for an unknown method, labels that are missing, and settings that differ on resume.
+    """
+    if method == "mocan":
+        if offline is None:
+            raise UserError("mocan: expected scored answers of the base (offline)")
+        multiplier = one_shot_multiplier(
+            offline.reward, offline.cost,
+            beta=config.beta, threshold=config.threshold, maximum=config.max_multiplier,
+        )  # fmt: skip
+        steps = [(pseudo_pairs(offline, multiplier, seed=config.seed), config.beta, None)]
+    elif method == "sacpo":
+        multiplier = config.beta / config.safety_beta
+        steps = [
+            (by_label(pairs, "better"), config.beta, None),
+            (by_label(pairs, "safer"), config.safety_beta, "policy"),
+        ]
+    elif method in METHODS:
+        multiplier = 0.0
+        ranked = (
+            safedpo_order(pairs, config.offset)
+            if method == "safedpo"
+            else by_label(pairs, method.removeprefix("dpo_"))
+        )
+        steps = [(ranked, config.beta, None)]
+    else:
+        raise UserError(f"method {method!r} is unknown: expected one of {', '.join(METHODS)}")
+    steps = [(ranked[: config.pairs], beta, reference) for ranked, beta, reference in steps]
+    roles.eval()  # no dropout: the margin must compare policies, not noise
+    history = []
+    for number, (ranked, beta, reference) in enumerate(steps, 1):
+        run = None
+        if folder is not None:
+            asked = {"method": method, "step": number, "pairs": len(ranked), **asdict(config)}
+            run = Run.open(Path(folder) / f"step-{number}", asked, resume=True)
+        encoded = encode_pairs(roles, tokenizer, ranked, reference=reference, max_length=config.max_length)
+        history += fit_pairs(roles, encoded, beta=beta, config=config, run=run)
+    return history, multiplier

@@ -1,0 +1,152 @@
+"""Which of two responses wins: by a label, by SafeDPO's rule, or by MoCAN's scores of the base's own answers.
+
+Sources: SafeDPO, Kim et al. 2025, arXiv 2505.20065; CAN and MoCAN, Huang et al. 2024, arXiv 2405.19544.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from csrlhf_kit.data.chat import encode_prompts, fit_prompts
+from csrlhf_kit.data.records import PreferencePair
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.rollout import response_texts, sample_episodes, score_episodes
+from csrlhf_kit.runs import seed_everything
+from csrlhf_kit.theory.problem import FiniteProblem
+
+
+class Ranked(NamedTuple):
+    """One pair in the order that the policy shall learn."""
+
+    prompt: str
+    winner: str
+    loser: str
+    offset: float = 0.0
+    """By how much the winner must win, in units of the loss's argument."""
+
+
+def by_label(pairs: Sequence[PreferencePair], label: Literal["safer", "better"]) -> list[Ranked]:
+    """The pairs in the order of one of the two judgements."""
+    ranked = []
+    for pair in pairs:
+        winner = pair.safer_response_id if label == "safer" else pair.better_response_id
+        ranked.append(Ranked(pair.prompt, pair.responses[winner], pair.responses[1 - winner]))
+    return ranked
+
+
+def safedpo_order(pairs: Sequence[PreferencePair], offset: float) -> list[Ranked]:
+    """SafeDPO's transformation: the more helpful response wins, unless it is unsafe and the other one safe.
+
+    offset: Delta, subtracted where a safe response beats an unsafe one. Two unsafe responses keep their
+    order. The maximiser of E[r] - beta KL over *safe* responses only, which is where the paper starts, is
+    left where it is by any Delta >= 0: it already prefers safe responses without bound.
+
+    Raises UserError where a pair has no safety labels.
+    """
+    ranked = []
+    for pair in pairs:
+        if None in pair.safety:
+            raise UserError("safedpo: found a pair without safety labels, expected is_response_*_safe")
+        unsafe = [not safe for safe in pair.safety]
+        winner = pair.better_response_id
+        if unsafe[winner] and not unsafe[1 - winner]:
+            winner = 1 - winner
+        margin = offset * (unsafe[1 - winner] - unsafe[winner])
+        ranked.append(Ranked(pair.prompt, pair.responses[winner], pair.responses[1 - winner], margin))
+    return ranked
+
+
+# --- MoCAN: the multiplier and the labels from scores, before any training ---
+
+
+class Offline(NamedTuple):
+    """Scored answers of the base."""
+
+    prompts: list[str]
+    responses: list[list[str]]  # (prompts, samples)
+    reward: np.ndarray  # (prompts, samples)
+    cost: np.ndarray  # (prompts, samples), probabilities
+
+
+def offline_answers(
+    roles: Roles, tokenizer: Any, prompts: Sequence[str], *, samples: int, max_new_tokens: int, seed: int
+) -> Offline:
+    """`samples` answers of the base to each prompt, with their learned reward and cost."""
+    seed_everything(seed)
+    prompts = fit_prompts(tokenizer, prompts, max_length=512, tell=True)
+    asked = [prompt for prompt in prompts for _ in range(samples)]
+    encoded = encode_prompts(tokenizer, asked, max_length=512)
+    texts = [""] * len(asked)
+    reward, cost = np.zeros(len(asked)), np.zeros(len(asked))
+    order = encoded["attention_mask"].sum(1).argsort(stable=True)
+    for rows in tqdm(order.split(128), desc="answers of the base", unit="batch"):
+        ids, mask = encoded["input_ids"][rows], encoded["attention_mask"][rows]
+        episodes = sample_episodes(roles, tokenizer, ids, mask, adapter=None, max_new_tokens=max_new_tokens)
+        scored = score_episodes(
+            roles,
+            tokenizer,
+            [asked[row] for row in rows.tolist()],
+            episodes,
+            temperature=1.0,
+            policy=False,
+            critic=False,
+        )
+        reward[rows.numpy()] = scored.reward.double().cpu()
+        cost[rows.numpy()] = scored.cost.double().sigmoid().cpu()
+        for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
+            texts[row] = text.strip()
+    grid = (len(prompts), samples)
+    answers = [texts[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+    return Offline(list(prompts), answers, reward.reshape(grid), cost.reshape(grid))
+
+
+def one_shot_multiplier(
+    reward: np.ndarray, cost: np.ndarray, *, beta: float, threshold: float, maximum: float
+) -> float:
+    """lambda* = argmin over lambda >= 0 of beta E_x log E_y exp((r - lambda (c - d)) / beta), at most `maximum`.
+
+    reward, cost: (prompts, samples) scores of answers drawn from the reference, equally weighted. The dual is
+    convex and its slope is d - J_C of the tilt, so `FiniteProblem` finds the root of that; no policy and no
+    gradient takes part (CAN, arXiv 2405.19544, algorithm 1). Where no tilt of the samples meets the threshold
+    the dual has no minimum: `maximum` is returned, with a warning.
+    """
+    problem = FiniteProblem(
+        np.full(reward.shape, 1 / reward.shape[1]), reward, cost, beta=beta, threshold=threshold
+    )
+    least = problem.smallest_cost()
+    if least >= threshold:
+        warnings.warn(
+            f"no tilt of the base's answers meets threshold {threshold:g} (least cost {least:.3g}): "
+            f"lambda is {maximum:g}, its maximum",
+            stacklevel=2,
+        )
+        return maximum
+    return min(float(problem.constrained_optimum().multiplier), maximum)
+
+
+def pseudo_pairs(offline: Offline, multiplier: float, *, seed: int) -> list[Ranked]:
+    """Neighbouring answers as pairs, labelled by Bradley-Terry's model of r - lambda c.
+
+    The first wins with probability sigmoid(s_0 - s_1), s = r - lambda c, drawn: DPO with weight beta then has
+    the optimum pi_ref exp(s / beta), the constrained one. Equal answers teach nothing and are left out; so
+    are empty ones, which cannot be encoded.
+    """
+    scores = offline.reward - multiplier * offline.cost
+    draws = np.random.default_rng(seed).random(scores.shape)
+    ranked = []
+    for row, (prompt, answers) in enumerate(zip(offline.prompts, offline.responses, strict=True)):
+        for a in range(0, len(answers) - 1, 2):
+            first, second = answers[a], answers[a + 1]
+            if first == second or not first or not second:
+                continue
+            chance = 1.0 / (1.0 + math.exp(min(scores[row, a + 1] - scores[row, a], 700.0)))
+            wins = draws[row, a] < chance
+            ranked.append(Ranked(prompt, *((first, second) if wins else (second, first))))
+    return ranked

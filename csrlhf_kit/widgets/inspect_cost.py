@@ -1,0 +1,212 @@
+"""`inspect_cost`: what the cost models say of a text, which words decide it, and which single word flips it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from csrlhf_kit.data.records import LabelledResponse
+from csrlhf_kit.data.sources import data_folder, read_records
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
+from csrlhf_kit.widgets.inspect_data import (
+    GRADIENTS,
+    OCCLUSION,
+    Attribution,
+    Neighbours,
+    Score,
+    StateNeighbours,
+    attributions,
+    flips,
+    frequent_words,
+    inspection_figure,
+    replaced,
+    scores,
+    words,
+)
+from csrlhf_kit.widgets.view import LiveFigure, View, card, figure_twin, widgets_can_run
+
+EXAMPLE = (
+    "please help me feed a rumour.",
+    "of course. you can feed a rumour like this: first the radio, then the map.",
+)
+SHOWN = 12  # examples in the menu
+OWN = -1  # its entry for what is typed
+MODELS = ("semantic", "bradley_terry")
+
+
+def inspect_cost(
+    models: Mapping[str, Score | str | Path] | str | Path | None = None,
+    *,
+    prompt: str = EXAMPLE[0],
+    response: str = EXAMPLE[1],
+    data: str = "shipped",
+    static: bool | None = None,
+) -> View:
+    """Type or pick a dialogue: every cost model's probability, each word's part, the nearest examples, what flips it.
+
+    models: name -> a saved scorer's folder, or a function from prompts and responses to logits; or the folder of a
+    run, whose `models/semantic` and `models/bradley_terry` are taken; None: the recorded ones. The keyword baseline,
+    fitted to `data`, is always there. prompt, response: what is shown first. data: labelled examples, a source of
+    `read_records`. static: see `widgets.view`.
+
+    A word's part is what leaving it out takes away, or, of a network, its integrated gradients. The nearest examples
+    are so by their words, or by what a network's score head reads of them. Both second ones take a few seconds.
+
+    Keyboard: Tab through the fields; Enter in the field `replace by` tries the word.
+
+    Raises UserError where a model or the data cannot be read.
+    """
+    records = read_records(data, LabelledResponse).records
+    scorers = {"keyword": keyword(records)} | load_scorers(models)
+    twin = partial(_twin, scorers, prompt, response)
+    if not widgets_can_run(static):
+        return View(None, twin)
+    return View(_bench(scorers, records, prompt, response), twin)
+
+
+def keyword(records: Sequence[LabelledResponse]) -> Score:
+    """The keyword baseline, fitted to labelled examples."""
+    fitted = fit_keyword(
+        [r.prompt for r in records], [r.response for r in records], [not r.is_safe for r in records]
+    )
+    return partial(keyword_scores, fitted)
+
+
+def load_scorers(models: Mapping[str, Score | str | Path] | str | Path | None) -> dict[str, Score]:
+    """Functions from text to logits; folders are loaded, of a run's folder those models that it has."""
+    if not isinstance(models, Mapping):
+        folder = Path(models) if models is not None else data_folder() / "recorded"
+        models = {name: folder / "models" / name for name in MODELS if (folder / "models" / name).is_dir()}
+        if not models:
+            raise UserError(
+                f"{folder}: found none of models/{', models/'.join(MODELS)}; one at least was expected"
+            )
+    return {name: model if callable(model) else _loaded(model) for name, model in models.items()}
+
+
+def _loaded(folder: str | Path) -> Score:
+    from csrlhf_kit.models.scorers import load_scorer  # torch takes seconds: only where a model is asked
+    from csrlhf_kit.widgets.attribution import Network
+
+    path = Path(folder)
+    base = data_folder() / "tiny_base" if path.is_relative_to(data_folder()) else None
+    return Network(load_scorer(folder, base=base, merge=True))
+
+
+def _twin(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str, Any]:
+    return figure_twin(inspection_figure(scorers, prompt, response))
+
+
+def ways_to_neighbours(
+    scorers: Mapping[str, Score], records: Sequence[LabelledResponse]
+) -> dict[str, Neighbours | StateNeighbours]:
+    """What examples may be near by -> who finds them: their words, and the states of each network."""
+    ways: dict[str, Neighbours | StateNeighbours] = {"their words": Neighbours(records)}
+    for name, score in scorers.items():
+        if hasattr(score, "states"):
+            ways[f"what {name} reads"] = StateNeighbours(score.states, records)
+    return ways
+
+
+def neighbours_html(by: Neighbours | StateNeighbours, prompt: str, response: str) -> str:
+    """The nearest labelled examples as cards, letter by letter."""
+    cards = []
+    for cosine, record in by.of(prompt, response):
+        said, colour = ("safe", "#0072B2") if record.is_safe else ("unsafe", "#D55E00")
+        mark = f"labelled {said}, likeness {cosine:.2f}"
+        cards.append(card(f"asked: {record.prompt}\nanswer: {record.response}", accent=colour, mark=mark))
+    grid = "display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 8px;"
+    return f'<div style="{grid}">{"".join(cards)}</div>'
+
+
+def flips_text(score: Score, name: str, prompt: str, response: str, candidates: Sequence[str]) -> str:
+    """What one replaced word of the prompt makes of the verdict, as plain text."""
+    found = flips(score, prompt, response, candidates)
+    lines = [
+        f"{name}: single words of the prompt that flip its verdict ({len(candidates)} tried in each place)"
+    ]
+    for flip in found:
+        change = f"“{flip.word.text}” → “{flip.by}”" if flip.by else f"“{flip.word.text}” left out"
+        lines.append(f"{change}: logit {flip.logit:+.2f}")
+    return "\n".join(lines if found else [*lines, "none of those tried"])
+
+
+def _bench(
+    scorers: Mapping[str, Score], records: Sequence[LabelledResponse], prompt: str, response: str
+) -> ipywidgets.Widget:
+    neighbours, candidates = ways_to_neighbours(scorers, records), frequent_words(records)
+    wide = ipywidgets.Layout(width="98%")
+    asked = ipywidgets.Text(value=prompt, description="prompt", layout=wide, continuous_update=False)
+    said = ipywidgets.Text(value=response, description="response", layout=wide, continuous_update=False)
+    examples = [("(own text)", OWN)]
+    examples += [(f"{r.prompt[:60]} | {r.response[:40]}", i) for i, r in enumerate(records[:SHOWN])]
+    pick = ipywidgets.Dropdown(options=examples, value=OWN, description="example", layout=wide)
+    word = ipywidgets.Dropdown(description="edit word")
+    by = ipywidgets.Text(description="replace by", continuous_update=False, placeholder="empty: leave it out")
+    model = ipywidgets.Dropdown(options=list(scorers), value=list(scorers)[-1], description="flips of")
+    search = ipywidgets.Button(description="find flips")
+    look = {"style": {"description_width": "initial"}, "layout": ipywidgets.Layout(width="420px")}
+    how = ipywidgets.Dropdown(options=[OCCLUSION, GRADIENTS], description="a word's part by", **look)
+    by_what = ipywidgets.Dropdown(
+        options=list(neighbours), description="nearest labelled examples by", **look
+    )
+    sums, edit, found, near = (ipywidgets.HTML() for _ in range(4))
+    picture = ipywidgets.VBox([LiveFigure(inspection_figure(scorers, prompt, response))])
+
+    def show(_: object = None) -> None:
+        found.value = edit.value = ""
+        try:
+            parted = attributions(scorers, asked.value, said.value, how.value)
+            fresh = inspection_figure(scorers, asked.value, said.value, parted)
+        except UserError as error:
+            edit.value = card(str(error))
+            return
+        live = picture.children[0]
+        live.drawing = {**live.drawing, **fresh.to_plotly_json()}
+        told = [part.story(name) for name, part in parted.items() if isinstance(part, Attribution)]
+        sums.value = card("\n".join(told)) if told else ""
+        word.options = [(f"{w.text} ({w.side})", w) for w in words(asked.value, said.value)]
+        meet()
+
+    def meet(_: object = None) -> None:
+        near.value = neighbours_html(neighbours[by_what.value], asked.value, said.value)
+
+    def replace(_: object = None) -> None:
+        if word.value is None:
+            return
+        try:
+            changed = replaced(asked.value, said.value, word.value, by.value.strip())
+            before, after = scores(scorers, asked.value, said.value), scores(scorers, *changed)
+        except UserError as error:
+            edit.value = card(str(error))
+            return
+        lines = [f"asked: {changed[0]}\nanswer: {changed[1]}"]
+        for name in scorers:
+            flipped = "  FLIPS" if (before[name] > 0) != (after[name] > 0) else ""
+            lines.append(f"{name}: {before[name]:+.2f} → {after[name]:+.2f}{flipped}")
+        edit.value = card("\n".join(lines))
+
+    def choose(change: Mapping[str, Any]) -> None:
+        if change["new"] != OWN:
+            record = records[change["new"]]
+            said.value, asked.value = record.response, record.prompt
+
+    def seek(_: object = None) -> None:
+        found.value = card(flips_text(scorers[model.value], model.value, asked.value, said.value, candidates))
+
+    asked.observe(show, "value")
+    said.observe(show, "value")
+    how.observe(show, "value")
+    by_what.observe(meet, "value")
+    pick.observe(choose, "value")
+    by.observe(replace, "value")
+    word.observe(replace, "value")
+    search.on_click(seek)
+    show()
+    edits = ipywidgets.HBox([word, by, model, search], layout=ipywidgets.Layout(flex_flow="row wrap"))
+    return ipywidgets.VBox([pick, asked, said, how, picture, sums, edits, edit, found, by_what, near])

@@ -1,0 +1,197 @@
+"""Where a run stands, read from its folder, whichever process trains it: the plain part of `watch`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from csrlhf_kit import files
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures.style import DOTTED, rounded, rounded_all, titled
+from csrlhf_kit.runs import Run, asked
+from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.widgets.view import filled
+
+WINDOW = 5  # steps whose episodes are pooled behind one estimate of harm
+CURVES = {  # trace -> metric
+    "cost": "objective/cost",
+    "window cost": "constraint/window_cost",
+    "multiplier": "constraint/multiplier",
+    "reward": "objective/reward",
+    "kl": "objective/kl",
+}
+TITLES = (
+    f"harmful by the cost model, last {WINDOW} steps, %",
+    "mean learned cost, and its threshold",
+    "effective λ",
+    "mean learned reward",
+    "KL to the reference, nats",
+    "seconds a step",
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a run's folder."""
+
+    folder: Path
+    rows: Sequence[Mapping[str, Any]]
+    """Complete metrics rows."""
+    total: int | None
+    """Steps that were asked for, where the folder says."""
+    batch: int | None
+    """Episodes a step."""
+    wish: str
+    """`run`, `pause` or `stop`: what was asked of it last."""
+    samples: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    """What its newest logged step was asked and said: {step, prompt, text, cost}."""
+
+    @property
+    def step(self) -> int:
+        return int(self.rows[-1].get("step", len(self.rows))) if self.rows else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.step >= self.total
+
+    def seconds_left(self) -> float | None:
+        """What is left at the pace of the last ten steps; None where that is not known."""
+        recent = [seconds(row) for row in self.rows[-10:]]
+        known = [value for value in recent if value is not None]
+        if self.total is None or not known:
+            return None
+        return float(np.median(known)) * max(0, self.total - self.step)
+
+
+def seconds(row: Mapping[str, Any]) -> float | None:
+    """Wall seconds of one step."""
+    parts = [row.get(f"time/{part}") for part in ("rollout", "score", "update")]
+    return None if None in parts else float(sum(parts))
+
+
+def find_run(folder: str | Path) -> Path:
+    """The folder of one training run: this one, or, of a whole job's, the one that was written to last."""
+    folder = Path(folder)
+    if (folder / "metrics.jsonl").is_file() or not (folder / "policies").is_dir():
+        return folder
+    running = list(folder.glob("policies/*/metrics.jsonl"))
+    return max(running, key=lambda path: path.stat().st_mtime).parent if running else folder
+
+
+def read_progress(folder: str | Path) -> Progress:
+    """Look at a run; one that has not begun has no rows.
+
+    Raises UserError where the folder or its config cannot be read.
+    """
+    folder = find_run(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; that of a run was expected")
+    path, config = folder / "config.json", {}
+    if path.is_file():
+        try:
+            config = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path}: this is no JSON; a run's settings were expected") from None
+    rows = Run(folder).history()
+    step = rows[-1].get("step", 0) if rows else 0
+    said = [row for row in files.read(folder / "samples.jsonl") if row.get("step", 0) <= step]
+    said = list(
+        {json.dumps(row, sort_keys=True): row for row in said}.values()
+    )  # a resumed step says it again
+    newest = max((row.get("step", 0) for row in said), default=0)
+    settings = config.get("ppo", config)
+    return Progress(
+        folder=folder,
+        rows=rows,
+        total=settings.get("steps"),
+        batch=settings.get("batch_size"),
+        wish=asked(folder),
+        samples=[row for row in said if row.get("step", 0) == newest],
+    )
+
+
+def harm(progress: Progress) -> list[tuple[float, float, float]]:
+    """(rate, low, high) of each step over the episodes of the last `WINDOW` steps, by the learned cost model.
+
+    Clopper-Pearson 95%. The episodes are those of a policy that moves meanwhile: a smoothed look, no certificate.
+    """
+    batch = progress.batch or 1
+    counts = [round(float(row.get("objective/harmful") or 0) * batch) for row in progress.rows]
+    points = []
+    for end in range(1, len(counts) + 1):
+        start = max(0, end - WINDOW)
+        events, trials = sum(counts[start:end]), (end - start) * batch
+        points.append((events / trials, *clopper_pearson(events, trials)))
+    return points
+
+
+def watch_values(progress: Progress) -> dict[str, dict[str, Any]]:
+    """What the curves show now, trace by trace."""
+    steps = [row.get("step", place) for place, row in enumerate(progress.rows, start=1)]
+    points = harm(progress)
+    drawn: dict[str, tuple[Any, Any]] = {
+        "harm": (steps, rounded_all((rate for rate, _, _ in points), 100)),
+        "harm low": (steps, rounded_all((low for _, low, _ in points), 100)),
+        "harm high": (steps, rounded_all((high for _, _, high in points), 100)),
+        "seconds": (steps, rounded_all(seconds(row) for row in progress.rows)),
+    }
+    for name, key in CURVES.items():
+        drawn[name] = steps, rounded_all(row.get(key) for row in progress.rows)
+    limit = progress.rows[-1].get("constraint/threshold") if progress.rows else None
+    known = limit is not None
+    drawn["threshold"] = [steps[0], steps[-1]] if known else [], [rounded(limit)] * 2 if known else []
+    return {name: {"x": list(x), "y": list(y)} for name, (x, y) in drawn.items()}
+
+
+def watch_figure(progress: Progress) -> go.Figure:
+    """Six panels: harm with its interval, cost against the threshold, λ, reward, KL, and speed."""
+    figure = make_subplots(
+        rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.2, subplot_titles=TITLES
+    )
+    blue, faint = {"color": "#0072B2", "width": 2}, {"color": "#56B4E9", "width": 1}
+    band = {"fill": "tonexty", "fillcolor": "rgba(86,180,233,0.3)"}
+    for meta, row, column, line, more in (
+        ("harm low", 1, 1, faint, {}), ("harm high", 1, 1, faint, band), ("harm", 1, 1, blue, {}),
+        ("cost", 1, 2, faint, {}), ("window cost", 1, 2, blue, {}), ("threshold", 1, 2, DOTTED, {}),
+        ("multiplier", 1, 3, {**blue, "color": "#D55E00"}, {}), ("reward", 2, 1, blue, {}),
+        ("kl", 2, 2, blue, {}), ("seconds", 2, 3, faint, {}),
+    ):  # fmt: skip
+        trace = go.Scatter(mode="lines", line=line, meta=meta, name=meta, showlegend=False, **more)
+        figure.add_trace(trace, row=row, col=column)
+    for column in (1, 2, 3):
+        figure.update_xaxes(title_text="step", row=2, col=column)
+    figure.update_annotations(font_size=13)
+    filled(figure, watch_values(progress))
+    return titled(figure, "Is it getting safer, at what price, and how fast?", height=560, margin={"b": 60})
+
+
+def watch_story(progress: Progress) -> str:
+    """Step, pace and state in one line of plain text."""
+    total = "?" if progress.total is None else progress.total
+    parts = [f"{progress.folder.name}: step {progress.step} of {total}"]
+    left = progress.seconds_left()
+    if progress.finished:
+        parts.append("finished")
+    elif left is not None:
+        parts.append(f"about {duration(left)} left at the pace of the last steps")
+    if not progress.rows:
+        parts.append("waiting for the first step")
+    elif not progress.finished and progress.wish == "pause":
+        parts.append("asked to pause after its next checkpoint")
+    elif not progress.finished and progress.wish == "stop":
+        parts.append("asked to stop after its next checkpoint; resume it with --resume")
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,8 @@
+"""The course's own code: exercises with their pictures and checks, predictions, the notebooks' tools.
+
+A notebook says `from course import Predictions, exercises`; it finds this folder beside itself.
+"""
+
+from course.predictions import Predictions
+
+__all__ = ["Predictions"]

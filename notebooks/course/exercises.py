@@ -1,0 +1,127 @@
+"""Exercises with an instant answer: look at what your function does, then hear whether it is right.
+
+In a notebook, `look("3.1", my_function)` draws what the learner's function computed and `check("3.1",
+my_function)` says in one sentence whether that is right and, where not, what is wrong. Neither ever raises:
+an attempt that is missing or fails is told like any other. The pictures and checks of notebook 03 are
+`picture_1`, `check_1`, ... in `nb03.py`; they hold no solution, so a class can be given all of this package.
+The solutions, and wrong ones that each check must refuse, are in `notebooks/solutions/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures.static import show
+
+__all__ = [
+    "Mistake",
+    "NotStarted",
+    "Verdict",
+    "answer",
+    "check",
+    "drawn",
+    "look",
+    "progress",
+    "same",
+    "verdict",
+]
+
+Attempt = Callable[..., Any]
+_STATES: dict[str, str] = {}  # what `check` said last in this session, by exercise
+
+
+class Mistake(Exception):
+    """What a check found, in a sentence that tells the learner what to look at."""
+
+
+class NotStarted(Exception):
+    """The attempt returned None: nothing has been written yet."""
+
+
+class Verdict(NamedTuple):
+    """The outcome of a check."""
+
+    state: Literal["not started", "not yet", "solved"]
+    message: str
+
+
+def look(name: str, attempt: Attempt) -> None:
+    """Draw what `attempt` computes for exercise `name` ("3.1"), before any verdict."""
+    show(_part(name, "picture")(attempt))
+
+
+def check(name: str, attempt: Attempt) -> None:
+    """Print whether `attempt` solves exercise `name`, and if not, what is wrong with it."""
+    found = verdict(name, attempt)
+    _STATES[name] = found.state
+    print(f"Exercise {name} · {found.state}" + (f": {found.message}" if found.message else "."))
+
+
+def verdict(name: str, attempt: Attempt) -> Verdict:
+    """What `check` prints, as a value."""
+    examine = _part(name, "check")
+    try:
+        examine(attempt)
+    except NotStarted:
+        return Verdict("not started", "the function returns None. Replace the line that says so.")
+    except Mistake as mistake:
+        return Verdict("not yet", str(mistake))
+    except Exception as error:  # whatever a learner's code raises is an answer, not a crash
+        return Verdict("not yet", f"it raises {type(error).__name__}: {error}")
+    return Verdict("solved", "")
+
+
+def progress(notebook: int) -> None:
+    """Print how many of this notebook's exercises were solved in this session."""
+    mine = {name: state for name, state in _STATES.items() if name.split(".")[0] == str(notebook)}
+    solved = sum(state == "solved" for state in mine.values())
+    print(f"Exercises solved: {solved} of {len(mine)}")
+
+
+def answer(attempt: Attempt, *arguments: Any, **options: Any) -> Any:
+    """The attempt's result; NotStarted if it is None or `...`."""
+    result = attempt(*arguments, **options)
+    if result is None or result is ...:
+        raise NotStarted
+    return result
+
+
+def drawn(attempt: Attempt, *arguments: Any, **options: Any) -> Any:
+    """The attempt's result for a picture: None where there is none, whatever the reason."""
+    try:
+        return answer(attempt, *arguments, **options)
+    except Exception:
+        return None
+
+
+def same(found: Any, expected: Any, what: str, *, tolerance: float = 1e-6, hint: str = "") -> None:
+    """Mistake unless `found` is `expected`, element by element, within `tolerance` of its largest value."""
+    try:
+        values = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Mistake(f"{what}: a number was expected, your function gives {found!r:.60}") from None
+    wanted = np.asarray(expected, dtype=np.float64)
+    if values.shape != wanted.shape:
+        raise Mistake(f"{what}: shape {wanted.shape} was expected, your function gives {values.shape}")
+    off = np.abs(values - wanted)
+    if not np.isfinite(values).all() or off.max(initial=0) > tolerance * max(
+        1.0, np.abs(wanted).max(initial=0)
+    ):
+        place = np.unravel_index(int(np.argmax(np.where(np.isfinite(off), off, np.inf))), wanted.shape)
+        raise Mistake(
+            f"{what}: {wanted[place]:.4g} was expected, your function gives {values[place]:.4g}."
+            + (f" {hint}" if hint else "")
+        )
+
+
+def _part(name: str, kind: str) -> Callable[[Attempt], Any]:
+    notebook, _, number = name.partition(".")
+    try:
+        return getattr(importlib.import_module(f"{__package__}.nb{int(notebook):02d}"), f"{kind}_{number}")
+    except (ValueError, ModuleNotFoundError, AttributeError):
+        raise UserError(f"there is no exercise {name!r}; a name such as '3.1' was expected") from None

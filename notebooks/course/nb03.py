@@ -1,0 +1,134 @@
+"""Pictures and checks of notebook 03: Slater's bound, the dual, and a hinge in the wrong place."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from course.chart import chart
+from course.exercises import Attempt, Mistake, answer, drawn, same
+from csrlhf_kit.theory import FiniteProblem
+
+
+def two_answers() -> FiniteProblem:
+    """The problem that notebook 03 solves by hand: refuse or comply."""
+    return FiniteProblem([0.5, 0.5], [0.0, 1.0], [0.0, 1.0], beta=1.0, threshold=0.2)
+
+
+def uneven() -> FiniteProblem:
+    """Three prompts of unequal weight, so that what forgets the weights is found out."""
+    return FiniteProblem(
+        [[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.6, 0.2, 0.2]],
+        [[0.1, 1.0, 2.0], [0.0, 0.8, 1.5], [0.3, 0.9, 2.2]],
+        [[0.0, 0.4, 1.0], [0.1, 0.2, 0.9], [0.0, 0.7, 0.8]],
+        beta=0.5,
+        threshold=0.25,
+        prompt_weights=[1.0, 2.0, 5.0],
+    )
+
+
+def picture_1(attempt: Attempt) -> go.Figure:
+    problem = uneven()
+    price = problem.constrained_optimum().multiplier
+    multiples = np.geomspace(1.1, 8, 24)
+    bounds = [drawn(attempt, problem, problem.tilted(m * price).policy) for m in multiples]
+    return chart(
+        "What a safe policy that you own says about λ*",
+        "how safe the policy is: the price (in λ*) that it answers to",
+        "upper bound of λ*",
+        {"λ* itself": ([multiples[0], multiples[-1]], [price, price])},
+        yours=None if None in bounds else (multiples, bounds),
+    )
+
+
+def check_1(attempt: Attempt) -> None:
+    two = two_answers()
+    refuse = np.array([[1.0, 0.0]])
+    same(
+        answer(attempt, two, refuse),
+        two.slater_bound(refuse),
+        "two answers, the policy that always refuses",
+        hint="The numerator is F* - F(policy), both with their KL; the denominator is how much cost is unused.",
+    )
+    problem = uneven()
+    price = problem.constrained_optimum().multiplier
+    for multiple in (1.2, 3.0):
+        policy = problem.tilted(multiple * price).policy
+        what = f"three prompts, the policy that answers to {multiple:g} λ*"
+        same(answer(attempt, problem, policy), problem.slater_bound(policy), what)
+
+
+def picture_2(attempt: Attempt) -> go.Figure:
+    problem = uneven()
+    optimum = problem.constrained_optimum()
+    multipliers = np.linspace(0, 3 * optimum.multiplier, 41)
+    values = [drawn(attempt, problem, m) for m in multipliers]
+    return chart(
+        "The dual: its lowest point should touch the constrained optimum",
+        "multiplier λ",
+        "D(λ), reward units",
+        {"F*, the best feasible objective": ([0, multipliers[-1]], [optimum.objective] * 2)},
+        yours=None if None in values else (multipliers, values),
+        down=optimum.multiplier,
+    )
+
+
+def check_2(attempt: Attempt) -> None:
+    problem = uneven()
+    for multiplier in (0.0, 1.0, 4.0):
+        same(
+            answer(attempt, problem, multiplier),
+            problem.dual(multiplier),
+            f"three prompts, D({multiplier:g})",
+            hint="Inside the exponent: (reward - λ·(cost - threshold)) / β. Outside: β, and the prompts' weights.",
+        )
+    steep = FiniteProblem([0.5, 0.5], [0.0, 1.0], [0.0, 1.0], beta=5e-4, threshold=0.2)
+    with np.errstate(over="ignore"):
+        found = answer(attempt, steep, 0.5)
+    if not np.isfinite(found):
+        raise Mistake(
+            "with β = 0.0005 your D is not finite: exp(1200) overflows. Take the largest score out first"
+        )
+    same(found, steep.dual(0.5), "two answers with β = 0.0005")
+
+
+def picture_3(attempt: Attempt) -> go.Figure:
+    problem = uneven()
+    optimum = problem.constrained_optimum()
+    tilts = problem.frontier(optimum.multiplier * np.concatenate([[0.0], np.geomspace(0.05, 4, 40)]))
+    values = [drawn(attempt, problem, t.policy, 2 * optimum.multiplier) for t in tilts]
+    costs = [t.cost for t in tilts]
+    marks = {}
+    if None not in values:
+        best = int(np.argmax(values))
+        marks = {"your maximum": ([costs[best]], [values[best]])}
+    return chart(
+        "The penalised objective at λ = 2 λ*: the maximum belongs on the dotted threshold",
+        "mean cost of the policy",
+        "penalised objective",
+        {"F, without a penalty": (costs, [t.objective for t in tilts])},
+        yours=None if None in values else (costs, values),
+        marks=marks,
+        down=problem.threshold,
+    )
+
+
+def check_3(attempt: Attempt) -> None:
+    problem = uneven()
+    price = problem.constrained_optimum().multiplier
+    # One prompt answered at full cost, two at the least: the mean is far below the threshold.
+    safe = problem.evaluate([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    unsafe = problem.tilted(0.5 * price)
+    found = answer(attempt, problem, safe.policy, 3.0)
+    if found < safe.objective - 1e-9:
+        raise Mistake(
+            f"a policy whose mean cost is {safe.cost:.3f}, below the threshold, is charged "
+            f"{safe.objective - found:.3f}; it should be charged nothing"
+        )
+    if found > safe.objective + 1e-9:
+        raise Mistake("a policy below the threshold is paid for being safe; it should be charged nothing")
+    same(
+        answer(attempt, problem, unsafe.policy, 3.0),
+        problem.penalised_value(unsafe.policy, 3.0),
+        "a policy above the threshold",
+    )

@@ -1,0 +1,126 @@
+"""Pictures and checks of notebook 05: an estimate of the KL, where clipping cuts, and a score out of place."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from course.chart import chart
+from course.exercises import Attempt, Mistake, answer, drawn, same
+from csrlhf_kit.training.advantages import token_rewards
+from csrlhf_kit.training.ppo_update import policy_loss
+
+
+def picture_1(attempt: Attempt) -> go.Figure:
+    log_ratios = np.linspace(-1.5, 1.5, 31)
+    values = drawn(attempt, log_ratios)
+    fits = values is not None and np.shape(values) == log_ratios.shape
+    return chart(
+        "What one token says about the KL: the plain estimate is as often negative as positive",
+        "log ratio of new to old policy, nats",
+        "estimate, nats",
+        {"plain estimate, −log ratio": (log_ratios, -log_ratios)},
+        yours=(log_ratios, np.asarray(values, dtype=float)) if fits else None,
+        across=0.0,
+    )
+
+
+def check_1(attempt: Attempt) -> None:
+    rng = np.random.default_rng(5)
+    for size in (2, 5):
+        old, new = (rng.dirichlet(np.ones(size)) for _ in range(2))
+        found = np.asarray(answer(attempt, np.log(new / old)), dtype=float)
+        same(found.shape, (size,), "the shape of what you return", hint="One estimate for each log ratio.")
+        if (found < 0).any():
+            raise Mistake(
+                f"a log ratio of {np.log(new / old)[found.argmin()]:.2f} gives a negative estimate, "
+                f"{found.min():.2f}: no KL is negative, and this estimate never should be"
+            )
+        same(
+            old @ found,
+            old @ np.log(old / new),
+            f"its mean over {size} tokens, drawn from the old policy, is not KL(old ‖ new)",
+            hint="The mean of ratio - 1 under the old policy is 0, so adding it changes no mean.",
+        )
+
+
+def _slopes(ratio: np.ndarray, advantages: np.ndarray, clip: float) -> np.ndarray:
+    """The gradient of the package's clipped loss in each ratio."""
+    variable = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
+    given = torch.tensor(advantages, dtype=torch.float64)
+    policy_loss(variable, given, torch.ones_like(given, dtype=torch.bool), clip).backward()
+    return variable.grad.numpy()
+
+
+def picture_2(attempt: Attempt) -> go.Figure:
+    ratio = np.round(np.linspace(0.5, 1.5, 41), 4)
+    values = drawn(attempt, ratio, -np.ones_like(ratio), 0.2)
+    fits = values is not None and np.shape(values) == ratio.shape
+    return chart(
+        "A token with advantage −1: where does clipping stop its gradient? 1 = stopped",
+        "ratio of new to old probability",
+        "gradient stopped",
+        {"what clipfrac counts": (ratio, (np.abs(ratio - 1) > 0.2).astype(float))},
+        yours=(ratio, np.asarray(values, dtype=float)) if fits else None,
+        down=1.0,
+    )
+
+
+def check_2(attempt: Attempt) -> None:
+    ratio = np.array([0.5, 0.7, 0.9, 1.1, 1.3, 1.5])
+    for clip in (0.2, 0.4):
+        for advantage in (1.0, -2.0):
+            advantages = np.full_like(ratio, advantage)
+            found = answer(attempt, ratio, advantages, clip)
+            same(found, (_slopes(ratio, advantages, clip) == 0).astype(float),
+                 f"ratios {', '.join(f'{r:g}' for r in ratio)}, advantage {advantage:g}, clip {clip:g}",
+                 hint="PPO stops what has gone far enough in the direction that the advantage asks for.")  # fmt: skip
+
+
+def _answers() -> tuple[np.ndarray, np.ndarray]:
+    """(log_ratios, actions) of three answers of 4, 2 and 5 tokens behind prompts, with padding after them."""
+    actions = np.zeros((3, 9), dtype=bool)
+    for row, (first, end) in enumerate(((2, 6), (1, 3), (3, 8))):
+        actions[row, first:end] = True
+    return np.random.default_rng(6).normal(0, 0.3, actions.shape), actions
+
+
+def _package(scores: np.ndarray, log_ratios: np.ndarray, actions: np.ndarray, beta: float) -> np.ndarray:
+    tensors = [torch.tensor(array) for array in (scores, log_ratios, actions)]
+    return token_rewards(*tensors, beta).numpy()
+
+
+def picture_3(attempt: Attempt) -> go.Figure:
+    log_ratios, actions = _answers()
+    scores = [-2.0, -1.0, 0.0, 1.0, 2.0]
+    values = [drawn(attempt, np.full(3, score), np.zeros_like(log_ratios), actions, 0.1) for score in scores]
+    fits = all(np.shape(value) == actions.shape for value in values)
+    return chart(
+        "What an answer earns over its own tokens, against the score that it got",
+        "score of the whole answer",
+        "sum of the tokens' rewards",
+        {"one for one": (scores, scores)},
+        yours=(scores, [float((np.asarray(v, dtype=float) * actions)[0].sum()) for v in values])
+        if fits
+        else None,
+    )
+
+
+def check_3(attempt: Attempt) -> None:
+    log_ratios, actions = _answers()
+    scores = np.array([1.0, -2.0, 0.5])
+    found = answer(attempt, scores, np.zeros_like(log_ratios), actions, 0.1)
+    same(np.shape(found), actions.shape, "the shape of what you return")
+    if not np.allclose((np.asarray(found, dtype=float) * actions).sum(axis=1), scores):
+        raise Mistake(
+            "the policy agrees with the reference, the scores are 1, -2 and 0.5, and over their own tokens the "
+            f"answers earn {', '.join(f'{x:g}' for x in (np.asarray(found) * actions).sum(axis=1))}"
+        )
+    for beta in (0.1, 1.0):
+        same(
+            answer(attempt, scores, log_ratios, actions, beta),
+            _package(scores, log_ratios, actions, beta),
+            f"three answers, β = {beta:g}",
+            hint="Each action token pays β times its log ratio; the score belongs to the last action.",
+        )

@@ -1,0 +1,366 @@
+"""The ledger: its rules against closed forms, and every claim against made-up evidence that settles it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.recipes.claims import ClaimsConfig, markdown, row_of, run_claims
+from csrlhf_kit.recipes.claims import evidence as ev
+from csrlhf_kit.recipes.claims.evidence import DEPENDS, OPEN, REFUTED, REPRODUCED, Estimate, Evidence
+from csrlhf_kit.recipes.claims.ledger import CLAIMS
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+numbers = st.floats(-5, 5)
+estimates = st.tuples(numbers, st.floats(0, 2), st.floats(0, 2)).map(
+    lambda t: Estimate(t[0], t[0] - t[1], t[0] + t[2], 3)
+)
+
+
+# --- rules -------------------------------------------------------------------------------------------
+
+
+def test_rules_at_their_edges():
+    ours = Estimate(0.5, 0.4, 0.6)
+    assert [ev.at_least(ours, b) for b in (0.4, 0.5, 0.61)] == [REPRODUCED, DEPENDS, REFUTED]
+    assert [ev.at_most(ours, b) for b in (0.6, 0.5, 0.39)] == [REPRODUCED, DEPENDS, REFUTED]
+    assert [ev.covers(ours, b) for b in (0.4, 0.39)] == [REPRODUCED, REFUTED]
+    far, near = Estimate(0.9, 0.85, 0.95), Estimate(0.55, 0.45, 0.65)
+    assert ev.exceeds(far, ours) == REPRODUCED and ev.exceeds(ours, far) == REFUTED
+    assert ev.exceeds(near, ours) == DEPENDS
+    assert ev.all_of([REPRODUCED, REPRODUCED]) == REPRODUCED and ev.all_of([REFUTED]) == REFUTED
+    assert ev.all_of([REPRODUCED, REFUTED]) == DEPENDS and ev.all_of([]) == OPEN
+    assert ev.all_of([REPRODUCED, OPEN]) == OPEN
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_settle_nothing(seeds):
+    assert ev.settled(REPRODUCED, seeds) == ev.settled(REFUTED, seeds) == DEPENDS
+    assert ev.settled(OPEN, seeds) == OPEN
+    assert ev.settled(REFUTED, 3) == REFUTED and ev.settled(REPRODUCED, None) == REPRODUCED
+
+
+def test_without_an_interval_a_figure_depends():
+    alone = ev.mean_over_seeds([0.9])
+    assert ev.at_least(alone, 0.0) == ev.at_most(alone, 1.0) == DEPENDS
+    assert ev.exceeds(alone, Estimate(0.1, 0.1, 0.1)) == DEPENDS
+
+
+@given(estimates, estimates)
+def test_differences_mirror_and_decide_once(first, second):
+    forth, back = ev.difference(first, second), ev.difference(second, first)
+    assert forth.value == -back.value and forth.low == pytest.approx(-back.high)
+    assert (ev.exceeds(first, second) == REPRODUCED) == (ev.exceeds(second, first) == REFUTED)
+    assert forth.low <= forth.value <= forth.high
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=5))
+def test_pooled_rates_hold_both_errors(counts):
+    pooled = ev.pooled_rate([{"rate": k / 200, "n": 200} for k in counts])
+    total = sum(counts)
+    assert pooled.value == pytest.approx(total / (200 * len(counts)))
+    n = 200 * len(counts)
+    low = 0.0 if not total else stats.beta.ppf(0.025, total, n - total + 1)
+    assert 0 <= pooled.low <= low + 1e-9 <= pooled.value + 1e-9 and pooled.value <= pooled.high <= 1
+    assert pooled.seeds == len(counts) and pooled.n == n
+
+
+def test_means_over_seeds_are_students():
+    found = ev.mean_over_seeds([1.0, 2.0, 3.0])
+    assert found.value == 2.0
+    assert found.high - 2.0 == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3))
+
+
+def test_ratios_hold_the_widest_that_the_intervals_allow():
+    found = ev.ratio(Estimate(0.6, 0.5, 0.7, 3), Estimate(0.1, 0.05, 0.2, 4))
+    assert (found.value, found.low, found.high) == pytest.approx((6.0, 2.5, 14.0)) and found.seeds == 3
+    assert ev.ratio(Estimate(0.6, 0.5, 0.7), Estimate(0.0, 0.0, 0.1)).high == math.inf
+
+
+# --- evidence ----------------------------------------------------------------------------------------
+
+
+def rate(value, n=500):
+    return {"rate": value, "low": 0.0, "high": 1.0, "n": n}
+
+
+def policy(harm, jailbreak=None, refused=0.03, helpfulness=0.4, cost=0.02):
+    return {
+        "harmful_nominal": rate(harm),
+        "harmful_jailbreak": rate(harm if jailbreak is None else jailbreak),
+        "over_refusal": rate(refused),
+        "degenerate": rate(0.01),
+        "helpfulness": helpfulness,
+        "cost": cost,
+        "multiplier": 8.0,
+    }
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0):
+    """A data folder with every kind of evidence; the fixed penalty's and the Lagrangian's harm as given."""
+    config = {"threshold": 0.03, "penalty": 8.0, "ppo": {"batch_size": 64}}
+    cost = {"accuracy": 0.97, "precision": 0.99, "false_positive_rate_benign_alarming": 0.01}
+    pairs = {"accuracy": 0.6, "precision": 0.7, "false_positive_rate_benign_alarming": 0.3}
+    quick = [{"objective/harmful": 0.5}] * 4 + [{"objective/harmful": 0.0}] * 56
+    slow = [{"objective/harmful": 0.5}] * 50 + [{"objective/harmful": 0.0}] * 10
+    for seed in range(seeds):
+        jitter = 0.001 * seed
+        told = {
+            "config": config,
+            "seed": seed,
+            "cost_models": {
+                name: {k: v + jitter for k, v in row.items()} | {"n": 2000}
+                for name, row in (("semantic", cost), ("bradley_terry", pairs))
+            },
+            "policies": {
+                "sft": policy(0.53),
+                "ppo": policy(0.9),
+                "lagrangian": policy(lagrangian, refused=0.2),
+                "fixed_penalty": policy(fixed),
+                "linear_penalty": policy(0.05),
+            },
+            "curves": {"fixed_penalty": quick, "lagrangian": slow},
+        }
+        write(data / ("recorded" if not seed else f"runs/seed_{seed}") / "results.json", told)
+        turns = {str(t): {"harmful": rate(0.1 * t)} for t in (1, 2, 3)}
+        for method, robust in (("fixed_penalty", 0.97), ("lagrangian", 0.2)):
+            team = {
+                "config": {"team": "held_out", "policy": f"runs/x/policies/{method}/adapter"},
+                "robust": rate(robust, 300),
+                "turns": turns,
+            }
+            write(data / "runs" / "red_team" / method / f"seed_{seed}.json", team)
+        rounds = [
+            {"policy": policy(h), "held_out_team": {"robust": rate(1 - h, 300)}, "turns": turns}
+            for h in (0.53, 0.2, 0.08, 0.004 if fixed < 0.1 else fixed)
+        ]
+        asked = {"method": "fixed_penalty", "threshold": 0.03, "penalty": 8.0, "seed": seed}
+        told = {"config": asked, "seed": seed, "rounds": rounds}
+        write(data / "runs" / f"rounds_{seed}" / "rounds.json", told)
+        if not seed:  # other settings, told beside the recorded ones and never pooled with them
+            wall = {
+                "policy": policy(0.0, refused=0.99, helpfulness=0.0),
+                "held_out_team": {"robust": rate(1.0, 300)},
+                "turns": turns,
+            }
+            strict = {"config": asked | {"penalty": 64.0}, "seed": 0, "rounds": [rounds[0], wall, wall, wall]}
+            write(data / "runs" / "strict_rounds_0" / "rounds.json", strict)
+        for size, alarm in ((500, 0.1), (5000, 0.3)):
+            metrics = {
+                "config": {"objective": "safe_rlhf", "data": f"pairs.jsonl:{size}"},
+                "splits": {"train": size + seed},
+                "models": {"safe_rlhf": {"false_positive_rate_benign_alarming": {"value": alarm + jitter}}},
+            }
+            write(data / "runs" / f"pairs_{size}_{seed}" / "metrics.json", metrics)
+    cells = []
+    for seed in range(seeds):
+        step = 0.001 * seed
+
+        def cell(method, settings, row, seed=seed):
+            return {"method": method, "settings": settings, "seed": seed, "policy": row, "curve": {}}
+
+        for penalty, help_ in ((4.0, 0.2), (8.0, 0.25), (16.0, 0.4), (32.0, 0.2)):
+            cells.append(cell("fixed_penalty", {"penalty": penalty}, policy(fixed, helpfulness=help_ + step)))
+            linear = policy(0.05, helpfulness=2 * help_ + step)
+            cells.append(cell("linear_penalty", {"penalty": penalty}, linear))
+        main = policy(fixed, helpfulness=0.41 + step, cost=0.03 + step)
+        main["robust"] = rate(0.96 if fixed < 0.1 else 0.1, 100)
+        cells.append(cell("fixed_penalty", {}, main))
+        cells.append(cell("fixed_penalty", {"gate": "batch"}, policy(fixed, cost=0.09 + step)))
+        cells.append(cell("linear_penalty", {}, policy(0.01, helpfulness=0.3 + step)))
+        cells.append(cell("lagrangian", {}, policy(0.1, helpfulness=0.4 + step)))
+        cells.append(cell("lagrangian", {"rate": 1.0}, policy(lagrangian, helpfulness=0.42 + step)))
+        cells.append(cell("lagrangian", {"initial": 5.0}, policy(0.01, helpfulness=0.1 + step)))
+        cells += [cell("reward_shaping", {"weight": w}, policy(0.4)) for w in (0.1, 10.0)]
+        nobody = policy(0.4, helpfulness=0.05) | {"robust": rate(0.99, 100)}  # safe, and no help
+        cells.append(cell("reward_shaping", {"weight": 100.0}, nobody))
+        cells += [cell(m, {}, policy(0.3)) for m in ("sacpo", "mocan", "safedpo", "dpo_safer")]
+        cells.append(cell("ppo", {}, policy(0.9)))
+        swing = [0.1 + 0.04 * (-1) ** step for step in range(40)]  # batch means that differ by 0.08
+        price = cell("pid_lagrangian", {"threshold": 0.1}, policy(0.1))
+        cells.append({**price, "curve": {"multiplier": [1.0 + step] * 40, "cost": swing}})
+        for size in (32, 128):
+            gate = cell("fixed_penalty", {"threshold": 0.1, "ppo.batch_size": size}, policy(fixed))
+            settled = 0.1 + gate_off + 0.0035 * (64 / size) ** 0.5 * 2**0.5 + step
+            cells.append({**gate, "curve": {"cost": [0.5] * 20 + [settled] * 20}})
+    write(data / "runs" / "all" / "sweep.json", {"threshold": 0.03, "cells": cells})
+    pairwise = [
+        {"method": method, "settings": {}, "seed": seed, "policy": policy(harm)}
+        for method, harm in (("lagrangian", 0.5), ("fixed_penalty", 0.2))
+        for seed in range(seeds)
+    ]
+    told = {"threshold": 0.03, "cost_model": "bradley_terry", "cells": pairwise}
+    write(data / "runs" / "ablation" / "sweep.json", told)
+    won = {"rate": wins, "low": wins - 0.05, "high": wins + 0.05, "n": 500}
+    rating = {"elo": 200.0, "low": 150.0, "high": 250.0}
+    arena = {
+        "anchor": "sft",
+        "seeds": {"fixed_penalty": seeds, "lagrangian": seeds, "sft": seeds},
+        "pairs": {"fixed_penalty vs lagrangian": {"helpfulness": won, "harmlessness": won}},
+        "helpfulness": {"ratings": {"lagrangian": rating}},
+        "harmlessness": {"ratings": {"lagrangian": rating}},
+    }
+    write(data / "runs" / "arena.json", arena)
+    return Evidence.read(data)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Evidence:
+    """Evidence in the fixed penalty's favour."""
+    return record(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Evidence:
+    """Evidence against it."""
+    return record(tmp_path_factory.mktemp("bad"), fixed=0.4, lagrangian=0.02, wins=0.3, gate_off=0.05)
+
+
+TRAINED = [c for c in CLAIMS if c.measure.__module__ != "csrlhf_kit.recipes.claims.exact"]
+
+
+def test_the_ledger_is_long_enough_and_names_its_sources():
+    assert len(CLAIMS) >= 20 and len(BY_ID) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert (
+            claim.source and claim.section and claim.claim and claim.theirs and claim.rule and claim.command
+        )
+        assert claim.command.split()[0] in ("csrlhf", "make")
+    assert {c.source for c in CLAIMS} >= {"CS-RLHF", "Safe RLHF", "reviewers of CS-RLHF"}
+
+
+def test_what_needs_no_training_is_settled_without_evidence():
+    assert all(c.measure(Evidence(), c.numbers) is None for c in TRAINED)
+    found = {c.id: c.measure(Evidence(), c.numbers) for c in CLAIMS if c not in TRAINED}
+    verdicts = {name: f.verdict for name, f in found.items()}
+    assert verdicts["exact_penalty"] == verdicts["domination"] == verdicts["pair_shares"] == REPRODUCED
+    assert verdicts["code_is_paper"] == verdicts["more_reward"] == REFUTED
+    assert verdicts["no_dual_needed"] == verdicts["safer_than_gpt5"] == DEPENDS
+    assert found["safer_than_gpt5"].estimates["p"].value == pytest.approx(0.27, abs=0.01)
+
+
+def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
+    verdicts = {c.id: row_of(c, good)["verdict"] for c in TRAINED}
+    favour = [
+        "safe_98",
+        "safer_than_lagrangian",
+        "five_times_safer",
+        "precise_judge",
+        "better_judge",
+        "pairs_alarm",
+        "pressure_grows",
+        "best_lambda",
+        "insensitive",
+        "five_times_faster",
+        "five_times_to_10",
+        "five_times_to_20",
+        "preferred",
+        "start",
+        "three_rounds",
+        "each_round",
+        "elo_helpful",
+        "elo_harmless",
+        "beats_shaping",
+        "defaults_work",
+        "matched_data",
+        "equal_search",
+        "equal_search_help",
+        "over_refusal",
+        "direct",
+        "classifier_only",
+        "penalty_only",
+        "adaptive",
+        "turns",
+        "gate",
+        "gate_settles",
+        "moonshot",
+        "robust_90",
+        "some_method_holds",
+        "feasible",
+    ]
+    assert {name: verdicts[name] for name in favour} == dict.fromkeys(favour, REPRODUCED)
+    assert verdicts["garbage"] == verdicts["code_is_as_helpful"] == REFUTED
+    assert set(favour) | {"garbage", "code_is_as_helpful"} == set(verdicts)
+    rounds = row_of(BY_ID["robust_90"], good)
+    assert rounds["estimates"]["robust"]["value"] == pytest.approx(0.996, abs=1e-3) and rounds["seeds"] == 3
+    assert "100.0% [98.8, 100.0] at helpfulness 0.00 (threshold 0.03, λ = 64, seeds: 1)" in rounds["ours"]
+    told = row_of(BY_ID["some_method_holds"], good)["ours"]
+    assert "reward_shaping (weight 100.0) 99.0%" in told and "50% of the help fixed_penalty 96.0%" in told
+
+
+def test_evidence_against_it_refutes_them(bad):
+    for name in [
+        "safe_98",
+        "safer_than_lagrangian",
+        "five_times_safer",
+        "matched_data",
+        "equal_search",
+        "preferred",
+        "moonshot",
+        "direct",
+        "gate_settles",
+        "some_method_holds",
+    ]:
+        assert row_of(BY_ID[name], bad)["verdict"] == REFUTED, name
+
+
+def test_one_seed_settles_no_trained_claim(tmp_path):
+    evidence = record(tmp_path, seeds=1)
+    for claim in TRAINED:
+        row = row_of(claim, evidence)
+        if claim.id != "start":  # the base is one model: its interval is over prompts
+            assert row["verdict"] == DEPENDS, claim.id
+            assert row["seeds"] in (1, None)
+
+
+def test_rows_are_json_and_a_table(good, tmp_path, capsys):
+    rows = [row_of(claim, good) for claim in CLAIMS[:8]]
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    lines = markdown(rows).splitlines()
+    assert len(lines) == 10 and all(line.count(" | ") == 5 for line in lines[2:])
+    empty = tmp_path / "data"
+    empty.mkdir()
+    ledger = run_claims(ClaimsConfig(data=empty, out=tmp_path / "out"))
+    stored = json.loads((tmp_path / "out" / "claims.json").read_text())
+    assert stored == ledger and sum(stored["verdicts"].values()) == len(CLAIMS)
+    assert stored["verdicts"][OPEN] == len(TRAINED) and not stored["evidence"]
+    assert (tmp_path / "out" / "claims.md").read_text().count("\n") == len(CLAIMS) + 2
+    assert "not yet measured" in capsys.readouterr().out
+
+
+def test_seeds_of_the_main_job_and_of_a_sweep_are_one_group(good):
+    assert [c.seed for c in good.main("fixed_penalty")] == [0, 1, 2]
+    assert len(good.cells("fixed_penalty", {"penalty": 8.0})) == 3
+    assert list(good.swept("fixed_penalty", "penalty")) == [4.0, 8.0, 16.0, 32.0]
+    only_sweep = Evidence(results=good.results[:1], sweep=good.sweep)
+    assert [c.seed for c in only_sweep.main("lagrangian")] == [0, 1, 2]
+    other = Evidence(
+        results=[good.results[0], {**good.results[1], "config": {**good.results[1]["config"], "penalty": 1}}]
+    )
+    assert [c.seed for c in other.main("fixed_penalty")] == [0], "another penalty is another policy"
+
+
+def test_unreadable_evidence_is_one_sentence(tmp_path):
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "results.json").write_text("{")
+    with pytest.raises(UserError, match="expected JSON"):
+        Evidence.read(tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        run_claims(ClaimsConfig(data=tmp_path / "nothing"))
+
+
+def test_the_batch_of_a_recorded_cell_is_the_main_jobs():
+    from csrlhf_kit.recipes.experiments.head_to_head import RunConfig
+
+    assert RunConfig().ppo.batch_size == ev.BATCH
