@@ -5,8 +5,8 @@ import os
 import sys
 from importlib.abc import MetaPathFinder
 
-# libgomp's idle threads spin by default; with any other busy process on the machine a training
-# step then takes seconds instead of milliseconds. It has to be said before torch is imported.
+# libgomp's idle threads spin by default: if another process is busy, a training step then takes seconds
+# instead of milliseconds. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 
 
 class _OfflineBitsandbytes(MetaPathFinder):
-    """Keeps the import of bitsandbytes off the network and quiet, whoever imports it (peft always does).
+    """Keeps the import of bitsandbytes quiet and off the network, whoever imports it (peft always does).
 
-    On a CPU with AVX512-BF16 its CPU operators fetch native code from a hub through the package `kernels` while they
-    are imported, and log a warning where they cannot. The kit never runs that code: see `kernels.linear4bit`.
+    On a CPU with AVX512-BF16, importing its CPU operators downloads native code through the package `kernels`,
+    or logs a warning if that fails. The kit never runs that code: see `kernels.linear4bit`.
     """
 
     def find_spec(self, name, path=None, target=None):

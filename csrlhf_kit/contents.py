@@ -1,4 +1,4 @@
-"""Fingerprints: whether a run that goes on reads what it read before, wherever that lies now."""
+"""Fingerprints of models and data: does a resumed run read what it read before, even if it has moved?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from csrlhf_kit.errors import UserError
 
-# What a model's folder holds for its sake, as opposed to notes, and to what somebody has put beside it.
+# The files of a model proper, as opposed to notes and to other files in its folder.
 WEIGHTS = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -22,10 +22,10 @@ WEIGHTS += ("added_tokens.json", "special_tokens_map.json", "merges.txt", "*.mod
 
 
 def content_of(source: str | Path, files: Sequence[str] = WEIGHTS) -> str:
-    """Fingerprint of the model in a folder, or of a hub id's in the cache, wherever it lies and whatever its name.
+    """Fingerprint (32 hex digits) of the model in a folder or, for a hub id, in the cache; its place does not count.
 
-    files: patterns of what counts in the folder. Of a large file, 64 evenly spaced pieces and the size are read.
-    What is neither folder nor in the cache is its own fingerprint.
+    files: patterns of the files that count. For large files, only the size and 64 evenly spaced pieces are read.
+    A `source` that is neither a folder nor cached is returned as it is.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -51,7 +51,7 @@ def content_of(source: str | Path, files: Sequence[str] = WEIGHTS) -> str:
 
 
 def content_of_records(*parts: Iterable[Any]) -> str:
-    """Fingerprint of records (dataclasses), part by part, in their order."""
+    """Fingerprint (32 hex digits) of several lists of records (dataclasses), in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         for record in part:
@@ -61,15 +61,16 @@ def content_of_records(*parts: Iterable[Any]) -> str:
 
 
 def check_same(stored: dict[str, Any], asked: dict[str, Any], place: str) -> None:
-    """Raises UserError, which names the setting, where a run that began as `stored` would go on as `asked`.
+    """Raise UserError, naming the setting, if the settings `stored` and `asked` of a run differ.
 
-    Where both hold a fingerprint of what a setting names (`contents`), that is compared, and not the name.
+    place: the stored file, for the sentence. If both hold a fingerprint of what a setting names (under
+    `contents`), the fingerprints are compared instead of the names.
     """
     before, now = stored.get("contents", {}), asked.get("contents", {})
     same = {name for name in now if before.get(name) == now[name]}
     plain = [{k: v for k, v in x.items() if k not in same | {"contents"}} for x in (stored, asked)]
     difference = _difference(*plain)
-    # In this order: test data takes prompts away from the data.
+    # In this order: prompts of the test data are removed from `data`, so a new `test_data` changes both.
     changed = [n for n in sorted(now, reverse=True) if n in before and n not in same]
     if difference is None and changed:
         difference = f"{changed[0]} has another content than it had"
@@ -78,7 +79,7 @@ def check_same(stored: dict[str, Any], asked: dict[str, Any], place: str) -> Non
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str | None:
-    """The first setting that differs, told as "name was ... and is now ..."."""
+    """The first setting that differs, as "name was ... and is now ..."; None if all are the same."""
     for name in sorted(stored.keys() | asked.keys()):
         old, new = stored.get(name, "absent"), asked.get(name, "absent")
         if isinstance(old, dict) and isinstance(new, dict):

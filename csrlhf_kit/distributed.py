@@ -1,8 +1,8 @@
-"""One job on several processes (torchrun, accelerate launch): my share of the work, and what all of us found.
+"""One job on several processes (torchrun, accelerate launch): split the work, gather the results.
 
-Each process holds the whole model, works on its share of a batch, and afterwards knows what every other one
-found; what is decided is decided on the whole batch, by each process alike. Communication is Accelerate's.
-Without a launcher there is one process, and each function returns what it was given.
+Each process holds the whole model and works on its share of a batch; then the results are gathered, so that every
+process makes the same decisions on the whole batch. Accelerate does the communication. Without a launcher there is
+one process, and each function returns its argument.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def start() -> None:
-    """Join the other processes, where a launcher has started any: NCCL between GPUs, gloo between CPUs."""
+    """Join the other processes if a launcher has started any: by NCCL between GPUs, by gloo between CPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState(cpu=not torch.cuda.is_available())
 
@@ -32,7 +32,7 @@ def _joined() -> bool:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return torch.distributed.get_world_size() if _joined() else 1
 
 
@@ -47,31 +47,31 @@ def is_main() -> bool:
 
 
 def bar() -> dict[str, bool]:
-    """tqdm's options for a progress bar of the main process alone; TQDM_DISABLE still counts there."""
+    """Options for tqdm that show a progress bar in the main process only, where TQDM_DISABLE still applies."""
     return {} if is_main() else {"disable": True}
 
 
 def device() -> torch.device:
-    """The device that a model goes to by default: this process's GPU, else the CPU."""
+    """The default device for models: this process's GPU, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def share(rows: Tensor) -> Tensor:
-    """This process's part of `rows` (rows,): contiguous, in rank order."""
+    """This process's contiguous part of `rows` (rows, ...); parts are in rank order."""
     return rows.tensor_split(count())[rank()]
 
 
 def check_divisible(**sizes: int) -> None:
-    """Raises UserError where a batch cannot be shared equally."""
+    """Raise UserError, naming the size, if one of `sizes` is no multiple of the number of processes."""
     for name, size in sizes.items():
         if size % count():
             raise UserError(f"{name} is {size}: expected a multiple of the {count()} processes that share it")
 
 
 def gathered(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Each process's rows of each tensor, in rank order; columns (dimension 1) are padded with zeros first."""
+    """All processes' rows of each tensor (rows, ...), in rank order; dimension 1 is padded with zeros first."""
     if count() == 1:
         return list(tensors)
     return [None if t is None else _gathered(t) for t in tensors]
@@ -85,17 +85,17 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of all processes' tensors."""
+    """The elementwise sum of all processes' tensors."""
     return reduce(tensor, "sum") if count() > 1 else tensor
 
 
 def largest(tensor: Tensor) -> Tensor:
-    """The elementwise largest of all processes' tensors."""
+    """The elementwise maximum of all processes' tensors."""
     return reduce(tensor, "max") if count() > 1 else tensor
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by the sum over all processes, in one message: adapters are small."""
+    """Replace each gradient by its sum over all processes, in one message, since adapters are small."""
     if count() == 1:
         return
     found = [p for p in parameters if p.requires_grad]
@@ -105,15 +105,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def wait() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has got here."""
     if count() > 1:
         torch.distributed.barrier()
 
 
 def on_main(function: Callable[[], Result]) -> Result | None:
-    """Call `function` in the main process; the others wait, get None, and fail where it failed.
+    """Call `function` in the main process only; the others wait and get None.
 
-    Raises UserError in every process where the main one raised it.
+    A UserError of the main process is raised in every process.
     """
     if count() == 1:
         return function()

@@ -1,8 +1,8 @@
-"""The one exception for mistakes that a person can mend."""
+"""The one exception for mistakes that the user can fix. Imports nothing."""
 
 
 class UserError(ValueError):
-    """Bad input, told in one sentence: what, where, and what was expected.
+    """Bad input, explained in one sentence: what was found, where, and what was expected.
 
-    The command line prints the sentence and exits with status 2; no traceback.
+    The command line prints the sentence, without a traceback, and exits with status 2.
     """

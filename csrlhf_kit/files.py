@@ -1,6 +1,4 @@
-"""Files that are whole or not there, and append-only JSONL: a line is on disk when `append` returns, and nobody's
-line is ever lost or rewritten.
-"""
+"""Crash-safe files: `write_atomic` for whole files, and append-only JSONL, in which no line is lost or rewritten."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ from typing import Any
 
 
 def append(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Add `row` as one line and wait until the disk has it.
+    """Append `row` as one JSON line; it is on disk when this returns. Raises OSError if the disk is full.
 
-    One write to a file that is open for appending: on a local disk several processes' lines never mix. A torn
-    line, of a process or a machine that died while writing, is closed off first, so that it costs no other line.
+    The line is a single write, so on a local disk the lines of several processes never mix. If a crash has left
+    an incomplete last line, a newline is added first, so that only that line is lost.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +33,7 @@ def append(path: str | Path, row: Mapping[str, Any]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-    if not end and os.name == "posix":  # a new file's name is on disk only with its folder
+    if not end and os.name == "posix":  # a new file's name is on disk only once its folder is
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -44,7 +42,7 @@ def append(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """All whole lines that hold an object; torn ones are left out."""
+    """The JSON object of each complete line; incomplete lines are skipped. A missing file gives an empty list."""
     path, rows = Path(path), []
     if not path.is_file():
         return rows
@@ -59,10 +57,10 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
-    """Write `content` to `path` so that a reader, or a `kill -9`, sees the old file or the new one.
+    """Write `content` to `path` so that the old file or the new one is always there, even after a `kill -9`.
 
-    The bytes go to a temporary file in the same folder (a rename is atomic only within one file
-    system), are flushed to disk, and take the name `path` in one step. A link stays, and its target is written.
+    The bytes go to a temporary file in the same folder (a rename is atomic only within one file system), are
+    flushed to disk, and are renamed to `path`. A symbolic link is kept, and its target is written.
     """
     path = Path(path)
     place = Path(os.path.realpath(path))
@@ -78,7 +76,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
         try:
             os.replace(temporary, place)
         except OSError as error:
-            if error.errno != errno.EBUSY:  # a file that is a mount point: it cannot be renamed, only filled
+            if error.errno != errno.EBUSY:  # a mount point cannot be replaced, only overwritten
                 raise
             shutil.copyfile(temporary, place)
             os.unlink(temporary)

@@ -1,8 +1,8 @@
-"""Where a command writes: looked at before the work, one process at a time during it, whole afterwards.
+"""Output folders: checked before the work, locked during it, and replaced as a whole afterwards.
 
-A model's folder is replaced by `replace_folder`. Into a new place the model comes by one rename. A folder that is
-there (a mount point, the target of a link, the working directory) stays itself: the new model is written in it,
-hidden, and when it is whole its files take the old one's places.
+`replace_folder` writes a model. A new folder appears by one rename. An existing one (which may be a mount point,
+the target of a link, or the working directory) stays: the new model is written to a hidden folder inside it, and
+its files take the places of the old ones when it is complete. Builds on `contents`.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ MODEL = (
     "predictions.jsonl",
     "README.md",
 )
-_held: set[Path] = set()  # locks of this process: a notebook may open what it has open
+_held: set[Path] = set()  # locks of this process, which may take them again, as a notebook does
 
 
 # --- before the work -----------------------------------------------------------------------------------
 
 
 def check_folder(folder: Path | None, option: str = "--out") -> None:
-    """Raises UserError where `folder` is a file, or nothing can be written there; leaves nothing behind."""
+    """Raise UserError if `folder` is a file or cannot be written to. Leaves nothing behind."""
     if folder is None:
         return
     out = _settled(folder)
     if os.path.isfile(out):
         raise UserError(f"{option} {folder}: found a file, expected a folder or nothing there")
-    # A folder to come needs room for the longer name of what is kept beside it.
+    # A new folder's name is tried with the longest suffix of what will stand beside it.
     _try(
         out if os.path.isdir(out) else out.parent / f".{out.name}.checkpoints", "trial", f"{option} {folder}"
     )
 
 
 def check_file(path: Path | None, option: str = "--out") -> None:
-    """Raises UserError where no file can be written under the name `path`; leaves nothing behind."""
+    """Raise UserError if no file can be written as `path`. Leaves nothing behind."""
     if path is None:
         return
     out = _settled(path)
@@ -69,7 +69,7 @@ def check_file(path: Path | None, option: str = "--out") -> None:
 
 
 def _try(folder: Path, name: str, told: str) -> None:
-    """Write a file and remove it: in `folder`, or in one like it where `folder` is not there yet."""
+    """Write a file in `folder` and remove it; if there is no such folder yet, in a temporary one like it."""
     place, missing = folder, []
     while not os.path.lexists(place):
         missing.append(place.name)
@@ -89,11 +89,11 @@ def _try(folder: Path, name: str, told: str) -> None:
 def check_model_folder(
     out: Path, base: str | None = None, marks: tuple[str, ...] = ("scorer.json", "sft.json")
 ) -> None:
-    """Refuse to write a model where it cannot be, before an hour is spent on it.
+    """Check, before the training, that a model can be written to `out`.
 
-    marks: a folder that is not empty has to hold one of these, since they show a model that may be replaced.
+    marks: files of the kit's models; a folder that is not empty must hold one of them to be replaced.
 
-    Raises UserError also where `out` is the base that is being trained.
+    Raises UserError if nothing can be written there, if it holds something else, or if it is `base` itself.
     """
     check_folder(out)
     with lock(out, inside=False):
@@ -105,23 +105,20 @@ def check_model_folder(
 
 
 def _things(folder: Path) -> list[str]:
-    """What is in a folder; hidden things are not counted, nor what every new ext4 volume holds."""
+    """Names of what a folder holds, without hidden files and the `lost+found` of every new ext4 volume."""
     names = os.listdir(folder) if folder.is_dir() else []
     return [name for name in names if not name.startswith(".") and name != "lost+found"]
 
 
 def _settled(path: Path) -> Path:
-    """The place itself: absolute, links followed."""
+    """The absolute path with all links followed."""
     return Path(os.path.realpath(path))
 
 
 def trouble(error: BaseException) -> str | None:
-    """The reason of an error that a disk or a file system gave; None for others.
-
-    A file that is missing is not among them: who looks for one says what it was to be.
-    """
+    """Why the disk or the file system failed, in a few words; None for other errors, and for a missing file."""
     cause: BaseException | None = error
-    while cause is not None:  # safetensors and PyTorch wrap a full disk, or tell it in words alone
+    while cause is not None:  # safetensors and PyTorch report a full disk in a wrapper, or only in words
         told = "No space left" in str(cause) or "file write failed" in str(cause)
         if told or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return "the disk is full"
@@ -136,11 +133,11 @@ def trouble(error: BaseException) -> str | None:
 
 @contextmanager
 def lock(folder: Path, *, inside: bool = True) -> Iterator[None]:
-    """Let no other process write to `folder` meanwhile; what a dead process has locked is free.
+    """Keep other processes from writing to `folder` within the block. The lock of a dead process does not count.
 
-    inside: make the folder, and keep the lock's file in it; else beside it, for as long as there is no folder.
+    inside: make the folder and put the lock file in it; otherwise it stands beside a folder that does not exist.
 
-    Raises UserError where another process has it; the sentence says which.
+    Raises UserError, naming the process, if another one holds the lock.
     """
     out = _settled(folder)
     path = out / LOCK if inside or out.is_dir() else out.parent / f".{out.name}.lock"
@@ -157,7 +154,7 @@ def lock(folder: Path, *, inside: bool = True) -> Iterator[None]:
         _held.discard(path)
         path.unlink(missing_ok=True)
         handle.close()
-        with suppress(OSError):  # what is not empty stays
+        with suppress(OSError):  # folders that are not empty stay
             for place in made:
                 place.rmdir()
 
@@ -181,16 +178,16 @@ def _locked(path: Path, folder: Path) -> Any:
                 handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 handle.flush()
                 return handle
-        handle.close()  # its owner has just removed it: what is locked has no name any more
+        handle.close()  # the former owner has just removed the file that is locked here: try again
 
 
 def _alone(check: Callable[[Any], None], *, inside: bool) -> Callable[[Callable], Callable]:
-    """A decorator: functions of a configuration that write to `config.out`, after a look at it, and alone."""
+    """A decorator for `function(config, ...)`: calls `check(config)`, then locks `config.out` during the call."""
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(config: Any, *arguments: Any, **options: Any) -> Any:
-            from csrlhf_kit import distributed  # PyTorch's: not for commands that need none
+            from csrlhf_kit import distributed  # imports torch, which other users of this file do without
 
             def enter() -> None:
                 check(config)
@@ -214,10 +211,10 @@ writes_model = _alone(lambda config: check_model_folder(Path(config.out), config
 
 
 def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a folder, then give it the name `out`, or its files to the folder that is there.
+    """Let `write(folder)` make a folder, then rename it to `out`, or move its files into an existing `out`.
 
-    What is in `out` and belongs to no model stays. Raises UserError where the files cannot be moved; the new model
-    is then kept beside the old one.
+    Files in `out` that belong to no model stay. Raises UserError, which says where the new model is, if its files
+    cannot be moved.
     """
     out = _settled(out)
     with lock(out, inside=False):
@@ -229,7 +226,7 @@ def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
             for file in fresh.rglob("*"):
                 if file.is_file():
                     with open(file, "rb") as handle:
-                        os.fsync(handle.fileno())  # before the old ones go
+                        os.fsync(handle.fileno())  # before the old files are removed
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
@@ -246,7 +243,7 @@ def replace_folder(out: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _finish(out: Path) -> None:
-    """Let the new model in `out` take the old one's place; goes on wherever a killed process has stopped."""
+    """Put the new model inside `out` in the old one's place, from wherever a killed process stopped."""
     new, old, done = (out / name for name in (NEW, OLD, DONE))
     if old.exists():
         taken = os.listdir(new)

@@ -1,13 +1,13 @@
-"""A run's folder: config, metrics, checkpoints; whole files or none, and a resume that loses at most a step.
+"""A run's folder: settings, metrics and checkpoints, from which a killed run resumes without a trace.
 
-    runs/<name>/config.json              what was asked
-    runs/<name>/request                  what somebody asks of it meanwhile: pause, or stop
-    runs/<name>/metrics.jsonl            one JSON object a step, appended and flushed
+    runs/<name>/config.json              the settings
+    runs/<name>/request                  a request to the running process: pause, or stop
+    runs/<name>/metrics.jsonl            one JSON object per step, appended
     runs/<name>/checkpoints/step-000012/ tensors.safetensors + state.json, written aside and renamed
 
-A checkpoint of step k is written after row k of the metrics. Whatever moment a process is killed at, the
-folder then holds a newest complete checkpoint and at least its rows; a later or torn row is dropped on
-resume and computed again.
+A checkpoint of step k is written after row k of the metrics. So whenever a process is killed, every complete
+checkpoint has all its rows; later or incomplete rows are dropped on resume and computed again.
+Builds on `files` and `contents`; torch is imported only where tensors are used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-CURVE = {  # short name -> what PPO's metrics call it
+CURVE = {  # short name -> name in the metrics
     "reward": "objective/reward",
     "cost": "objective/cost",
     "harmful": "objective/harmful",
@@ -52,9 +52,9 @@ WISHES = ("run", "pause", "stop")
 
 
 def ask(folder: str | Path, wish: str) -> None:
-    """Ask whatever process trains in `folder` to `pause`, to `stop`, or to `run` on; it obeys at its next checkpoint.
+    """Ask the process that trains in `folder` to `pause`, `stop` or `run` on; it obeys at its next checkpoint.
 
-    A run that stopped so has lost nothing, and goes on when it is resumed. Raises UserError for another wish.
+    A run stopped this way loses nothing and can be resumed. Raises UserError for any other request.
     """
     if wish not in WISHES:
         raise UserError(f"request: found {wish!r}, one of {', '.join(WISHES)} was expected")
@@ -65,7 +65,7 @@ def ask(folder: str | Path, wish: str) -> None:
 
 
 def asked(folder: str | Path) -> str:
-    """What is asked of the run in `folder`: one of `WISHES`."""
+    """The pending request to the run in `folder`: one of `WISHES`, "run" if there is none."""
     try:
         wish = (Path(folder) / REQUEST).read_text().strip()
     except OSError:
@@ -74,7 +74,7 @@ def asked(folder: str | Path) -> str:
 
 
 class Checkpoint(NamedTuple):
-    """What one complete checkpoint holds."""
+    """The contents of one complete checkpoint."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -103,14 +103,14 @@ class Run:
         resume: bool = False,
         keep: int = 2,
     ) -> Run:
-        """Start a run in `folder`, or go on with the one that is there.
+        """Start a run in `folder`, or resume the one that is there.
 
         config: a dataclass or mapping of JSON values; stored, and compared on resume.
-        contents: fingerprints of what settings name, which are compared instead of the names.
-        keep: number of newest checkpoints that stay.
+        contents: setting name -> fingerprint of the data or model that it names, compared instead of the name.
+        keep: how many of the newest checkpoints to keep.
 
-        Raises UserError where the folder already holds a run and `resume` is off, where there is nothing to
-        resume, or where the stored config differs (the sentence names the field).
+        Raises UserError if the folder already holds a run and `resume` is off, if it holds metrics without a
+        config, or if the stored config differs (the sentence names the field).
         """
         run = cls(folder, keep=keep)
         path = run.folder / "config.json"
@@ -128,25 +128,24 @@ class Run:
                     f"{run.folder} has metrics or checkpoints but no config.json: expected a new folder"
                 )
             write_atomic(path, json.dumps(asked, indent=1, sort_keys=True) + "\n")
-        ask(run.folder, "run")  # what was asked of an earlier process
+        ask(run.folder, "run")  # withdraws requests to an earlier process
         for leftover in run.checkpoints.glob(".*"):  # of a process that was killed while saving
             shutil.rmtree(leftover, ignore_errors=True)
         return run
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row to the metrics; it is on its way to disk when this returns."""
+        """Append one row to the metrics file. It survives a killed process, but not a power cut."""
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps(dict(row)) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All complete rows; a torn last line (a process killed while writing) is left out."""
+        """All complete rows of the metrics; an incomplete last line is left out."""
         return [row for row, _ in self._rows()]
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Older ones beyond `keep` go.
+        """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Deletes all but the newest `keep`.
 
-        Then does what somebody has asked for (`ask`): waits, or raises KeyboardInterrupt, which stops a job as
-        Ctrl-C does.
+        Then obeys a pending request (see `ask`): waits while paused, and raises KeyboardInterrupt to stop.
         """
         from safetensors.torch import save_file
 
@@ -172,7 +171,7 @@ class Run:
         shutil.rmtree(final / "replaced", ignore_errors=True)
         for old in self._steps()[: -self.keep]:
             doomed = self.checkpoints / f".old-{old.name}"
-            old.rename(doomed)  # first, since a half-deleted folder must not count
+            old.rename(doomed)  # first, since a half-deleted folder must not pass for a checkpoint
             shutil.rmtree(doomed, ignore_errors=True)
         while (wish := asked(self.folder)) == "pause":
             time.sleep(0.2)
@@ -182,9 +181,9 @@ class Run:
         return final
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None; metrics of later steps and torn lines are cut off the file.
+        """The newest checkpoint that can be read, or None. Metrics of later steps are cut off the file.
 
-        A checkpoint that cannot be read (disk trouble) gives way to the one before.
+        Raises UserError if there are checkpoints and none can be read.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -208,7 +207,7 @@ class Run:
         return sorted(self.checkpoints.glob("step-*"))
 
     def _rows(self) -> list[tuple[dict[str, Any], int]]:
-        """(row, byte offset of its end) of each complete line."""
+        """(row, byte offset of its end) of each complete line of the metrics."""
         if not self.metrics_path.exists():
             return []
         rows, end = [], 0
@@ -230,7 +229,7 @@ class Run:
 
 
 def curve_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Metrics rows as columns, by `CURVE`'s short names; what was not measured in every row is left out."""
+    """Metrics as one list of numbers per short name of `CURVE`; metrics missing from any row are left out."""
     return {
         short: [row[name] for row in rows]
         for short, name in CURVE.items()
@@ -239,13 +238,13 @@ def curve_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def postfix(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a progress line says of a step of PPO."""
+    """What the progress bar shows of a PPO step."""
     names = {"harm": "harmful", "reward": "reward", "kl": "kl", "λ": "multiplier"}
     return {name: f"{row[CURVE[short]]:.2f}" for name, short in names.items()}
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of all global generators (torch, its GPUs, Python, numpy) as (tensors, JSON values)."""
+    """State of all global random generators (torch, its GPUs, Python, numpy) as (tensors, JSON values)."""
     import torch
 
     version, inner, gauss = random.getstate()
@@ -258,7 +257,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Undo of `random_state`."""
+    """Set all global random generators to what `random_state` returned."""
     import torch
 
     torch.set_rng_state(tensors["rng.torch"])
@@ -273,7 +272,7 @@ def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of torch, Python and numpy."""
+    """Seed the global random generators of torch, Python and numpy."""
     import torch
 
     torch.manual_seed(seed)
@@ -282,13 +281,13 @@ def seed_everything(seed: int) -> None:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """Config as it will read back from JSON (tuples become lists, paths strings)."""
+    """The config as JSON would give it back (tuples become lists, paths strings)."""
     values = asdict(config) if is_dataclass(config) else dict(config)
     return json.loads(json.dumps(values, default=str))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the kit, of Python and of the libraries that results depend on, and the machine type."""
     names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn")
     return {
         "csrlhf-kit": __version__,
