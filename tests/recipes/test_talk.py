@@ -273,7 +273,7 @@ def test_a_policy_is_loaded_in_its_runs_numbers(runs, coarse_run, random_base, t
         loaded.append((dtype, quantization))
         raise UserError("seen")
 
-    for module in (answers, ppo):
+    for module in (answers, evaluate):
         monkeypatch.setattr(module, "load_base", spy)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "open the shed"}\n')
