@@ -1,10 +1,10 @@
-"""Constrained RLHF where everything can be computed: the front door.
+"""Theory: constrained RLHF where everything can be computed. Imports numpy and scipy only, and reads no file.
 
-- `FiniteProblem` (problem.py): the constrained problem on finitely many responses, solved exactly; the three
-  penalties, Slater's bound, `violation_bound`.
-- the batch hinge (batch_hinge.py): what the exact penalty becomes when a batch estimates the mean cost.
-- dual ascent (dual_ascent.py): the methods that learn the multiplier, simulated without a network.
-- `suggest_penalty` (suggest.py): the multiplier before training, from scored reference samples.
+- problem.py: the constrained problem on finitely many responses, solved exactly; penalties and bounds.
+- batch_hinge.py: what the exact penalty becomes when a batch estimates the mean cost.
+- dual_ascent.py: the methods that learn the multiplier, simulated without a network.
+- suggest.py, reweighting.py: the multiplier before training, from scored reference samples.
+- certificate.py, intervals.py, judge_error.py, best_of_n.py: what can be promised about harm.
 """
 
 from csrlhf_kit.theory.batch_hinge import (

@@ -1,10 +1,10 @@
 """What becomes of the exact penalty when the mean cost is estimated from a batch.
 
-The theorem rectifies an expectation; a training step has B samples of it. Their mean is off by about
-noise = sd(cost) / sqrt(B), and rectifying a noisy number is not the same as rectifying first: feasible
-policies are charged too, and the gate is open on a *fraction* of the batches, which turns the kink into a
-smooth, implicit multiplier. Everything is in the units of the cost; violation = E[cost] - threshold.
-Derived in the kit (Jensen's inequality and the Gaussian integral), checked by Monte Carlo in its tests.
+The theorem rectifies an expectation, but a training step has only B samples of it. Their mean is off by about
+noise = sd(cost) / sqrt(B), and rectifying a noisy number is not the same as rectifying its mean: feasible
+policies are penalised too, and the gate is open for a *fraction* of the batches, which turns the kink into a
+smooth, implicit multiplier. All numbers are in units of the cost; violation = E[cost] - threshold.
+Derived here from Jensen's inequality and the Gaussian integral; the tests check it by Monte Carlo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from csrlhf_kit.theory.problem import FiniteProblem, Solution
 
 
 def expected_hinge(violation: np.ndarray | float, noise: np.ndarray | float) -> np.ndarray:
-    """E[max(violation + noise * Z, 0)], Z standard normal: v * Phi(v/s) + s * phi(v/s)."""
+    """E[max(violation + noise * Z, 0)] for standard normal Z: v * Phi(v/s) + s * phi(v/s), elementwise."""
     v, s = np.asarray(violation, dtype=np.float64), np.asarray(noise, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         smooth = v * norm.cdf(v / s) + s * norm.pdf(v / s)
@@ -28,17 +28,17 @@ def expected_hinge(violation: np.ndarray | float, noise: np.ndarray | float) -> 
 
 
 def hinge_bias(violation: np.ndarray | float, noise: np.ndarray | float) -> np.ndarray:
-    """How much too large the batch hinge is on average; largest at the boundary: 0.399 * sd / sqrt(B)."""
+    """The mean error of the batch hinge, never negative; largest at the boundary: 0.399 * sd / sqrt(B)."""
     return expected_hinge(violation, noise) - np.maximum(violation, 0)
 
 
 def effective_multiplier(
     penalty: float, violation: np.ndarray | float, noise: np.ndarray | float
 ) -> np.ndarray:
-    """penalty * P(gate open) = penalty * Phi(violation / noise): the price that the gradient really carries.
+    """penalty * P(gate open) = penalty * Phi(violation / noise): the multiplier in the mean gradient.
 
-    It is also the derivative of penalty * `expected_hinge` in the violation. It holds for a gate from an
-    independent batch; a gate on the gradient's own batch is correlated with it (see `simulate_gate`).
+    It is also the derivative of penalty * `expected_hinge` with respect to the violation. It is exact for a gate
+    from an independent batch; one from the gradient's own batch is correlated with it (see `simulate_gate`).
     """
     v, s = np.asarray(violation, dtype=np.float64), np.asarray(noise, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -46,11 +46,12 @@ def effective_multiplier(
 
 
 def equilibrium_violation(penalty: float, *, multiplier: float, noise: float) -> float:
-    """Where training settles: noise * Phi^-1(multiplier / penalty), with `multiplier` the optimal one.
+    """The violation at which training settles: noise * Phi^-1(multiplier / penalty).
 
-    The gradient vanishes where the effective multiplier is the optimal one. So a penalty between one and two
-    times the optimal multiplier, exact in theory, still violates; twice it sits on the threshold; more is
+    multiplier: the optimal one; training settles where the effective multiplier equals it. So a penalty of one to
+    two times the optimal multiplier, exact in theory, still violates; twice settles on the threshold; more is
     over-conservative. Below the optimal multiplier there is no equilibrium near the threshold: infinity.
+    Raises UserError for a negative noise or multiplier.
     """
     if noise < 0 or multiplier < 0:
         raise UserError("equilibrium_violation: noise and multiplier must be at least 0")
@@ -58,18 +59,18 @@ def equilibrium_violation(penalty: float, *, multiplier: float, noise: float) ->
 
 
 def batch_hinge_equilibrium(problem: FiniteProblem, penalty: float, *, batch: int) -> Solution:
-    """The tilt whose own price is the gate's: eta = penalty * Phi(violation(eta) / noise(eta)).
+    """The tilt by the effective multiplier that it causes: eta = penalty * Phi(violation(eta) / noise(eta)).
 
-    The Gaussian approximation with the exact mean and standard deviation of the cost under the policy itself,
-    batches of `batch` independent prompts, one response each. Needs an average constraint and beta > 0.
-    Both sides are one-dimensional: the left grows with eta, the violation falls with it.
+    Gaussian approximation, with the exact mean and standard deviation of the cost under the tilted policy and
+    batches of `batch` independent prompts, one response each. The violation falls as eta grows, so that a root is
+    bracketed between 0 and the penalty.
     """
 
     def excess(eta: float) -> float:
         violation, noise = _violation_and_noise(problem, problem.tilted(eta).policy, batch)
         return eta - float(effective_multiplier(penalty, violation, noise))
 
-    if excess(0.0) >= 0:  # never open at the unconstrained optimum: nothing to settle
+    if excess(0.0) >= 0:  # the gate never opens at the unconstrained optimum
         return problem.tilted(0.0)
     return (
         problem.tilted(brentq(excess, 0.0, penalty, xtol=1e-12))
@@ -79,7 +80,7 @@ def batch_hinge_equilibrium(problem: FiniteProblem, penalty: float, *, batch: in
 
 
 class GateEstimate(NamedTuple):
-    """Monte Carlo of one training step's gate; `*_error` are standard errors."""
+    """Monte Carlo estimates for one training step's gate; `*_error` are standard errors."""
 
     hinge: float
     """Mean of max(batch mean - threshold, 0)."""
@@ -88,7 +89,7 @@ class GateEstimate(NamedTuple):
     """Share of batches with the gate open."""
     gate_error: float
     carried: float
-    """E[gate * gradient] / E[gradient] of the cost along the tilt: the share of the penalty that acts."""
+    """E[gate * gradient] / E[gradient] of the cost along the tilt: the share of the penalty that takes effect."""
     carried_error: float
 
 
@@ -101,11 +102,11 @@ def simulate_gate(
     own_batch: bool = True,
     seed: int = 0,
 ) -> GateEstimate:
-    """Draw `repeats` batches of `batch` costs from `policy` (prompts, responses) and watch the gate.
+    """Draw `repeats` batches of `batch` costs from `policy` (prompts, responses) and observe the gate.
 
-    own_batch: the gate is computed on the batch whose gradient it gates, as one would naively code it;
-    otherwise on an independent batch, where `carried` equals `gate`. The two differ where costs are skewed:
-    rare large costs open the gate exactly when they also inflate the gradient.
+    own_batch: compute the gate on the batch whose gradient it gates, as naive code would; otherwise on an
+    independent batch, for which `carried` equals `gate`. The two differ if costs are skewed: rare large costs
+    open the gate exactly when they also inflate the gradient. Raises UserError for too few draws.
     """
     if batch < 1 or repeats < 2:
         raise UserError("simulate_gate: batch >= 1 and repeats >= 2 were expected")

@@ -1,8 +1,8 @@
-"""Safety at decode time: draw N responses, let a judge choose, abstain where none will do.
+"""Safety at decoding time: draw N responses, let a judge choose, abstain if none is acceptable.
 
-No multiplier and no training; but the promise is the judge's. `conformal_threshold` turns held-out prompts into
-a guarantee; `best_of_n_curve` shows what breaks when N grows and the judge errs: more draws offer more of its
-false negatives, and a reward that likes harm picks them.
+This needs no multiplier and no training, but it is only as safe as the judge. `conformal_threshold` turns held-out
+prompts into a guarantee; `best_of_n_curve` shows what fails as N grows and the judge errs: more draws contain more
+false negatives, and a reward that favours harm picks them.
 Tables are (prompts, candidates); candidates of a prompt are independent draws from one policy.
 """
 
@@ -18,34 +18,34 @@ from csrlhf_kit.theory.intervals import clopper_pearson
 
 
 def probability_of_safe(safe_rate: float | np.ndarray, samples: int | np.ndarray) -> np.ndarray:
-    """P(at least one of N draws is safe) = 1 - (1 - rate)^N, for one prompt with this rate."""
+    """P(at least one of N draws is safe) = 1 - (1 - safe_rate)^N for one prompt, elementwise."""
     return -np.expm1(np.asarray(samples) * np.log1p(-np.minimum(safe_rate, 1 - 1e-16)))
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Answer where the judge's score is at most `threshold`, else abstain."""
+    """Answer if the judge's score is at most `threshold`, else abstain."""
 
     threshold: float
     """-inf: always abstain."""
     answered: float
-    """Share of the calibration prompts that are answered."""
+    """Share of the calibration prompts that get an answer."""
     harmed: float
-    """Share of the calibration prompts that get a harmful answer (an abstention harms nobody)."""
+    """Share of the calibration prompts that get a harmful answer (abstaining is harmless)."""
     bound: float
-    """What is promised of `harmed` for a new prompt."""
+    """The guaranteed bound on `harmed` for a new prompt."""
 
 
 def conformal_threshold(
     score: np.ndarray, unsafe: np.ndarray, *, risk: float, confidence: float | None = None
 ) -> Filter:
-    """The loosest threshold on the judge's score that keeps "answered and harmful" within `risk`.
+    """The loosest threshold on the judge's score for which P(answered and harmful) is at most `risk`.
 
-    score, unsafe: (calibration prompts,), the judge's cost of the response to be given, and the truth.
-    Without `confidence` the promise is on average over calibration sets (conformal risk control, arXiv
-    2208.02814): n/(n + 1) * harmed + 1/(n + 1) <= risk. With it, P(promise is broken) <= 1 - confidence:
-    thresholds are tested from strict to loose by Clopper-Pearson, stopping at the first that fails.
-    Abstaining always is always safe: the result may have threshold -inf.
+    score, unsafe: (calibration prompts,), the judge's cost of the response, and whether it is really harmful.
+    Without `confidence`, the guarantee holds on average over calibration sets (conformal risk control, arXiv
+    2208.02814): n/(n + 1) * harmed + 1/(n + 1) <= risk. With it, it fails with probability at most
+    1 - confidence: thresholds are tested from strict to loose by Clopper-Pearson, up to the first that fails.
+    If no threshold passes, the result's is -inf. Raises UserError for scores or a risk that make no sense.
     """
     s, bad = np.asarray(score, dtype=np.float64).ravel(), np.asarray(unsafe, dtype=bool).ravel()
     if len(s) != len(bad) or len(s) == 0 or not np.isfinite(s).all() or not 0 < risk < 1:
@@ -61,7 +61,7 @@ def conformal_threshold(
             for k in np.unique(harmed)
         }
         bounds = np.array([table[int(k)] for k in harmed])
-    fits = np.flatnonzero((bounds <= risk) & last_of_tie)  # bounds only grow: the fits are the first ones
+    fits = np.flatnonzero((bounds <= risk) & last_of_tie)  # a prefix: bounds never fall
     if len(fits) == 0:
         return Filter(-np.inf, 0.0, 0.0, 0.0)
     i = fits[-1]
@@ -70,11 +70,11 @@ def conformal_threshold(
 
 @dataclass(frozen=True)
 class BestOfN:
-    """What a choice among N does, in expectation over which N were drawn."""
+    """Outcome of choosing among N candidates, averaged over all choices of the N."""
 
     samples: int
     judged_harm: float
-    """P(an answer is given that the judge calls unsafe): 0 under the filter, however bad the truth."""
+    """P(an answer is given that the judge calls unsafe): always 0, since the judge filters."""
     true_harm: float
     """P(an answer is given and is harmful)."""
     abstained: float
@@ -90,11 +90,12 @@ def best_of_n_curve(
     *,
     threshold: float = 0.0,
 ) -> list[BestOfN]:
-    """The best-rewarded of N candidates with judge_cost <= threshold, or none, for several N, against the truth.
+    """Harm and reward, for each N in `sizes`, of giving the best-rewarded of N candidates that the judge passes.
 
-    Tables (prompts, candidates); `unsafe` is the truth or a held-out judge's verdict. The mean over all
-    subsets of N candidates is exact, not sampled: of m candidates the one with i preferred to it is chosen
-    from C(m - 1 - i, N - 1) of the C(m, N) subsets. Equal candidates: the first is preferred.
+    reward, judge_cost, unsafe: (prompts, candidates). A candidate passes if judge_cost <= threshold; `unsafe` is
+    the truth, or a held-out judge's verdict. The mean over all subsets of N candidates is exact: of m candidates,
+    the one that i others beat is chosen from C(m - 1 - i, N - 1) of the C(m, N) subsets; ties go to the first.
+    Raises UserError for tables of different shapes or an N that is not between 1 and m.
     """
     reward, judge_cost = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (reward, judge_cost))
     if reward.shape != judge_cost.shape or not (np.isfinite(reward).all() and np.isfinite(judge_cost).all()):
@@ -128,10 +129,10 @@ def best_of_n_curve(
 
 
 def missed_harm(miss_rate: float, samples: int | np.ndarray) -> np.ndarray:
-    """1 - (1 - miss_rate)^N: the most that N draws can do with a judge that lets this share of draws through.
+    """1 - (1 - miss_rate)^N: the largest possible harm rate of best-of-N.
 
-    miss_rate = P(harmful and judged safe) for one draw. Attained where the reward ranks harm first; for a
-    reward that ranks at random the harm stays at miss_rate / P(judged safe), whatever N.
+    miss_rate: P(harmful and judged safe) for one draw. The bound is reached if the reward ranks harm first; if
+    the reward ranks at random, the harm rate is miss_rate / P(judged safe) for every N.
     """
     return probability_of_safe(miss_rate, samples)
 

@@ -1,10 +1,9 @@
-"""What can be promised about a policy's harm, and what each promise rests on.
+"""What can be promised about a policy's harm, and which assumptions each promise needs.
 
-Three things stand between a training objective and a statement about harm, and a certificate is as good as
-the weakest: the optimiser did not quite reach the optimum; the evaluation saw a sample of prompts; the judge
-errs. `certificate` puts a number on each, says which one binds, and lists the assumptions in words, because
-the assumptions are what the word "certified" hides. This module is the front door of intervals.py,
-judge_error.py and best_of_n.py too.
+Three gaps lie between a training objective and a statement about harm: the optimiser did not quite reach the
+optimum, the evaluation saw only a sample of prompts, and the judge errs. `certificate` puts a number on each, says
+which one is largest, and lists the assumptions that the word "certified" hides. This module also exports
+the functions of intervals.py, judge_error.py and best_of_n.py.
 """
 
 from __future__ import annotations
@@ -62,23 +61,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Promise:
-    """What an inexact optimiser of the rectified penalty owes: see `theory.violation_bound`."""
+    """How well the optimiser of the rectified penalty did: the arguments of `theory.violation_bound`."""
 
     suboptimality: float
-    """How far the penalised objective is from its maximum, at most."""
+    """The largest distance of the penalised objective from its maximum."""
     penalty: float
     """The fixed penalty."""
     multiplier: float
-    """The optimal multiplier, or an upper bound of it (`slater_bound`, `suggest_penalty`)."""
+    """The optimal multiplier, or an upper bound on it (`slater_bound`, `suggest_penalty`)."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One of the three: what it adds to the bound, why, and what would make it smaller."""
+    """One of the three gaps: what it adds to the bound, why, and what would make it smaller."""
 
     name: Literal["optimisation", "sampling", "judge"]
     gap: float
-    """What it adds to the harm rate, at most; nan where nothing bounds it."""
+    """The most that it adds to the harm rate; nan if nothing bounds it."""
     statement: str
     assumptions: tuple[str, ...]
     remedy: str
@@ -90,29 +89,29 @@ class Certificate:
 
     subject: str
     threshold: float
-    """The harm rate that was to be certified."""
+    """The harm rate to be certified."""
     confidence: float
     trials: int
     estimate: float
     """Observed rate of judged harm."""
     bound: float
-    """Upper confidence bound; of true harm, or of judged harm while the judge is unaudited."""
+    """Upper confidence bound on the rate of true harm, or of judged harm if the judge is not audited."""
     layers: tuple[Layer, Layer, Layer]
     """Optimisation, sampling, judge."""
 
     @property
     def audited(self) -> bool:
-        """Whether the bound speaks of harm itself."""
+        """Whether the bound is on true harm, not only on judged harm."""
         return not math.isnan(self.layers[-1].gap)
 
     @property
     def holds(self) -> bool:
-        """Whether the bound is within the threshold (an unaudited one certifies no *harm* rate)."""
+        """Whether the bound is on true harm and at most the threshold."""
         return self.audited and self.bound <= self.threshold
 
     @property
     def binding(self) -> Layer:
-        """The layer that adds most; one that nothing bounds comes before all others."""
+        """The layer that adds most to the bound; an unbounded one comes first."""
         return max(self.layers, key=lambda layer: math.inf if math.isnan(layer.gap) else layer.gap)
 
     def __str__(self) -> str:
@@ -142,12 +141,12 @@ def certificate(
     promise: Promise | None = None,
     subject: str = "policy",
 ) -> Certificate:
-    """Certify the harm rate of a policy of which `harmful` of `trials` responses were judged harmful.
+    """Bound the harm rate of a policy if `harmful` of its `trials` responses were judged harmful.
 
-    judge: "oracle" where harm is what the judge says, by definition (the toy world); "model" otherwise, which
-    leaves the third layer open until an `audit` (human labels) closes it. promise: what the optimiser owes.
-    The bound is exact at every sample size: Clopper-Pearson, or with an audit its stratified form, which
-    spends one error budget on sampling and judge together.
+    judge: "oracle" if harm is by definition what the judge says (the toy world), else "model": then nothing
+    bounds the judge's layer without an `audit` (human labels). promise: how well the optimiser did, if known.
+    The bound is exact at every sample size: Clopper-Pearson or, with an audit, its stratified form, which splits
+    one error budget between sampling and judge. Raises UserError for impossible or contradictory counts.
     """
     if trials < 1 or not 0 <= threshold <= 1:
         raise UserError("certificate: at least one trial and a threshold in [0, 1] were expected")

@@ -1,14 +1,14 @@
-"""Dual ascent without a neural network: what a multiplier that must be learnt does to training.
+"""Dual ascent without a neural network: how learning the multiplier affects training.
 
-The policy takes damped natural-gradient steps on F - multiplier * E[cost]. From the unconstrained optimum
-such steps never leave the family of tilts: log policy moves a share `response` of the way to the best
-response, so the whole policy is one number, the price `eta` on which it currently acts, and
+The policy takes damped natural-gradient steps on F - multiplier * E[cost]. Such steps, from the unconstrained
+optimum, never leave the family of tilts: log policy moves a share `response` of the way to the best response.
+So one number describes the policy, the multiplier `eta` that it currently acts on, and
 
     eta <- eta + response * (multiplier - eta).
 
-The controller sees the measured cost and sets the multiplier. A policy that lags behind a multiplier that
-integrates is a spring: hence the oscillation, the overshoot and the tuning that a fixed penalty is spared.
-Controllers, each `(violation) -> multiplier`: `FixedGate`, `LogLagrangian`, `PID`.
+The controller sees the measured violation and sets the multiplier. A policy that lags behind an integrating
+controller behaves like a spring, hence the oscillation, overshoot and tuning, which a fixed penalty avoids.
+Controllers, each `(violation) -> multiplier`: `FixedGate`, `LogLagrangian`, `PID`. Builds on problem.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from csrlhf_kit.theory.problem import FiniteProblem
 
 
 class FixedGate:
-    """penalty while the measured cost violates, else 0: the rectified penalty as a training step sees it.
+    """The penalty while the measured cost is above the threshold, else 0: the rectified penalty in one step.
 
     Source: CS-RLHF's objective (arXiv 2510.03520), the subgradient of penalty * max(E[cost] - threshold, 0).
     """
@@ -37,9 +37,9 @@ class FixedGate:
 
 
 class LogLagrangian:
-    """log m <- log m + rate * m * (mean violation of a window); clamped at `maximum`.
+    """log m <- log m + rate * m * (mean violation of a window), clamped at `maximum`.
 
-    Source: Safe RLHF as coded (arXiv 2310.12773), whose defaults these are; its window is 128 episodes.
+    Source: the code of Safe RLHF (arXiv 2310.12773), with its defaults; its window is 128 episodes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LogLagrangian:
 class PID:
     """m = max(0, proportional * v + I + derivative * max(0, v - previous v)), I <- max(0, I + integral * v).
 
-    Source: Stooke et al. 2020 (arXiv 2007.03964); defaults as in OmniSafe.
+    v: the violation. Source: Stooke et al. 2020 (arXiv 2007.03964); defaults as in OmniSafe.
     """
 
     def __init__(self, proportional: float = 0.1, integral: float = 0.01, derivative: float = 0.01) -> None:
@@ -73,24 +73,24 @@ class PID:
 
 
 class Trajectory(NamedTuple):
-    """One simulated training, arrays (steps,). All exact but `measured`, which is what the batch showed."""
+    """One simulated training, arrays (steps,); all exact except `measured`."""
 
     multiplier: np.ndarray
-    """What the controller set."""
+    """Set by the controller."""
     eta: np.ndarray
-    """The price on which the policy acts; it lags behind `multiplier`."""
+    """The multiplier that the policy acts on; it lags behind `multiplier`."""
     cost: np.ndarray
     objective: np.ndarray
     """F = reward - beta * KL."""
     measured: np.ndarray
-    """Batch estimate of the violation."""
+    """The violation as estimated from the batch."""
 
     def overshoot(self, optimum: float) -> float:
-        """The largest price acted on, above the optimal multiplier, as a share of it."""
+        """How far `eta` goes beyond the optimal multiplier, as a share of it; 0 if it never does."""
         return float(max(0.0, self.eta.max() - optimum) / optimum)
 
     def settled_at(self, threshold: float, tolerance: float) -> int:
-        """The first step from which the cost stays this close to the threshold; `steps` if it never does."""
+        """The first step from which the cost stays within `tolerance` of the threshold; `steps` if there is none."""
         outside = np.flatnonzero(np.abs(self.cost - threshold) > tolerance)
         return int(outside[-1]) + 1 if len(outside) else 0
 
@@ -104,9 +104,10 @@ def simulate_dual(
     batch: int | None = None,
     seed: int = 0,
 ) -> Trajectory:
-    """Train by dual ascent from the unconstrained optimum. `batch`: responses measured a step; None is exact.
+    """Simulate dual ascent from the unconstrained optimum. Raises UserError for values out of range.
 
-    response: the share of the way to its best response that the policy moves in a step (1: at once).
+    response: the share of the way to the best response that the policy moves per step, in (0, 1].
+    batch: responses per step from which the cost is measured; None measures it exactly.
     """
     if steps < 1 or not 0 < response <= 1 or (batch is not None and batch < 1):
         raise UserError("simulate_dual: steps >= 1, 0 < response <= 1 and batch >= 1 were expected")

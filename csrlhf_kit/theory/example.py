@@ -1,4 +1,4 @@
-"""The town of forty requests that notebooks 03 and 04 share (03 builds it before the reader's eyes)."""
+"""A small `FiniteProblem` with forty requests, used by notebooks 03 (which builds it step by step) and 04."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from csrlhf_kit.theory.problem import FiniteProblem
 
 
 def town(*, beta: float = 0.3, threshold: float = 0.1) -> FiniteProblem:
-    """Forty requests, the first twenty harmful, five answers each from a refusal to help with everything."""
+    """Forty prompts, the first twenty harmful, with five responses each, from a refusal to full help."""
     rng = np.random.default_rng(3)
     harmful = np.arange(40) < 20
     reward = np.array([0.0, 0.6, 1.0, 1.6, 2.0]) + 0.3 * rng.standard_normal((40, 5))

@@ -1,9 +1,10 @@
-"""Confidence intervals for a rate or for the mean of anything that lies in [0, 1].
+"""Confidence intervals for a rate, or for the mean of any variable in [0, 1].
 
-From the narrowest promise to the widest: `wilson` is approximate; `clopper_pearson` is exact for yes/no
-outcomes; `hoeffding`, `empirical_bernstein` and `betting` hold at every sample size for any variable in
-[0, 1]; `ConfidenceSequence` holds at every moment at once, so that you may look after each batch and stop
-when you like. All take `side`: two-sided by default, or the one tail that a safety claim needs ("upper").
+From the weakest guarantee to the strongest: `wilson` is approximate; `clopper_pearson` is exact for yes/no
+outcomes; `hoeffding`, `empirical_bernstein` and `betting` hold at every sample size for any variable in [0, 1];
+`ConfidenceSequence` holds for all sample sizes at once, so that you may look after each batch and stop when you like.
+All take `confidence` in (0, 1) and `side`: "two-sided", or one-sided as a safety claim needs it ("upper"). All
+raise UserError for other values and for samples outside [0, 1].
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import scipy  # its parts are loaded when they are first used
 from csrlhf_kit.errors import UserError
 
 Side = Literal["two-sided", "lower", "upper"]
-_TRUNCATION = 0.5  # the largest share of his capital that a gambler bets
+_TRUNCATION = 0.5  # the largest share of their capital that a gambler bets
 _BISECTIONS = 60  # 2^-60 of the unit interval: the last bits of a float64
 
 
@@ -34,9 +35,9 @@ class Interval(NamedTuple):
 def clopper_pearson(
     successes: int, trials: int, *, confidence: float = 0.95, side: Side = "two-sided"
 ) -> Interval:
-    """Exact interval for a rate: the tail tests of the binomial, inverted.
+    """Exact interval for a rate, by inverting the tail tests of the binomial distribution.
 
-    Covers at least `confidence` at every rate and every number of trials; with no trials it is [0, 1].
+    Its coverage is at least `confidence` for every rate and number of trials; with no trials it is [0, 1].
     Source: Clopper and Pearson, Biometrika 26 (1934). Raises UserError for impossible counts.
     """
     k, n = _counts(successes, trials)
@@ -47,10 +48,10 @@ def clopper_pearson(
 
 
 def wilson(successes: int, trials: int, *, confidence: float = 0.95, side: Side = "two-sided") -> Interval:
-    """Score interval for a rate: short, and right on average over rates, but *not* a guarantee.
+    """Score interval for a rate: short, and correct on average over rates, but *not* a guarantee.
 
-    Its coverage dips below nominal at some rates near 0, which is where safety claims live; the kit's
-    certificates therefore never use it. Source: Wilson, JASA 22 (1927).
+    Its coverage is below nominal at some rates near 0, where safety claims are made, so certificates never use
+    it. Source: Wilson, JASA 22 (1927). Raises UserError for impossible counts.
     """
     k, n = _counts(successes, trials)
     if n == 0:
@@ -63,9 +64,9 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.95, side: Side 
 
 
 def hoeffding(values: np.ndarray, *, confidence: float = 0.95, side: Side = "two-sided") -> Interval:
-    """mean ± sqrt(log(1/tail) / 2n): assumes nothing but independence and the range, and pays for it.
+    """mean ± sqrt(log(1/tail) / 2n): assumes only independence and the range, and is wide for it.
 
-    Source: Hoeffding, JASA 58 (1963). `values`: (samples,) in [0, 1].
+    values: (samples,) in [0, 1]. Source: Hoeffding, JASA 58 (1963).
     """
     x = unit_values(values)
     margin = np.sqrt(-np.log(tail_probability(confidence, side)) / (2 * len(x)))
@@ -77,7 +78,7 @@ def empirical_bernstein(
 ) -> Interval:
     """mean ± sqrt(2 V L / n) + 7 L / 3(n - 1), L = log(2/tail): shrinks with the observed variance V.
 
-    Source: Maurer and Pontil, COLT 2009, theorem 4. `values`: (samples,) in [0, 1].
+    values: (samples,) in [0, 1]; one sample gives [0, 1]. Source: Maurer and Pontil, COLT 2009, theorem 4.
     """
     x = unit_values(values)
     if len(x) < 2:
@@ -90,10 +91,10 @@ def empirical_bernstein(
 def betting(values: np.ndarray, *, confidence: float = 0.95, side: Side = "two-sided") -> Interval:
     """Hedged-capital interval for a fixed sample size: the means against which no gambler got rich.
 
-    For each candidate mean m one gambler bets that the truth is larger, another that it is smaller. Were m
-    true, their capital would be a martingale and would reach 1/tail with probability at most `tail`
-    (Ville's inequality), so an m that made either rich is ruled out. Bets use the past only, hence the
-    interval depends (a little) on the order of the values: never sort them.
+    For each candidate mean m, one gambler bets that the truth is larger, another that it is smaller. If m were
+    true, their capital would be a martingale and reach 1/tail with probability at most `tail` (Ville's
+    inequality), so an m that made either of them rich is ruled out. Bets use only earlier values, so the interval
+    depends (slightly) on the order of `values` (samples,): never sort them.
     Source: Waudby-Smith and Ramdas, JRSS-B 2024 (arXiv 2010.09686), section 4 and remark 3.
     """
     x = unit_values(values)
@@ -102,14 +103,14 @@ def betting(values: np.ndarray, *, confidence: float = 0.95, side: Side = "two-s
 
 
 class ConfidenceSequence:
-    """A betting interval that holds at all times at once, so that it may be looked at after every batch.
+    """A betting interval that holds for all sample sizes at once, so you may look at it after every batch.
 
     >>> sequence = ConfidenceSequence(confidence=0.95, side="upper")
     >>> sequence.update([0, 0, 1, 0]).high > sequence.update([0] * 100).high
     True
 
-    An ordinary 95% interval looked at after each of many batches is wrong somewhere along the way far more
-    often than 5% of the time. Source: as `betting`, with bets for an open horizon (their equation 26).
+    If you look at an ordinary 95% interval after each of many batches, it is wrong at least once with a
+    probability far above 5%. Source: as `betting`, with bets for an open horizon (their equation 26).
     """
 
     def __init__(self, *, confidence: float = 0.95, side: Side = "two-sided") -> None:
@@ -131,7 +132,7 @@ class ConfidenceSequence:
 
 
 def _bets(x: np.ndarray, tail: float, *, horizon: int | None) -> np.ndarray:
-    """Predictable plug-in bets, (samples,): the t-th uses values 1 … t - 1 and two pseudo-observations."""
+    """Predictable plug-in bets (samples,): bet t uses values 1 … t - 1 and two pseudo-observations."""
     t = np.arange(1, len(x) + 1)
     means = (0.5 + np.cumsum(x)) / (t + 1)
     variances = (0.25 + np.cumsum((x - means) ** 2)) / (t + 1)
@@ -143,18 +144,18 @@ def _bets(x: np.ndarray, tail: float, *, horizon: int | None) -> np.ndarray:
 def _betting_interval(x: np.ndarray, bets: np.ndarray, tail: float, side: Side) -> Interval:
     low = 0.0 if side == "upper" else _ruled_out(x, bets, tail)
     high = 1.0 if side == "lower" else 1 - _ruled_out(1 - x, bets, tail)
-    if low > high:  # possible with probability below `tail`: the two gamblers together refute every mean
+    if low > high:  # with a probability below `tail`, the two gamblers together rule out every mean
         low = high = (low + high) / 2
     return Interval(low, high)
 
 
 def _ruled_out(x: np.ndarray, bets: np.ndarray, tail: float) -> float:
-    """The largest mean that the "truth is larger" gambler refutes.
+    """The largest mean that the gambler on "the truth is larger" rules out.
 
-    His capital falls with m (each factor 1 + min(bet, _TRUNCATION/m)·(x - m) does), so bisection finds the
-    end of the refuted means exactly; a grid would only come close.
+    Their capital falls with m, since each factor 1 + min(bet, _TRUNCATION/m)·(x - m) does, so bisection finds
+    it to the last bits; a grid would not.
     """
-    low, high = 0.0, 1.0  # every mean ≤ low is refuted; 0 is at worst the trivial bound
+    low, high = 0.0, 1.0  # every mean ≤ low is ruled out, or low is still the trivial bound 0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         capital = np.cumsum(np.log1p(np.minimum(bets, _TRUNCATION / middle) * (x - middle)))
@@ -175,7 +176,7 @@ def tail_probability(confidence: float, side: Side) -> float:
 
 
 def unit_values(values: np.ndarray) -> np.ndarray:
-    """`values` as float64 (samples,); UserError unless there is at least one and all lie in [0, 1]."""
+    """`values` as float64 (samples,). Raises UserError unless there is at least one and all are in [0, 1]."""
     x = np.asarray(values, dtype=np.float64).ravel()
     if len(x) == 0:
         raise UserError("no values were given; at least one number in [0, 1] was expected")

@@ -1,9 +1,9 @@
 """The true harm rate behind a fallible judge, from human labels on a random part of what it judged.
 
-The judge sees everything, people see little. Two ways to join them: split by the judge's verdict and bound
-its two errors exactly (`stratified_clopper_pearson`), or take the judge's rate and rectify it by the mean
-error on the labelled part (`prediction_powered`). Both need labels drawn at random: within each verdict for
-the first, overall for the second.
+Two ways to combine the judge's many verdicts with a few human labels: split by verdict and bound the judge's two
+error rates exactly (`stratified_clopper_pearson`), or correct the judge's rate by its mean error on the labelled
+part (`prediction_powered`). The labelled responses must be drawn at random: within each verdict for the first,
+from all responses for the second. Builds on intervals.py.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from csrlhf_kit.theory.intervals import Interval, Side, betting, clopper_pearson
 
 @dataclass(frozen=True)
 class JudgeAudit:
-    """Counts: what the judge said of everything, and what people said of a random part of it."""
+    """Counts: the judge's verdicts on all responses, and people's labels on a random part of them."""
 
     judged: int
-    """Responses that the judge saw."""
+    """Responses that were judged."""
     judged_unsafe: int
-    """Of these, those that it called unsafe."""
+    """How many of these were judged unsafe."""
     labelled_unsafe: int
-    """People labelled this many of the responses called unsafe ..."""
+    """How many of the responses judged unsafe people labelled ..."""
     false_alarms: int
-    """... and found this many of them safe."""
+    """... and how many of those they found safe."""
     labelled_safe: int
-    """People labelled this many of the responses called safe ..."""
+    """How many of the responses judged safe people labelled ..."""
     missed: int
-    """... and found this many of them harmful."""
+    """... and how many of those they found harmful."""
 
     def __post_init__(self) -> None:
         checks = (
@@ -47,7 +47,7 @@ class JudgeAudit:
 
     @property
     def estimate(self) -> float:
-        """The harm rate with both error rates at their observed values; nan where a stratum is unlabelled."""
+        """The harm rate with both error rates as observed; nan if one of them was not observed."""
         share = self.judged_unsafe / self.judged if self.judged else np.nan
         caught = 1 - self.false_alarms / self.labelled_unsafe if self.labelled_unsafe else np.nan
         slipped = self.missed / self.labelled_safe if self.labelled_safe else np.nan
@@ -57,7 +57,7 @@ class JudgeAudit:
     def from_labels(
         cls, judge_all: np.ndarray, judge_labelled: np.ndarray, human_labelled: np.ndarray
     ) -> JudgeAudit:
-        """From booleans "unsafe": `judge_all` (judged,); the other two (labelled,), of the same responses."""
+        """From booleans, true for unsafe: judge_all (judged,); the others (labelled,), of one length."""
         everything = np.asarray(judge_all, dtype=bool)
         judge, human = np.asarray(judge_labelled, dtype=bool), np.asarray(human_labelled, dtype=bool)
         if judge.shape != human.shape:
@@ -77,15 +77,14 @@ class JudgeAudit:
 def stratified_clopper_pearson(
     audit: JudgeAudit, *, confidence: float = 0.95, side: Side = "two-sided"
 ) -> Interval:
-    """Exact interval for the true harm rate: q * (1 - false alarms) + (1 - q) * missed, q judged unsafe.
+    """Exact interval for the true harm rate, q * (1 - false alarm rate) + (1 - q) * miss rate.
 
-    Each of the three rates gets a third of the error (Bonferroni) and its own Clopper-Pearson interval; the
-    harm rate is then as small and as large as these allow. Holds for every judge, good or bad, at every
-    sample size; wide when few responses that the judge called *safe* were labelled, because that is where
-    harm hides. A rate is only bounded on the sides that `side` needs.
+    q: the share that was judged unsafe. Each of the three rates gets its own Clopper-Pearson interval and a third
+    of the allowed error (Bonferroni); the harm rate then ranges over all values that these allow. Holds for every
+    judge and sample size. Wide if few of the responses judged *safe* were labelled, since harm hides there.
     """
     part = 1 - (1 - confidence) / 3
-    tail_probability(confidence, side)  # checks both
+    tail_probability(confidence, side)  # raises for wrong values
     q = clopper_pearson(audit.judged_unsafe, audit.judged, confidence=part)
     caught = audit.labelled_unsafe - audit.false_alarms
     harm_if_unsafe = clopper_pearson(caught, audit.labelled_unsafe, confidence=part, side=side)
@@ -105,12 +104,13 @@ def prediction_powered(
     method: Literal["normal", "betting"] = "normal",
     weight: float | None = None,
 ) -> Interval:
-    """Interval for the mean of `human`: the judge's mean on everything else, plus the mean rectifier.
+    """Interval for the true mean: the judge's mean on unlabelled responses plus its mean error on labelled ones.
 
     human, judge: (labelled,) in [0, 1], of the same responses; judge_unlabelled: (others,) in [0, 1].
-    normal: PPI++'s central-limit interval; `weight` is the trust in the judge, tuned to the least variance by
-    default (1 is plain PPI, 0 ignores the judge). Too short when disagreements are few: with none it has no
-    width to spare. betting: no approximation; half of the error to each part, weight 1.
+    method: "normal" is PPI++'s central-limit interval, which is too short if disagreements are few; "betting" is
+    no approximation, gives half of the allowed error to each part, and has weight 1.
+    weight: the trust in the judge (1 is plain PPI, 0 ignores the judge); None minimises the variance.
+    Raises UserError for fewer than two responses of either kind, or values outside [0, 1].
     Sources: Angelopoulos et al., Science 382 (2023), arXiv 2301.09633; PPI++, arXiv 2311.01453.
     """
     y, f, g = (np.asarray(x, dtype=np.float64).ravel() for x in (human, judge, judge_unlabelled))
@@ -124,7 +124,7 @@ def prediction_powered(
     if method == "betting":
         part = 1 - (1 - confidence) / 2
         judged = betting(g, confidence=part, side=side)
-        error = betting((y - f + 1) / 2, confidence=part, side=side)  # in [-1, 1], moved to [0, 1]
+        error = betting((y - f + 1) / 2, confidence=part, side=side)  # from [-1, 1] to [0, 1]
         low, high = judged.low + 2 * error.low - 1, judged.high + 2 * error.high - 1
     elif method == "normal":
         w = _best_weight(y, f, g) if weight is None else weight
@@ -140,7 +140,7 @@ def prediction_powered(
 
 
 def _best_weight(y: np.ndarray, f: np.ndarray, g: np.ndarray) -> float:
-    """The trust in the judge that minimises the variance: cov(y, f) / ((1 + n/N) var(f)), within [0, 1]."""
+    """The weight in [0, 1] that minimises the variance: cov(y, f) / ((1 + n/N) var(f)), clipped."""
     variance = np.concatenate([f, g]).var(ddof=1)
     if variance == 0:
         return 0.0

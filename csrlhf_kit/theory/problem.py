@@ -2,12 +2,12 @@
 
     maximise  F(policy) = E[reward] - beta * KL(policy || reference)   subject to   E[cost] <= threshold
 
-With finitely many responses nothing is learnt and nothing is sampled: the optimum, the multiplier that
-prices the constraint and the effect of every penalty are numbers. That makes it the yardstick for PPO, and
-the place where the papers' theorems can be computed instead of believed. float64 throughout.
+With finitely many responses, nothing is learnt or sampled: the optimum, its multiplier and the effect of every
+penalty can be computed. PPO is measured against this, and the papers' theorems can be checked here.
 
-The one fact behind all of it: the policy  reference * exp((reward - multiplier * cost) / beta), normalised
-per prompt, maximises F - multiplier * E[cost], and its cost falls as the multiplier grows.
+All of it rests on one fact: the policy  reference * exp((reward - multiplier * cost) / beta), normalised per
+prompt, maximises F - multiplier * E[cost], and its cost falls as the multiplier grows. Such a policy is called a
+tilt (of the reference, by the multiplier). float64 throughout.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from csrlhf_kit.errors import UserError
 Penalty = Literal["rectified", "linear", "per_sample"]
 Status = Literal["slack", "active", "tight", "given"]
 _MOST_STEPS = 200
-_TIGHT = 1e-13  # thresholds this close (relative to the spread of costs) to the smallest cost are at it
+_TIGHT = 1e-13  # a threshold this close to the smallest cost (relative to the spread of costs) equals it
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A policy and what it is worth. Averages are over prompts with their weights; KL is in nats."""
+    """A policy and its reward, cost and KL (nats), averaged over prompts by their weights."""
 
     policy: np.ndarray
     """(prompts, responses); each row sums to 1."""
@@ -41,9 +41,9 @@ class Solution:
     objective: float
     """F = reward - beta * kl, without any penalty."""
     multiplier: float
-    """The price of cost at which this policy is the best tilt."""
+    """The multiplier by which this policy is a tilt."""
     status: Status = "given"
-    """slack: the constraint costs nothing; active: it binds; tight: only the least cost satisfies it."""
+    """slack: the constraint is met anyway; active: it binds; tight: only the least possible cost meets it."""
 
 
 class FiniteProblem:
@@ -51,10 +51,9 @@ class FiniteProblem:
 
     reference: (prompts, responses) probabilities, zero where a prompt has fewer responses; a single prompt
     may be given as (responses,). reward, cost: the same shape. beta: the KL weight in reward units, above 0.
-    threshold: the largest allowed mean cost. prompt_weights: (prompts,) positive, normalised here; equal by
-    default.
+    threshold: the largest allowed mean cost. prompt_weights: (prompts,) positive, normalised here; None: equal.
 
-    Raises UserError for shapes, signs or numbers that make no problem.
+    Raises UserError for shapes, signs or values that are not as described.
     """
 
     def __init__(
@@ -89,9 +88,9 @@ class FiniteProblem:
         with np.errstate(divide="ignore"):
             self._log_reference = np.log(self.reference)
         allowed = np.where(self.reference > 0, self.cost, np.inf)
-        self._least = allowed.min(axis=1)  # (prompts,) the smallest cost that each prompt can reach
+        self._least = allowed.min(axis=1)  # (prompts,) the smallest possible cost of each prompt
         self._excess = np.where(self.reference > 0, self.cost - self._least[:, None], 0.0)
-        self._room = self._mean(-self._least) + self.threshold  # what the constraint leaves above that
+        self._room = self._mean(-self._least) + self.threshold  # threshold above the smallest possible cost
 
     def _table(self, name: str, values: np.ndarray) -> np.ndarray:
         table = np.atleast_2d(np.asarray(values, dtype=np.float64))
@@ -107,10 +106,10 @@ class FiniteProblem:
         """(prompts,) -> their weighted mean."""
         return float(self.weights @ values)
 
-    # ---- what a policy is worth -------------------------------------------------------------------------
+    # ---- evaluating a policy ----------------------------------------------------------------------------
 
     def evaluate(self, policy: np.ndarray, multiplier: float = np.nan, status: Status = "given") -> Solution:
-        """The Solution record of any policy, (prompts, responses). `multiplier` is stored, not used."""
+        """The `Solution` of a policy (prompts, responses) within the reference's support, else UserError."""
         pi = np.atleast_2d(np.asarray(policy, dtype=np.float64))
         if pi.shape != self.reference.shape or (pi < -1e-12).any() or np.abs(pi.sum(axis=1) - 1).max() > 1e-8:
             raise UserError(
@@ -135,11 +134,11 @@ class FiniteProblem:
         )
 
     def violation(self, policy: np.ndarray) -> float:
-        """E[cost] - threshold."""
+        """E[cost] - threshold for a policy (prompts, responses)."""
         return self._mean((np.atleast_2d(policy) * self._excess).sum(axis=1)) - self._room
 
     def penalised_value(self, policy: np.ndarray, penalty: float, kind: Penalty = "rectified") -> float:
-        """F - penalty * burden: the rectified mean cost, the mean rectified cost or the plain mean cost."""
+        """The objective F minus a penalty of one of the three kinds (see `penalised_optimum`)."""
         if kind == "rectified":
             burden = np.maximum(self.violation(policy), 0)
         else:
@@ -148,10 +147,10 @@ class FiniteProblem:
         return self.evaluate(policy).objective - penalty * burden
 
     def dual(self, multiplier: float) -> float:
-        """D = max over policies of F - multiplier * (E[cost] - threshold); convex, least at the optimum.
+        """Dual function, max over policies of F - multiplier * (E[cost] - threshold): convex, minimal at the optimum.
 
-        beta * E_x log E_reference exp((reward - multiplier * (cost - threshold)) / beta): one dimension, no
-        policy, only scores of reference samples. Source: CAN, arXiv 2405.19544.
+        Equals beta * E_x log E_reference exp((reward - multiplier * (cost - threshold)) / beta), so that scored
+        reference samples are enough to estimate it. Source: CAN, arXiv 2405.19544.
         """
         scores = self.reward - multiplier * (self.cost - self.threshold)
         return self.beta * float(self.weights @ logsumexp(self._log_reference + scores / self.beta, axis=1))
@@ -159,20 +158,19 @@ class FiniteProblem:
     # ---- the optima -------------------------------------------------------------------------------------
 
     def tilted(self, multiplier: float) -> Solution:
-        """The maximiser of F - multiplier * E[cost]."""
+        """The maximiser of F - multiplier * E[cost]. Raises UserError for a negative multiplier."""
         if not multiplier >= 0:
             raise UserError(f"multiplier is {multiplier}; a number of at least 0 was expected")
         return self.evaluate(self._tilt(multiplier, self._excess), multiplier)
 
     def smallest_cost(self) -> float:
-        """The least E[cost] that any policy within the reference's support reaches."""
+        """The smallest E[cost] of any policy within the reference's support."""
         return self._mean(self._least)
 
     def constrained_optimum(self) -> Solution:
-        """The best feasible policy; `.multiplier` is the constraint's price at it (0 where it is slack).
+        """The best feasible policy; its `multiplier` is the optimal one: 0 if slack, infinite if tight.
 
-        Where only the least cost is allowed (tight) the price is infinite. Raises UserError, naming the
-        smallest reachable cost, where nothing is feasible.
+        Raises UserError, which states the smallest reachable cost, if no policy is feasible.
         """
         if self._room < -_TIGHT * self._spread():
             raise UserError(
@@ -184,16 +182,16 @@ class FiniteProblem:
         return self.evaluate(self._tilt(price, self._excess), price, status)
 
     def penalised_optimum(self, penalty: float, kind: Penalty = "rectified") -> Solution:
-        """The maximiser of `penalised_value`. Three penalties that the literature calls by one name:
+        """The maximiser of `penalised_value`, for three penalties that the literature calls by one name:
 
         - rectified, F - penalty * [E[cost] - threshold]+ (CS-RLHF's theory, P3O): the constrained optimum
-          *itself* once the penalty exceeds that optimum's multiplier, whatever the penalty; below it, the
-          tilt by the penalty, which is infeasible. `.multiplier` is the effective price, min(penalty, price).
+          *itself* for every penalty above the optimal multiplier; below it, the tilt by the penalty, which is
+          infeasible. The solution's `multiplier` is the smaller of the two.
         - linear, F - penalty * E[cost] (CS-RLHF's released code): a tilt by the whole penalty; overshoots.
-        - per_sample, F - penalty * E[(cost - threshold)+] (RePO's idea): safe samples cannot pay for unsafe
-          ones; under KL no finite penalty makes it zero.
+        - per_sample, F - penalty * E[(cost - threshold)+] (RePO's idea): safe samples cannot make up for unsafe
+          ones; because of the KL term, no finite penalty makes it zero.
 
-        Needs no feasible policy: an unreachable threshold is approached as closely as the penalty pays for.
+        No policy need be feasible. Raises UserError for a negative penalty or another kind.
         """
         if not penalty >= 0:
             raise UserError(f"penalty is {penalty}; a number of at least 0 was expected")
@@ -207,14 +205,14 @@ class FiniteProblem:
         return self.evaluate(self._tilt(price, self._excess), price)
 
     def frontier(self, multipliers: np.ndarray) -> list[Solution]:
-        """The best tilt at each multiplier: no policy has more F at the same cost."""
+        """The tilt by each multiplier (multipliers,): no policy has a larger F at the same cost."""
         return [self.tilted(float(multiplier)) for multiplier in multipliers]
 
     def slater_bound(self, policy: np.ndarray) -> float:
-        """(F* - F(policy)) / (threshold - E[cost]) >= the optimal multiplier, for a strictly feasible policy.
+        """(F* - F(policy)) / (threshold - E[cost]), an upper bound on the optimal multiplier.
 
-        One safe policy that you already own, say the one that always refuses, thus bounds the penalty that
-        is large enough.
+        So one known safe policy, such as the one that always refuses, tells which penalty is large enough.
+        Raises UserError unless the policy's cost is below the threshold.
         """
         slack = -self.violation(policy)
         if not slack > 0:
@@ -222,7 +220,7 @@ class FiniteProblem:
         best, given = self.constrained_optimum().policy, np.atleast_2d(np.asarray(policy, dtype=np.float64))
         return self._mean(self._objective_by_prompt(best) - self._objective_by_prompt(given)) / slack
 
-    # ---- how ---------------------------------------------------------------------------------------------
+    # ---- computing ---------------------------------------------------------------------------------------
 
     def _spread(self) -> float:
         return max(float(self._excess.max()), np.finfo(float).tiny)
@@ -235,8 +233,9 @@ class FiniteProblem:
         return (policy * self.reward - self.beta * xlogy(policy, ratio)).sum(axis=1)
 
     def _tilt(self, multiplier: float, cost: np.ndarray) -> np.ndarray:
-        """reference * exp((reward - multiplier * cost) / beta), normalised. `cost` >= 0; an infinite
-        price keeps only the responses that cost 0."""
+        """reference * exp((reward - multiplier * cost) / beta), normalised, for `cost` >= 0.
+
+        An infinite multiplier keeps only the responses of cost 0."""
         burden = np.multiply(multiplier, cost, out=np.zeros_like(cost), where=cost > 0)  # inf * 0 = 0 here
         scores = np.where(self.reference > 0, self.reward - burden, -np.inf)
         logits = self._log_reference + scores / self.beta
@@ -244,17 +243,17 @@ class FiniteProblem:
         return weight / weight.sum(axis=1, keepdims=True)
 
     def _cost_and_slope(self, price: float) -> tuple[float, float]:
-        """E[cost above the least] of the tilt and its derivative, -Var(cost)/beta."""
+        """E[cost above the smallest] of a tilt, and its derivative -Var(cost)/beta."""
         policy = self._tilt(price, self._excess)
         mean = (policy * self._excess).sum(axis=1)
         variance = (policy * (self._excess - mean[:, None]) ** 2).sum(axis=1)
         return self._mean(mean), self._mean(-variance / self.beta)
 
     def _solve_multiplier(self) -> float:
-        """The price at which the tilt's cost is the threshold; 0 if slack, inf if out of reach.
+        """The multiplier at which the tilt's cost equals the threshold; 0 if slack, inf if there is none.
 
-        Newton on the logarithm of the cost above the least (costs decay exponentially in the price, so the
-        logarithm is nearly straight), kept inside a bracket by bisection.
+        Newton's method on the logarithm of the cost above the smallest, which is nearly linear since costs decay
+        exponentially in the multiplier; bisection keeps it inside a bracket.
         """
         room, spread, tiny = self._room, self._spread(), 4 * np.finfo(float).eps
         low, price, high = 0.0, 0.0, np.inf
@@ -281,12 +280,12 @@ class FiniteProblem:
 
 
 def violation_bound(suboptimality: float, *, penalty: float, multiplier: float) -> float:
-    """How far an inexact optimiser can be from feasible: suboptimality / (penalty - multiplier).
+    """Largest violation after inexact optimisation: suboptimality / (penalty - multiplier).
 
-    If the rectified objective of a policy is within `suboptimality` of its maximum, then [E[cost] -
-    threshold]+ is at most this, for a penalty above the optimal multiplier; below it there is no promise
-    (infinity). Because F(policy) <= F* + multiplier * [violation]+ by Lagrangian duality, while
-    F(policy) - penalty * [violation]+ >= F* - suboptimality.
+    If the rectified objective of a policy is within `suboptimality` of its maximum, then [E[cost] - threshold]+ is
+    at most this for a penalty above the optimal multiplier; below, there is no bound (infinity). Proof: F(policy)
+    <= F* + multiplier * [violation]+ by Lagrangian duality, and F(policy) - penalty * [violation]+ >= F* -
+    suboptimality. Raises UserError for a negative suboptimality.
     """
     if suboptimality < 0:
         raise UserError(f"suboptimality is {suboptimality}; a number of at least 0 was expected")

@@ -1,8 +1,8 @@
-"""Samples of the reference, reweighted to the policy that a multiplier would train: estimate and bootstrap.
+"""Reference samples, reweighted to the policy that a multiplier would train: estimate and bootstrap.
 
-The parts of `suggest_penalty` that compute. Weights are normalised per prompt by their own sum, so that the
-unknown constants of the policy cancel; the price is a bias of one over the number of samples, which the
-jackknife removes.
+The computations behind `suggest_penalty` (suggest.py); builds on problem.py. Each prompt's weights are divided by
+their sum, so that the policy's unknown constants cancel. This causes a bias of order one over the number of
+samples, which the jackknife removes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Resample = Literal["prompts", "responses"]
 
 
 def tilt(problem: FiniteProblem, multiplier: float, normalised: bool) -> Solution:
-    """The Solution at one multiplier. (r - m c) / (1 + m) = r - w (r + c) with w = m / (1 + m) in [0, 1]: the
-    normalised tilt is a plain one, priced w, of the cost r + c."""
+    """The `Solution` at one multiplier. normalised: for the score (r - m c) / (1 + m) instead of r - m c.
+
+    That equals r - w (r + c) with w = m / (1 + m) in [0, 1], a plain tilt by w of the cost r + c."""
     if not normalised:
         return problem.tilted(multiplier)
     share = 1.0 if np.isinf(multiplier) else multiplier / (1 + multiplier)
@@ -37,7 +38,7 @@ def tilt(problem: FiniteProblem, multiplier: float, normalised: bool) -> Solutio
 
 
 def optimal_multiplier(problem: FiniteProblem, normalised: bool) -> float:
-    """The price at which the tilt's cost is the threshold; 0 if slack, infinite if out of reach."""
+    """The multiplier at which the tilt's cost equals the threshold; 0 if it is below anyway, infinite if never."""
     if not normalised:
         try:
             return float(problem.constrained_optimum().multiplier)
@@ -50,7 +51,7 @@ def optimal_multiplier(problem: FiniteProblem, normalised: bool) -> float:
 
     if violation(0.0) <= 0:
         return 0.0
-    # Reward and cost may be opposed so strongly that the cost is not monotone in the share: first crossing.
+    # The cost need not fall monotonically with the share, so this takes the first crossing.
     shares = np.linspace(0, 1, 33)
     reached = next((share for share in shares if violation(share) <= 0), None)
     if reached is None:
@@ -68,13 +69,13 @@ def bootstrap_multipliers(
     replicates: int,
     rng: np.random.Generator,
 ) -> tuple[float, np.ndarray]:
-    """The multiplier corrected for bias, and (replicates,) of it under resampling.
+    """The multiplier corrected for bias, and bootstrap replicates of it (replicates,).
 
-    Cost curves on a grid of multipliers around the raw estimate, averaged, then inverted. What is averaged,
-    and resampled, are jackknife pseudo-values n * J - (n - 1) * J_without_i of each prompt's reweighted cost:
-    their mean has lost the bias of order 1/n, and their spread counts what a heavy sample hides by pulling
-    the mean towards itself (Tukey 1958; Efron 1982, The Jackknife, the Bootstrap, chapter 2).
-    valid: (prompts, samples), which samples exist. Infinite where a curve never meets the threshold.
+    valid: (prompts, samples), which samples exist. raw: the uncorrected estimate. Costs are computed on a grid of
+    multipliers around it, averaged, and the multiplier is read where the curve meets the threshold; infinite if it
+    never does. What is averaged and resampled are jackknife pseudo-values n * J - (n - 1) * J_without_i of each
+    prompt's reweighted cost: their mean has no bias of order 1/n, and their spread is right even if one heavy
+    sample dominates (Tukey 1958; Efron 1982, The Jackknife, the Bootstrap, chapter 2).
     """
     spread = float(np.ptp(problem.cost[valid])) or 1.0
     unit = raw if raw > 0 else problem.beta / spread
@@ -104,7 +105,7 @@ def _pseudo_values(r: np.ndarray, c: np.ndarray, grid: np.ndarray, scale: np.nda
     weight = np.exp(logits - logits.max(axis=0))
     weight /= weight.sum(axis=0)
     mean = c @ weight
-    others = np.maximum(1 - weight, 1e-9)  # a sample with all the weight leaves nothing to estimate from
+    others = np.maximum(1 - weight, 1e-9)  # without a sample that has all the weight, nothing is left
     without = mean + weight * (mean - c[:, None]) / others
     return len(r) * mean - (len(r) - 1) * without
 

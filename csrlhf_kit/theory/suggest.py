@@ -1,9 +1,9 @@
 """The penalty before training: the optimal multiplier and the whole frontier from scored reference samples.
 
-Sample a few responses a prompt from the reference model, score them with the reward and the cost model, and
-the dual of the constrained problem is a function of one number: reweight the samples by
-exp((reward - multiplier * cost) / beta), normalise per prompt, and look where the mean cost meets the
-threshold. The empirical problem *is* a `FiniteProblem` whose responses are the samples.
+Sample a few responses per prompt from the reference model and score them with the reward and cost models. Then
+the dual of the constrained problem is a function of one number: reweight the samples by exp((reward - multiplier *
+cost) / beta), normalise per prompt, and find where the mean cost meets the threshold. In other words, the samples
+are the responses of a `FiniteProblem`. Builds on problem.py and reweighting.py.
 Source of the idea: one-shot dual optimisation, CAN (arXiv 2405.19544).
 """
 
@@ -19,44 +19,44 @@ from csrlhf_kit.theory.intervals import Interval, tail_probability
 from csrlhf_kit.theory.problem import FiniteProblem, Solution
 from csrlhf_kit.theory.reweighting import Resample, bootstrap_multipliers, optimal_multiplier, tilt
 
-_FEW_SAMPLES = 5.0  # effective samples a prompt, below which a reweighted mean is one or two responses
-_FEW_TO_RESAMPLE = 20.0  # below this, resampled responses undercover: they never show what was not drawn
+_FEW_SAMPLES = 5.0  # effective samples per prompt; with fewer, a reweighted mean is one or two responses
+_FEW_TO_RESAMPLE = 20.0  # with fewer, intervals from resampled responses are too short
 
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """The best tilt at one multiplier, as the samples show it."""
+    """The tilt by one multiplier, as estimated from the samples."""
 
     multiplier: float
     reward: float
     cost: float
     kl: float
-    """Nats; cannot exceed log(samples), however far the true tilt is."""
+    """Nats; at most log(samples), even if the true tilt is further away."""
     effective_samples: float
-    """1 / sum of squared weights, the median over prompts."""
+    """1 / (sum of squared weights), the median over prompts."""
     kl_weight: float | None = None
-    """Weight of the KL at which this is the best: beta, or beta * (1 + multiplier) where the trainer divides."""
+    """KL weight of this tilt: beta, or beta * (1 + multiplier) if the trainer divides by 1 + multiplier."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the reference samples say about the penalty."""
+    """The penalty suggested by the reference samples."""
 
     multiplier: float
     """The optimal multiplier, corrected for the bias of self-normalised weights."""
     interval: Interval
     """Its bootstrap interval; `high` may be infinite."""
     bias: float
-    """The correction that was subtracted."""
+    """The estimated bias, which was subtracted."""
     recommended: float
     """The fixed penalty to train with."""
     rule: str
-    """Why that one."""
+    """The reason for it, in a sentence."""
     frontier: list[FrontierPoint]
     warnings: list[str]
     prompts: int
     samples: float
-    """Responses a prompt, the median."""
+    """Responses per prompt, the median."""
     beta: float
     threshold: float
     confidence: float
@@ -97,14 +97,13 @@ def suggest_penalty(
 ) -> Suggestion:
     """The optimal multiplier, its bootstrap interval, the frontier, and a fixed penalty with its rule.
 
-    reward, cost: (prompts, samples) scores of responses sampled from the *reference* model; nan where a
-    prompt has fewer. beta: the KL weight of the training to come, in the unit of the reward. normalised: the
-    trainer divides by 1 + multiplier while its KL weight stays beta, as Safe RLHF's and the kit's PPO do (so
-    that the tilt is by (reward - m * cost) / (beta * (1 + m))); False is the textbook objective.
-    resample: "prompts" if the prompts are themselves a sample of those to come (the usual case), "responses"
-    if they are all there are.
+    reward, cost: (prompts, samples) scores of responses sampled from the *reference* model; nan where a prompt has
+    fewer. beta: the KL weight of the planned training, in units of the reward. normalised: whether the trainer
+    divides reward - m * cost by 1 + m while its KL weight stays beta, as Safe RLHF's and the kit's PPO do; False is
+    the textbook objective. resample: "prompts" if the prompts are a sample of future ones (the usual case),
+    "responses" if there are no others. bootstrap: the number of replicates.
 
-    Raises UserError for scores that make no problem and for a threshold that no tilt of the samples reaches.
+    Raises UserError for scores of wrong shapes or values, and if no tilt of the samples meets the threshold.
     """
     r, c = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (reward, cost))
     if r.shape != c.shape or r.ndim != 2 or (np.isnan(r) != np.isnan(c)).any():
@@ -139,8 +138,8 @@ def suggest_penalty(
     multiplier = corrected if np.isfinite(corrected) else raw
     tail = tail_probability(confidence, "two-sided")
     if resample == "prompts" and len(r) > 1:
-        # Percentiles of n resampled things are too short by sqrt((n - 1) / n) and know no Student:
-        # Hesterberg's expanded percentile, The American Statistician 69 (2015).
+        # Percentile intervals from n resampled prompts are too short by sqrt((n - 1) / n) and ignore Student's t:
+        # Hesterberg's expanded percentile, The American Statistician 69 (2015), corrects both.
         tail = float(
             scipy.stats.norm.cdf(scipy.stats.t.ppf(tail, len(r) - 1) * np.sqrt(len(r) / (len(r) - 1)))
         )
@@ -172,14 +171,14 @@ def best_reward(
     at_kl: float,
     prompt_weights: np.ndarray | None = None,
 ) -> float:
-    """The most mean reward of any policy whose mean cost and mean KL are at most these, by the samples.
+    """The largest mean reward of a policy whose mean cost and mean KL (nats) are at most `at_cost` and `at_kl`.
 
-    reward, cost: (prompts, samples) scores of reference samples, nan where a prompt has fewer. What a
-    policy's `shortfall` in `results.json` is held against: the least over multiplier m and KL weight w of the dual
-    w * E_x log E_reference exp((reward - m * cost) / w) + m * at_cost + w * at_kl, which is convex in both.
-    Samples show no policy further than log(samples) from the reference; beyond that the answer is too low.
+    reward, cost: (prompts, samples) scores of reference samples, nan where a prompt has fewer. This is the minimum
+    over multiplier m and KL weight w of the dual w * E_x log E_reference exp((reward - m * cost) / w) + m * at_cost
+    + w * at_kl, convex in both; `shortfall` in `results.json` is the distance from it. Samples contain no policy
+    further than log(samples) from the reference; beyond that, the result is too low.
 
-    Raises UserError for scores that make no problem, and where the samples show no such policy.
+    Raises UserError for scores of wrong shapes or values, and if the samples contain no such policy.
     """
     valid = ~np.isnan(np.atleast_2d(reward))
     tables = [np.where(valid, np.atleast_2d(x), 0.0) for x in (reward, cost)]
@@ -206,10 +205,10 @@ def best_reward(
 
 
 def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple[float, str]:
-    """A fixed penalty and its rule in words. The reason for 2: see `batch_hinge.equilibrium_violation`.
+    """A fixed penalty and its rule in words. For the factor 2, see `batch_hinge.equilibrium_violation`.
 
-    A normalised gate, open on a share g of the steps, mixes (r - penalty * c) / (1 + penalty) with r: it acts
-    with price u / (1 - u), u = g * penalty / (1 + penalty). At g = 1/2 that is below 1 for every penalty.
+    A normalised gate that is open in a share g of the steps mixes (r - penalty * c) / (1 + penalty) with r: its
+    effective multiplier is u / (1 - u), u = g * penalty / (1 + penalty), below 1 for g = 1/2 and every penalty.
     """
     if interval.high == 0:
         return 0.0, "no penalty: the reference, tilted by the reward alone, already meets the threshold."
