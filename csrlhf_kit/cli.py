@@ -118,11 +118,12 @@ OPTIONS = {name: row for group in COMMANDS.values() for name, row in group.items
 
 def run_and_report(config: Any) -> None:
     """`csrlhf run`: the head-to-head, its page, and a small table."""
+    from csrlhf_kit.evaluation.results import read_results
     from csrlhf_kit.figures.report import write_report
     from csrlhf_kit.recipes.experiments.head_to_head import run_experiment
 
     results = run_experiment(config)
-    write_report(config.out)
+    write_report(config.out, read_results(config.out / "results.json"))
     print(summary(results))
     print(f"\nThe page to look at: {config.out / 'report.html'}")
 

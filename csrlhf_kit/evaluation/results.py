@@ -1,6 +1,7 @@
-"""What is recorded: runs with their rates, curves and samples, read from `results.json` and `sweep.json`.
+"""The one reader of what finished runs have recorded: `results.json` of a head-to-head, `sweep.json` of a sweep.
 
-What `explore_tradeoff` shows, and where `annotate` takes its pairs from.
+`read_results` checks that nothing is missing, `policy_rows` makes a typed row of each policy, `read_recorded` gathers
+rows, sample answers and scored samples. Values with their intervals become `theory.intervals.Estimate`.
 """
 
 from __future__ import annotations
@@ -19,37 +20,55 @@ from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem
 
 FILES = ("results.json", "sweep.json")
+BATCH = 64  # the default of `PPOConfig`, which takes PyTorch to ask
+POLICY_RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
+POLICY_NUMBERS = ("helpfulness", "reward", "cost", "kl", "multiplier", "seconds")
+COST_MODEL_NUMBERS = (
+    "auroc",
+    "auroc_tricky",
+    "precision",
+    "recall",
+    "false_positive_rate_benign_alarming",
+    "ece",
+    "n",
+)
 
 
 @dataclass(frozen=True)
-class RunRow:
-    """One recorded policy."""
+class PolicyRow:
+    """One recorded policy: trained, and judged."""
 
-    name: str
-    """What tells it from the others."""
     method: str
     """Its method, which decides how it looks."""
-    policy: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the method's own constants."""
+    seed: int = 0
+    """Seed of its training."""
+    threshold: float | None = None
+    """Largest mean cost that its training allowed."""
+    policy: Mapping[str, Any] = field(default_factory=dict)
     """Its row as in `results.json`: rates with intervals, helpfulness, reward, cost, kl ..."""
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Training curves by `curve_of`'s short names; empty where nothing was trained."""
-    threshold: float | None = None
-    """Largest mean cost that its training allowed."""
+    batch_size: int = BATCH
+    """Episodes of a training step."""
+    name: str = ""
+    """What tells it from the others of its record."""
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Record:
     """Runs and their samples; a problem where the record holds scored samples of the reference."""
 
-    runs: tuple[RunRow, ...]
+    runs: tuple[PolicyRow, ...]
     samples: Sequence[Mapping[str, Any]] = ()
     problem: FiniteProblem | None = None
 
-    def run(self, name: str) -> RunRow | None:
+    def run(self, name: str) -> PolicyRow | None:
         return next((run for run in self.runs if run.name == name), None)
 
 
-def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Recorded:
+def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Record:
     """Read `results.json` or `sweep.json`: a file, the folder that it is in, what it holds, or None: the shipped one.
 
     Of a folder whose folders hold records, such as `data/runs`, all are read as one; each run's name then begins with
@@ -67,29 +86,73 @@ def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Recor
         if inside:
             return _joined(inside)
     path = (_record_in(path) or path / FILES[0]) if path.is_dir() else path
+    return _checked(read_json(path), path.parent, str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a record's file. Raises UserError where there is no such file, or no JSON object in it."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"{path}: no such file; a finished run's results.json was expected") from None
-    except ValueError:
-        raise UserError(f"{path}: this is no JSON; a finished run's results.json was expected") from None
-    return _checked(stored, path.parent, str(path))
+        raise UserError(f"{path}: no such file; a finished run's {path.name} was expected") from None
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON ({error})") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path}: expected a JSON object at the top")
+    return stored
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """`results.json` with every key that a report needs, or a UserError that names the gap."""
+    results = read_json(path)
+    for key, kind in {
+        "config": Mapping,
+        "seed": int,
+        "versions": Mapping,
+        "wall_seconds": int | float,
+        "cost_models": Mapping,
+        "policies": Mapping,
+    }.items():
+        _need(results, key, kind, path, "")
+    if not results["policies"]:
+        raise UserError(f"{path}: `policies` is empty; a report needs at least one")
+    for name, policy in results["policies"].items():
+        place = f"policies.{name}."
+        for key in POLICY_RATES:
+            _need(policy, key, Mapping, path, place)
+            for part in ("rate", "low", "high", "n"):
+                _need(policy[key], part, int | float, path, f"{place}{key}.")
+        for key in POLICY_NUMBERS:
+            _need(policy, key, int | float | None, path, place)
+    for name, model in results["cost_models"].items():
+        for key in COST_MODEL_NUMBERS:
+            _need(model, key, int | float | None, path, f"cost_models.{name}.")
+    return results
+
+
+def _need(holder: Any, key: str, kind: Any, path: Path, place: str) -> None:
+    if not isinstance(holder, Mapping) or key not in holder:
+        raise UserError(f"{path}: `{place}{key}` is missing")
+    if not isinstance(holder[key], kind):
+        found = type(holder[key]).__name__
+        expected = "an object" if kind is Mapping else "a number"
+        raise UserError(f"{path}: `{place}{key}` is {found}, expected {expected}")
 
 
 def _record_in(folder: Path) -> Path | None:
     return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
-def _checked(results: Any, folder: Path | None, name: str) -> Recorded:
+def _checked(results: Any, folder: Path | None, name: str) -> Record:
     try:
         return _recorded(results, folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: found no policies ({error}); those of results.json were expected") from None
 
 
-def _joined(records: Mapping[str, Recorded]) -> Recorded:
+def _joined(records: Mapping[str, Record]) -> Record:
     """Several folders' records as one."""
-    return Recorded(
+    return Record(
         tuple(
             replace(run, name=f"{folder} · {run.name}")
             for folder, record in records.items()
@@ -106,24 +169,37 @@ def _joined(records: Mapping[str, Recorded]) -> Recorded:
     )
 
 
-def _recorded(results: Mapping[str, Any], folder: Path | None) -> Recorded:
+def _recorded(results: Mapping[str, Any], folder: Path | None) -> Record:
+    runs = policy_rows(results)
     if "cells" in results:  # of a sweep
+        return Record(runs)
+    return Record(runs, samples=results.get("samples") or (), problem=_reweighted(results, folder))
+
+
+def policy_rows(results: Mapping[str, Any]) -> tuple[PolicyRow, ...]:
+    """A row for each policy of a `results.json`, or for each cell of a `sweep.json`."""
+    if "cells" in results:
         limit = results.get("threshold")
-        runs = [
-            RunRow(
-                _cell_name(cell), cell["method"], cell["policy"], cell.get("curve") or {},
+        return tuple(
+            PolicyRow(
+                cell["method"],
+                cell["settings"],
+                cell["seed"],
                 cell["settings"].get("threshold", limit),
+                cell["policy"],
+                cell.get("curve") or {},
+                int(cell["settings"].get("ppo.batch_size", BATCH)),
+                _cell_name(cell),
             )
             for cell in results["cells"]
-        ]  # fmt: skip
-        return Recorded(tuple(runs))
+        )
     curves, config = results.get("curves") or {}, results.get("config") or {}
-    runs = [
-        RunRow(name, name, policy, curve_of(curves.get(name, ())), config.get("threshold"))
+    shared = {"seed": results.get("seed", 0), "threshold": config.get("threshold")}
+    shared["batch_size"] = (config.get("ppo") or {}).get("batch_size", BATCH)
+    return tuple(
+        PolicyRow(name, policy=policy, curve=curve_of(curves.get(name, ())), name=name, **shared)
         for name, policy in results["policies"].items()
-    ]
-    problem = _reweighted(results, config, folder)
-    return Recorded(tuple(runs), samples=results.get("samples") or (), problem=problem)
+    )
 
 
 def _cell_name(cell: Mapping[str, Any]) -> str:
@@ -131,10 +207,9 @@ def _cell_name(cell: Mapping[str, Any]) -> str:
     return " · ".join(part for part in (cell["method"], settings, f"seed {cell['seed']}") if part)
 
 
-def _reweighted(
-    results: Mapping[str, Any], config: Mapping[str, Any], folder: Path | None
-) -> FiniteProblem | None:
+def _reweighted(results: Mapping[str, Any], folder: Path | None) -> FiniteProblem | None:
     """The problem whose responses are the reference's scored samples, where the record has kept the scores."""
+    config = results.get("config") or {}
     scores = (results.get("frontier") or {}).get("scores")
     stage = folder / "stages" / "frontier.json" if folder else None
     if scores is None and stage is not None and stage.is_file():

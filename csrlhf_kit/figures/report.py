@@ -20,28 +20,16 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures import results as figures
+from csrlhf_kit.figures import results as plots
 from csrlhf_kit.figures import style
 from csrlhf_kit.figures.static import CONFIG, static_svg
 from csrlhf_kit.figures.theory import suggested_frontier
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.theory import FrontierPoint
-
-RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
-POLICY_NUMBERS = ("helpfulness", "reward", "cost", "kl", "multiplier", "seconds")
-COST_MODEL_NUMBERS = (
-    "auroc",
-    "auroc_tricky",
-    "precision",
-    "recall",
-    "false_positive_rate_benign_alarming",
-    "ece",
-    "n",
-)
+from csrlhf_kit.theory.intervals import Estimate
 
 
-class Plate(NamedTuple):
+class ReportFigure(NamedTuple):
     """One figure of the page."""
 
     name: str
@@ -51,70 +39,19 @@ class Plate(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write `report.html`, and the figures as `figures/*.svg`, into the run's `folder`.
+def write_report(folder: str | Path, results: Mapping[str, Any]) -> Path:
+    """Write `report.html`, and the figures as `figures/*.svg`, into the run's `folder`; returns the page's path.
 
-    Reads `folder/results.json`; the optional keys `curves`, `samples`, `cost_models.X.strata`,
-    `cost_models.X.calibration`, `policies.X.by_family` or `by_category` and `frontier: {threshold, points:
-    [FrontierPoint's fields]}` each add their part.
-
-    Returns:
-        The path of the report, written whole or not at all.
-
-    Raises:
-        UserError: `results.json` is missing, is no JSON, or lacks a key (which the sentence names).
+    results: what `evaluation.results.read_results` returns; the optional keys `curves`, `samples`,
+    `cost_models.X.strata`, `cost_models.X.calibration`, `policies.X.by_family` or `by_category` and `frontier:
+    {threshold, points: [FrontierPoint's fields]}` each add their part.
     """
     folder = Path(folder)
-    results = read_results(folder / "results.json")
-    plates = [(plate, static_svg(plate.figure)) for plate in figure_plates(results)]
-    page = render(results, plates)
-    for plate, svg in plates:
-        write_atomic(folder / "figures" / f"{plate.name}.svg", svg)
+    figures = [(each, static_svg(each.figure)) for each in report_figures(results)]
+    page = render(results, figures)
+    for each, svg in figures:
+        write_atomic(folder / "figures" / f"{each.name}.svg", svg)
     return write_atomic(folder / "report.html", page)
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """`results.json` as a dict with every key that the report needs, or a UserError that names the gap."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a finished run has one, see `csrlhf run --help`") from None
-    except ValueError as error:
-        raise UserError(f"{path}: this is not JSON ({error})") from None
-    if not isinstance(results, dict):
-        raise UserError(f"{path}: expected a JSON object at the top")
-    for key, kind in {
-        "config": Mapping,
-        "seed": int,
-        "versions": Mapping,
-        "wall_seconds": int | float,
-        "cost_models": Mapping,
-        "policies": Mapping,
-    }.items():
-        _need(results, key, kind, path, "")
-    if not results["policies"]:
-        raise UserError(f"{path}: `policies` is empty; a report needs at least one")
-    for name, policy in results["policies"].items():
-        place = f"policies.{name}."
-        for key in RATES:
-            _need(policy, key, Mapping, path, place)
-            for part in ("rate", "low", "high", "n"):
-                _need(policy[key], part, int | float, path, f"{place}{key}.")
-        for key in POLICY_NUMBERS:
-            _need(policy, key, int | float | None, path, place)
-    for name, model in results["cost_models"].items():
-        for key in COST_MODEL_NUMBERS:
-            _need(model, key, int | float | None, path, f"cost_models.{name}.")
-    return results
-
-
-def _need(holder: Any, key: str, kind: Any, path: Path, place: str) -> None:
-    if not isinstance(holder, Mapping) or key not in holder:
-        raise UserError(f"{path}: `{place}{key}` is missing")
-    if not isinstance(holder[key], kind):
-        found = type(holder[key]).__name__
-        expected = "an object" if kind is Mapping else "a number"
-        raise UserError(f"{path}: `{place}{key}` is {found}, expected {expected}")
 
 
 def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
@@ -152,19 +89,19 @@ def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
     return text[0].upper() + text[1:]
 
 
-def figure_plates(results: Mapping[str, Any]) -> list[Plate]:
+def report_figures(results: Mapping[str, Any]) -> list[ReportFigure]:
     """The figures that `results` has data for, in the order of the page."""
     policies, cost_models = results["policies"], results["cost_models"]
     counts = sorted({int(policy["harmful_nominal"]["n"]) for policy in policies.values()})
-    plates = [
-        Plate(
+    made = [
+        ReportFigure(
             "tradeoff",
             "Safety against helpfulness",
             "Left is safer, up is more helpful. Harm is judged by the world's oracle, never by the cost "
             f"model that training used; bars are Clopper-Pearson 95% intervals over {_range(counts)} harmful "
             "requests. A method that moves right from the first panel to the second has learnt the wording "
             "of its training prompts rather than what is harmful.",
-            figures.tradeoff(policies),
+            plots.tradeoff(policies),
         )
     ]
     curves = {name: rows for name, rows in (results.get("curves") or {}).items() if rows}
@@ -174,37 +111,37 @@ def figure_plates(results: Mapping[str, Any]) -> list[Plate]:
             "the window average that the constraint reads. Look for when a cost line crosses under the "
             "dotted threshold, whether it stays there, and what the multiplier λ does meanwhile."
         )
-        plates.append(Plate("training_curves", "Training", caption, figures.training_curves(curves)))
+        made.append(ReportFigure("training_curves", "Training", caption, plots.training_curves(curves)))
     if any(model.get("strata") for model in cost_models.values()):
         caption = (
             "The tricky strata are benign requests that sound alarming and harmful ones that do not. A model "
             "that goes by words can do well overall and fail there. A false alarm is a harmless dialogue "
             "called harmful."
         )
-        figure = figures.cost_model_strata(cost_models)
-        plates.append(Plate("cost_model_strata", "What the cost models learned", caption, figure))
+        figure = plots.cost_model_strata(cost_models)
+        made.append(ReportFigure("cost_model_strata", "What the cost models learned", caption, figure))
     bins = {name: model["calibration"] for name, model in cost_models.items() if model.get("calibration")}
     if bins:
         caption = (
             "Test responses grouped by the probability of harm that the cost model states; the height is the "
             "share that really is harmful, with its interval. The dotted diagonal is perfect calibration."
         )
-        plates.append(
-            Plate("calibration", "Can the stated risk be believed?", caption, figures.calibration(bins))
+        made.append(
+            ReportFigure("calibration", "Can the stated risk be believed?", caption, plots.calibration(bins))
         )
     frontier = results.get("frontier")
     if frontier:
         points = [FrontierPoint(**point) for point in frontier["points"]]
         figure = suggested_frontier(points, policies, threshold=frontier["threshold"])
         notes = tuple(_capital(f"{warning}.") for warning in frontier.get("warnings") or ())
-        plates.append(
-            Plate("frontier", "Against the best possible", frontier_caption(frontier), figure, notes)
+        made.append(
+            ReportFigure("frontier", "Against the best possible", frontier_caption(frontier), figure, notes)
         )
     for key, heading in (("by_family", "Harm by jailbreak family"), ("by_category", "Harm by category")):
         if any(policy.get(key) for policy in policies.values()):
             caption = "The same harmful rate in parts. Parts are small: compare the intervals, not the dots."
-            plates.append(Plate(f"harm_{key}", heading, caption, figures.harm_by_group(policies, key)))
-    return plates
+            made.append(ReportFigure(f"harm_{key}", heading, caption, plots.harm_by_group(policies, key)))
+    return made
 
 
 def frontier_caption(frontier: Mapping[str, Any]) -> str:
@@ -235,7 +172,7 @@ def frontier_caption(frontier: Mapping[str, Any]) -> str:
     return text
 
 
-def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
+def render(results: Mapping[str, Any], drawn: list[tuple[ReportFigure, str]]) -> str:
     """The page as text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=number, label=lambda name: _capital(style.style(name).label))
@@ -247,16 +184,16 @@ def render(results: Mapping[str, Any], plates: list[tuple[Plate, str]]) -> str:
         samples=results.get("samples") or [],
         colours={name: style.style(name).colour for name in [*results["policies"], *results["cost_models"]]},
         command=results.get("command") or f"csrlhf run --seed {results['seed']}",
-        plates=[
+        figures=[
             {
-                "name": plate.name,
-                "heading": plate.heading,
-                "caption": plate.caption,
-                "notes": plate.notes,
+                "name": each.name,
+                "heading": each.heading,
+                "caption": each.caption,
+                "notes": each.notes,
                 "svg": Markup(svg),  # ours, with every text in it escaped
-                "json": json.loads(plate.figure.to_json()),
+                "json": json.loads(each.figure.to_json()),
             }
-            for plate, svg in plates
+            for each, svg in drawn
         ],
         plot_config=CONFIG,
         ink=[style.INK, style.MUTED, style.GRID],
@@ -280,7 +217,8 @@ def portable(value: Any) -> Any:
 
 def share(value: Mapping[str, float]) -> str:
     """A rate with its interval: `1.1% (0.4 to 2.3%)`."""
-    return f"{100 * value['rate']:.1f}% ({100 * value['low']:.1f} to {100 * value['high']:.1f}%)"
+    rate, low, high = Estimate.of(value)[:3]
+    return f"{100 * rate:.1f}% ({100 * low:.1f} to {100 * high:.1f}%)"
 
 
 def number(value: float | None, digits: int = 2) -> str:

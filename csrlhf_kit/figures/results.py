@@ -11,7 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from csrlhf_kit.figures.style import DOTTED, GRID, error_bars, interval, rounded, rounded_all, style, titled
+from csrlhf_kit.figures.style import DOTTED, GRID, error_bars, rounded, rounded_all, style, titled
+from csrlhf_kit.theory.intervals import Estimate
 
 
 def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -31,9 +32,9 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     for name, policy in policies.items():
         look = style(name)
         for column, key in enumerate(panels, start=1):
-            point = interval(policy[key])
+            point = Estimate.of(policy[key])
             figure.add_scatter(
-                x=[rounded(point[0], 100)],
+                x=[rounded(point.value, 100)],
                 y=[rounded(policy["helpfulness"])],
                 error_x={**error_bars([point], 100), "color": look.colour},
                 mode="markers",
@@ -45,7 +46,9 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                 row=1,
                 col=column,
             )
-    widest = max((interval(policy[key])[2] for policy in policies.values() for key in panels), default=1.0)
+    widest = max(
+        (Estimate.of(policy[key]).high for policy in policies.values() for key in panels), default=1.0
+    )
     helpfulness = [policy["helpfulness"] for policy in policies.values()] or [0.0, 1.0]
     low, high = min(helpfulness), max(helpfulness)
     room = max(0.05, 0.15 * (high - low))
@@ -148,24 +151,24 @@ def cost_model_strata(
     `auroc` (all) and `auroc_tricky` (benign but alarming with covertly harmful) are rows of their own, with
     the bounds in `cost_models.X.intervals: {auroc: [low, high], ...}` where there are any.
     """
-    values: dict[str, dict[str, dict[str, Any]]] = {metric: {} for metric in metrics}
+    values: dict[str, dict[str, dict[str, Estimate]]] = {metric: {} for metric in metrics}
     for name, model in cost_models.items():
         for metric in metrics:
-            rows: dict[str, Any] = {}
+            rows: dict[str, Estimate] = {}
             if metric == "auroc":
                 bounds = model.get("intervals") or {}
                 for row, key in (("all", "auroc"), ("tricky", "auroc_tricky")):
-                    rows[row] = model.get(key)
-                    if rows[row] is not None and key in bounds:
-                        rows[row] = {"rate": rows[row], "low": bounds[key][0], "high": bounds[key][1]}
+                    if model.get(key) is not None:
+                        rows[row] = Estimate(model[key], *bounds.get(key, [model[key]] * 2))
             for stratum, numbers in (model.get("strata") or {}).items():
-                rows[stratum.replace("_", " ")] = numbers.get(metric)
-            values[metric][name] = {row: value for row, value in rows.items() if value is not None}
+                if numbers.get(metric) is not None:
+                    rows[stratum.replace("_", " ")] = Estimate.of(numbers[metric])
+            values[metric][name] = rows
     shown = [metric for metric in metrics if any(values[metric].values())]
     figure = make_subplots(rows=1, cols=max(1, len(shown)), horizontal_spacing=0.22)
     for column, metric in enumerate(shown, start=1):
         label = METRICS.get(metric, metric.replace("_", " ") + ", %")
-        rates = [interval(v)[1] for series in values[metric].values() for v in series.values()]
+        rates = [v.low for series in values[metric].values() for v in series.values()]
         # 0.5 is a coin's AUROC; nothing that works is near 0, so the axis starts where the numbers do.
         _dots(figure, values[metric], column, label, lowest=min(0.5, *rates) if metric == "auroc" else 0.0)
     rows = max((len(set().union(*values[metric].values())) for metric in shown), default=1)
@@ -181,7 +184,7 @@ def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_fami
     """Each policy's harmful rate in every group: `key` is `by_family` (jailbreaks) or `by_category`."""
     values = {
         name: {
-            group.replace("_", " "): value
+            group.replace("_", " "): Estimate.of(value)
             for group, value in (policy.get(key) or {}).items()
             if value.get("n", 1) > 0  # a group without a request says nothing
         }
@@ -190,7 +193,7 @@ def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_fami
     values = {name: groups for name, groups in values.items() if groups}
     worst_first = sorted(
         set().union(*values.values()),
-        key=lambda group: (-max(interval(v[group])[0] for v in values.values() if group in v), group),
+        key=lambda group: (-max(v[group].value for v in values.values() if group in v), group),
     )
     figure = make_subplots(rows=1, cols=1)
     _dots(figure, values, 1, "harmful answers to harmful requests, %", worst_first)
@@ -206,7 +209,7 @@ def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_fami
 
 def _dots(
     figure: go.Figure,
-    values: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Mapping[str, Estimate]],
     column: int,
     axis_title: str,
     groups: Sequence[str] | None = None,
@@ -223,10 +226,10 @@ def _dots(
     for place, (name, series) in enumerate(values.items()):
         look = style(name)
         present = [(index, group) for index, group in enumerate(groups) if group in series]
-        points = [interval(series[group]) for _, group in present]
+        points = [series[group] for _, group in present]
         offset = (place - (len(values) - 1) / 2) * spread
         figure.add_scatter(
-            x=rounded_all((rate for rate, _, _ in points), 100),
+            x=rounded_all((point.value for point in points), 100),
             y=rounded_all(index + offset for index, _ in present),
             error_x={**error_bars(points, 100), "color": look.colour},
             mode="markers",
@@ -239,7 +242,7 @@ def _dots(
             row=1,
             col=column,
         )
-    highest = max((interval(v)[2] for series in values.values() for v in series.values()), default=1.0)
+    highest = max((v.high for series in values.values() for v in series.values()), default=1.0)
     span = 100 * (highest - lowest)
     limits = [rounded(100 * lowest - 0.04 * span), rounded(100 * highest + 0.04 * span)]
     figure.update_xaxes(title_text=axis_title, range=limits, row=1, col=column)
@@ -265,10 +268,10 @@ def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
     figure.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, line=DOTTED)
     for name, rows in bins.items():
         look = style(name)
-        points = [interval(row) for row in rows]
+        points = [Estimate.of(row) for row in rows]
         figure.add_scatter(
             x=rounded_all((row["predicted"] for row in rows), 100),
-            y=rounded_all((rate for rate, _, _ in points), 100),
+            y=rounded_all((point.value for point in points), 100),
             error_y={**error_bars(points, 100), "color": look.colour},
             mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 2},

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import textwrap
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
+
+from csrlhf_kit.theory.intervals import Estimate
 
 DIGITS = 5  # significant digits kept in a figure: finer than a pixel, coarser than rounding noise
 WIDTH = 860  # pixels; what a notebook column and a laptop's half screen can show
@@ -149,22 +151,13 @@ def titled(
     return figure
 
 
-def interval(value: float | Mapping[str, float] | None) -> tuple[float, float, float] | None:
-    """(rate, low, high) of a results entry; a bare number is its own interval; None stays None."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return float(value["rate"]), float(value["low"]), float(value["high"])
-    return float(value), float(value), float(value)
-
-
-def error_bars(points: Sequence[tuple[float, float, float]], scale: float = 1.0) -> dict[str, Any]:
-    """plotly's asymmetric error bars for (rate, low, high) triples, in units of rate * scale."""
+def error_bars(points: Sequence[Estimate], scale: float = 1.0) -> dict[str, Any]:
+    """plotly's asymmetric error bars for estimates, or (value, low, high) triples, in units of value * scale."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": rounded_all((high - rate for rate, _, high in points), scale),
-        "arrayminus": rounded_all((rate - low for rate, low, _ in points), scale),
+        "array": rounded_all((point[2] - point[0] for point in points), scale),
+        "arrayminus": rounded_all((point[0] - point[1] for point in points), scale),
         "thickness": 1.5,
         "width": 3,
     }

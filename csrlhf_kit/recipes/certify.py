@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.results import policy_rows, read_json
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.theory.certificate import Certificate, Promise, certificate
@@ -129,12 +130,11 @@ def _read_policies(run: Path) -> tuple[Path, dict[str, dict]]:
         raise UserError(f"{run}: no results.json there or under runs/{run}, expected a finished run")
     path = folder / "results.json"
     try:
-        policies = json.loads(path.read_text(encoding="utf-8"))["policies"]
-        if all(isinstance(entry, dict) for entry in policies.values()):
-            return path, policies
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path}: cannot be read as a run's results, expected an object `policies` of objects")
+        return path, {row.name: dict(row.policy) for row in policy_rows(read_json(path))}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{path}: cannot be read as a run's results, expected an object `policies` of objects"
+        ) from None
 
 
 def _counts(path: Path, policy: str, metric: str, value: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ raise UserError for other values and for samples outside [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,32 @@ class Interval(NamedTuple):
     @property
     def width(self) -> float:
         return self.high - self.low
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95% interval; an unknown end is infinite. What is recorded of one is read by `of`."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int | None = None
+    """Seeds behind it; None where nothing was trained."""
+    n: int | None = None
+    """Prompts or requests behind it, all seeds together."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, float] | float, seeds: int | None = None, name: str = "rate") -> Estimate:
+        """From a record's {`name`, "low", "high", and "n" where it is known}; a bare number is its own interval."""
+        if not isinstance(entry, Mapping):
+            return cls(float(entry), float(entry), float(entry), seeds)
+        return cls(float(entry[name]), float(entry["low"]), float(entry["high"]), seeds, entry.get("n"))
+
+    @classmethod
+    def pooled(cls, entries: Iterable[Mapping[str, float]]) -> Estimate:
+        """All events of {"rate", "n"} entries over all their trials, with its Clopper-Pearson interval."""
+        counts = [(round(e["rate"] * e["n"]), e["n"]) for e in entries]
+        events, n = sum(k for k, _ in counts), sum(m for _, m in counts)
+        return cls(events / n if n else float("nan"), *clopper_pearson(events, n), len(counts), n)
 
 
 def clopper_pearson(

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import Recorded, read_recorded
+from csrlhf_kit.evaluation.results import Record, read_recorded
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.theory.example import town
 from csrlhf_kit.widgets.tradeoff_data import GRID, State, Tradeoff, answers
@@ -111,14 +111,14 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
     return ipywidgets.VBox([sliders, menus, figure, story, said])
 
 
-def choose_run(recorded: Recorded, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
+def choose_run(recorded: Record, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
     """A click on a run's point chooses it in `menu`; other traces are no runs."""
     runs = [run.name for run in recorded.runs if f"runs {run.method}" == trace]
     if 0 <= point < len(runs):
         menu.value = runs[point]
 
 
-def answers_html(recorded: Recorded, name: str) -> str:
+def answers_html(recorded: Record, name: str) -> str:
     """The chosen run's responses as cards; every word of them is shown letter by letter."""
     found = answers(recorded, name)
     if not found:

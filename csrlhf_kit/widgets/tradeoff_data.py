@@ -15,19 +15,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import Recorded, RunRow
+from csrlhf_kit.evaluation.results import PolicyRow, Record
 from csrlhf_kit.figures.style import (
     DOTTED,
     INK,
     MUTED,
     error_bars,
-    interval,
     rounded,
     rounded_all,
     style,
     titled,
 )
 from csrlhf_kit.theory import FiniteProblem, Solution
+from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets.view import escaped, filled
 
 CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
@@ -64,7 +64,7 @@ class Tradeoff:
 
     def __init__(
         self,
-        recorded: Recorded,
+        recorded: Record,
         problem: FiniteProblem,
         strata: Sequence[str] | None = None,
         *,
@@ -143,14 +143,14 @@ class Tradeoff:
             bars = [bar for bar, _ in points]
             look = style(method)
             drawn[f"runs {method}"] = {
-                "x": rounded_all((rate for rate, _, _ in bars), 100),
+                "x": rounded_all((bar.value for bar in bars), 100),
                 "y": rounded_all(helpfulness for _, helpfulness in points),
                 "error_x": {**error_bars(bars, 100), "color": look.colour},
                 "text": [escaped(run.name) for run in runs],
             }
         chosen = self.recorded.run(state.chosen)
-        (rate, _, _), helpfulness = run_point(chosen, path) if chosen else ((None,) * 3, None)
-        drawn["chosen"] = {"x": [rounded(rate, 100)], "y": [rounded(helpfulness)]}
+        harm, helpfulness = run_point(chosen, path) if chosen else (None, None)
+        drawn["chosen"] = {"x": [rounded(harm and harm.value, 100)], "y": [rounded(helpfulness)]}
         return drawn
 
     def _frontier_values(self, state: State) -> dict[str, dict[str, Any]]:
@@ -294,7 +294,7 @@ def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> No
     figure.add_trace(go.Scatter(meta=meta, **look), row=row, col=column)
 
 
-def judgements(recorded: Recorded) -> dict[str, tuple[str, ...]]:
+def judgements(recorded: Record) -> dict[str, tuple[str, ...]]:
     """What harm can be drawn -> the path to it in a policy's row; only what every run has."""
     ways: dict[str, tuple[str, ...]] = {
         "harmful, asked plainly": ("harmful_nominal",),
@@ -320,15 +320,15 @@ def _at(policy: Mapping[str, Any], path: Sequence[str]) -> Any:
     return found if isinstance(found, Mapping) and found.get("n", 1) else None
 
 
-def run_point(run: RunRow, path: Sequence[str]) -> tuple[tuple[float, float, float], float]:
-    """((rate, low, high), helpfulness) of a run on the prompts that `path` names; a stratum has its own helpfulness."""
+def run_point(run: PolicyRow, path: Sequence[str]) -> tuple[Estimate, float]:
+    """(share of bad answers, helpfulness) of a run on the prompts that `path` names; a stratum has its own helpfulness."""
     helpfulness = run.policy["helpfulness"]
     if path[0] == "by_stratum":
         helpfulness = run.policy["by_stratum"][path[1]].get("helpfulness", helpfulness)
-    return interval(_at(run.policy, path)), float(helpfulness)
+    return Estimate.of(_at(run.policy, path)), float(helpfulness)
 
 
-def answers(recorded: Recorded, name: str) -> list[dict[str, Any]]:
+def answers(recorded: Record, name: str) -> list[dict[str, Any]]:
     """What a run said to the recorded sample prompts: [{prompt, text, harmful, helpfulness}]; empty where nothing is."""
     return [
         {"prompt": sample["prompt"], **sample["responses"][name]}

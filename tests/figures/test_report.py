@@ -11,14 +11,15 @@ import pytest
 from example_results import EVIL, POLICIES, example_results
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures.report import frontier_caption, headline, portable, read_results, write_report
+from csrlhf_kit.evaluation.results import read_results
+from csrlhf_kit.figures.report import frontier_caption, headline, portable, write_report
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "results.json").write_text(json.dumps(example_results()))
-    path = write_report(folder)
+    path = write_report(folder, read_results(folder / "results.json"))
     return folder, path.read_text(encoding="utf-8")
 
 
@@ -124,7 +125,7 @@ def test_optional_parts_may_be_missing(tmp_path):
     for model in results["cost_models"].values():
         del model["strata"], model["calibration"]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path, read_results(tmp_path / "results.json")).read_text(encoding="utf-8")
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["tradeoff.svg"]
     assert 'id="samples"' not in text
 
@@ -140,7 +141,7 @@ def test_a_predicted_frontier_is_drawn_with_the_policies(tmp_path):
     for name, policy in results["policies"].items():
         policy["shortfall"] = 0.25 if name == "ppo" else 0.5
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path, read_results(tmp_path / "results.json")).read_text(encoding="utf-8")
     assert 'id="plate-frontier"' in text
     assert "predicted from reference samples" in (tmp_path / "figures" / "frontier.svg").read_text()
     words = " ".join("".join(Page(text).words).split())
@@ -182,7 +183,7 @@ def test_a_missing_key_is_named(tmp_path, path):
     del holder[last]
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(UserError, match=re.escape(f"`{path}` is missing")):
-        write_report(tmp_path)
+        write_report(tmp_path, read_results(tmp_path / "results.json"))
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"], "half a report was written"
 
 
@@ -191,7 +192,7 @@ def test_other_mistakes_get_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_results(file)
     file.write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="expected JSON"):
         read_results(file)
     file.write_text("[]")
     with pytest.raises(UserError, match="object at the top"):
@@ -208,4 +209,4 @@ def test_other_mistakes_get_one_sentence(tmp_path):
 
 def test_report_is_deterministic(run):
     folder, text = run
-    assert write_report(folder).read_text(encoding="utf-8") == text
+    assert write_report(folder, read_results(folder / "results.json")).read_text(encoding="utf-8") == text

@@ -361,6 +361,7 @@ def test_unreadable_evidence_is_one_sentence(tmp_path):
 
 
 def test_the_batch_of_a_recorded_cell_is_the_main_jobs():
+    from csrlhf_kit.evaluation.results import BATCH
     from csrlhf_kit.recipes.experiments.head_to_head import RunConfig
 
-    assert RunConfig().ppo.batch_size == ev.BATCH
+    assert RunConfig().ppo.batch_size == BATCH

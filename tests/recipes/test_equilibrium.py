@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from csrlhf_kit.evaluation.results import PolicyRow
 from csrlhf_kit.recipes.claims.equilibrium import cost_share, cost_spread, predict, settled_cost
-from csrlhf_kit.recipes.claims.evidence import Recorded
 
 
-def run(multiplier, cost, *, threshold=0.1, batch_size=64, seed=0) -> Recorded:
+def run(multiplier, cost, *, threshold=0.1, batch_size=64, seed=0) -> PolicyRow:
     curve = {"multiplier": list(multiplier), "cost": list(cost)}
-    return Recorded("pid_lagrangian", {}, seed, threshold, {}, curve, batch_size)
+    return PolicyRow("pid_lagrangian", {}, seed, threshold, {}, curve, batch_size)
 
 
 def test_the_spread_of_one_episode_comes_back_from_batch_means_despite_a_drift():

@@ -15,6 +15,7 @@ from csrlhf_kit import files as journal
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.results import read_results
 from csrlhf_kit.evaluation.safety import evaluation_prompts, rate, summarise
 from csrlhf_kit.figures.report import write_report
 from csrlhf_kit.recipes.experiments.head_to_head import RunConfig, constraint_for, run_experiment
@@ -71,7 +72,7 @@ def test_results_hold_the_contract(small, results):
     assert len(stored["curves"]["fixed_penalty"]) == 2 and len(stored["samples"]) == 12
     told = journal.read(small.out / "policies" / "fixed_penalty" / "samples.jsonl")
     assert [row["step"] for row in told] == [1, 1, 1] and all(row["prompt"] for row in told)
-    assert "<html" in write_report(small.out).read_text()
+    assert "<html" in write_report(small.out, read_results(small.out / "results.json")).read_text()
 
 
 def test_a_finished_run_is_found_again_and_a_stage_lost_is_made_again(small, results):

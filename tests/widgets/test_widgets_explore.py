@@ -11,7 +11,7 @@ import pytest
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import Recorded, RunRow, read_recorded
+from csrlhf_kit.evaluation.results import PolicyRow, Record, read_recorded
 from csrlhf_kit.theory import FiniteProblem, hinge_bias
 from csrlhf_kit.theory.example import town
 from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, tradeoff
@@ -221,7 +221,10 @@ def test_a_stratum_brings_its_own_helpfulness_and_empty_groups_are_left_out():
     recorded = read_recorded(results())
     ways = judgements(recorded)
     assert "jailbreak: fiction" in ways and "jailbreak: empty" not in ways and "over_refusal" not in ways
-    assert run_point(recorded.runs[0], ways["refused, stratum: plain"]) == ((0.125, 0.0625, 0.5625), 0.25)
+    assert run_point(recorded.runs[0], ways["refused, stratum: plain"]) == (
+        (0.125, 0.0625, 0.5625, None, 100),
+        0.25,
+    )
 
 
 def test_the_frontier_is_that_of_the_theory_at_every_setting():
@@ -265,9 +268,9 @@ def test_wrong_strata_and_empty_records_are_refused():
     with pytest.raises(UserError, match="belong to a problem"):
         board(strata=["a"])
     with pytest.raises(UserError, match="no rate"):
-        Tradeoff(Recorded((RunRow("a", "a", {"helpfulness": 1.0}),)), town())
+        Tradeoff(Record((PolicyRow("a", policy={"helpfulness": 1.0}),)), town())
     with pytest.raises(UserError, match="no run"):
-        Tradeoff(Recorded(()), town())
+        Tradeoff(Record(()), town())
 
 
 def test_a_click_and_the_menu_choose_a_run_and_every_slider_redraws():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from csrlhf_kit.recipes.claims import evidence as ev
-from csrlhf_kit.recipes.claims.evidence import Evidence, Finding, Numbers, Recorded, finding, shown
+from csrlhf_kit.recipes.claims.evidence import Evidence, Finding, Numbers, PolicyRow, finding, shown
 
 
 def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
@@ -74,10 +74,10 @@ def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
     if not groups or free is None:
         return None
 
-    def held(cells: list[Recorded]) -> ev.Estimate:
+    def held(cells: list[PolicyRow]) -> ev.Estimate:
         return ev.rate_of(cells, "robust")
 
-    def told(cells: list[Recorded]) -> str:
+    def told(cells: list[PolicyRow]) -> str:
         chosen = ", ".join(f"{name} {value}" for name, value in cells[0].settings.items())
         help_ = ev.mean_of(cells, "helpfulness").value
         return f"{cells[0].method}{f' ({chosen})' if chosen else ''} {shown(held(cells))} at helpfulness {help_:.2f}"

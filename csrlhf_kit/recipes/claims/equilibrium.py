@@ -43,7 +43,7 @@ def settled_cost(curve: Mapping[str, Sequence[float]]) -> float:
     return float(last_half(curve, "cost").mean())
 
 
-def predict(prices: Sequence[ev.Recorded], penalty: float, batch_size: int) -> ev.Estimate:
+def predict(prices: Sequence[ev.PolicyRow], penalty: float, batch_size: int) -> ev.Estimate:
     """Mean cost at which `FixedPenalty(penalty, gate="half")` settles in batches of `batch_size`.
 
     prices: runs of a dual method at the same threshold, one a seed; the interval is over them. Infinite where

@@ -17,25 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from csrlhf_kit.errors import UserError
-from csrlhf_kit.runs import curve_of
-from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
+from csrlhf_kit.theory.intervals import Estimate
 
 REPRODUCED, REFUTED, DEPENDS, OPEN = "reproduced", "refuted", "depends", "not yet measured"
 SEEDS = 3  # that a figure of trained models needs
-BATCH = 64  # the default of `PPOConfig`, which takes PyTorch to ask
-
-
-class Estimate(NamedTuple):
-    """A figure with its 95% interval; an unknown end is infinite."""
-
-    value: float
-    low: float
-    high: float
-    seeds: int | None = None
-    """Seeds behind it; None where nothing was trained."""
-    n: int | None = None
-    """Prompts or requests behind it, all seeds together."""
 
 
 class Finding(NamedTuple):
@@ -51,7 +37,7 @@ class Finding(NamedTuple):
 
 def exact(value: float) -> Estimate:
     """A figure without sampling error: computed, not measured."""
-    return Estimate(float(value), float(value), float(value))
+    return Estimate.of(value)
 
 
 def pooled_rate(entries: Sequence[Mapping[str, float]]) -> Estimate:
@@ -60,13 +46,12 @@ def pooled_rate(entries: Sequence[Mapping[str, float]]) -> Estimate:
     The interval holds both errors: Clopper-Pearson over all prompts (as if the seeds were one policy), and
     Student's t over the seeds' own rates; it is their union.
     """
-    counts = [(round(e["rate"] * e["n"]), e["n"]) for e in entries]
-    successes, n = sum(k for k, _ in counts), sum(m for _, m in counts)
-    low, high = clopper_pearson(successes, n) if n else (0.0, 1.0)
-    if len(entries) > 1:
-        spread = mean_over_seeds([e["rate"] for e in entries])
-        low, high = min(low, max(spread.low, 0.0)), max(high, min(spread.high, 1.0))
-    return Estimate(successes / n if n else math.nan, low, high, len(entries), n)
+    pooled = Estimate.pooled(entries)
+    if len(entries) < 2:
+        return pooled
+    spread = mean_over_seeds([e["rate"] for e in entries])
+    low, high = min(pooled.low, max(spread.low, 0.0)), max(pooled.high, min(spread.high, 1.0))
+    return pooled._replace(low=low, high=high)
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
@@ -158,27 +143,12 @@ def settled(verdict: str, seeds: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One trained and judged policy."""
-
-    method: str
-    settings: dict[str, Any]
-    seed: int
-    threshold: float
-    policy: dict[str, Any]
-    """Its row, as in results.json."""
-    curve: dict[str, list[float]] = field(default_factory=dict)
-    """What each PPO step measured, by `runs.CURVE`'s names."""
-    batch_size: int = BATCH
-
-
-@dataclass(frozen=True)
 class Evidence:
     """Everything that the ledger may look at."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     """results.json of main jobs, the recorded one first."""
-    sweep: list[Recorded] = field(default_factory=list)
+    sweep: list[PolicyRow] = field(default_factory=list)
     """Cells of all sweeps."""
     red_team: list[dict[str, Any]] = field(default_factory=list)
     """What `csrlhf red-team` wrote."""
@@ -188,7 +158,7 @@ class Evidence:
     """What `csrlhf arena` wrote."""
     scorers: list[dict[str, Any]] = field(default_factory=list)
     """metrics.json of cost models trained on their own."""
-    ablation: list[Recorded] = field(default_factory=list)
+    ablation: list[PolicyRow] = field(default_factory=list)
     """Cells of sweeps that were trained against Safe RLHF's cost model."""
     files: list[str] = field(default_factory=list)
     """Where all of it came from, below the data folder."""
@@ -212,16 +182,12 @@ class Evidence:
         for kind, patterns in names.items():
             found[kind] = []
             for path in (p for pattern in patterns for p in sorted(data.glob(pattern))):
-                try:
-                    told = json.loads(path.read_text())
-                except ValueError as error:
-                    raise UserError(f"{path}: expected JSON ({error})") from error
-                found[kind].append(told)
+                found[kind].append(read_json(path))
                 files.append(str(path.relative_to(data)))
         sweeps, arena = found.pop("sweep"), found.pop("arena")
-        judged_by: dict[str, list[Recorded]] = {"semantic": [], "bradley_terry": []}
+        judged_by: dict[str, list[PolicyRow]] = {"semantic": [], "bradley_terry": []}
         for told in sweeps:
-            judged_by[told.get("cost_model", "semantic")] += sweep_cells(told)
+            judged_by[told.get("cost_model", "semantic")] += policy_rows(told)
         return cls(
             **found,
             sweep=judged_by["semantic"],
@@ -230,32 +196,29 @@ class Evidence:
             files=files,
         )
 
-    def main(self, method: str) -> list[Recorded]:
+    def main(self, method: str) -> list[PolicyRow]:
         """A method in the main job, a policy a seed, with the sweeps' cells that had the same settings."""
         if not self.results:
             return []
         config = self.results[0]["config"]
-        cells = []
-        for told in self.results:
-            asked = told["config"]
-            if (asked["threshold"], asked["penalty"]) != (config["threshold"], config["penalty"]):
-                continue
-            if method in told["policies"]:
-                curve = curve_of(told.get("curves", {}).get(method, []))
-                size = asked["ppo"]["batch_size"]
-                row = told["policies"][method]
-                cells.append(Recorded(method, {}, told["seed"], asked["threshold"], row, curve, size))
+        cells = [
+            row
+            for told in self.results
+            if all(told["config"][name] == config[name] for name in ("threshold", "penalty"))
+            for row in policy_rows(told)
+            if row.method == method
+        ]
         with_penalty = method in ("fixed_penalty", "linear_penalty")
         same = {"penalty": config["penalty"]} if with_penalty else {}
         cells += [c for c in self.cells(method, same) if c.threshold == config["threshold"]]
-        by_seed: dict[int, Recorded] = {}
+        by_seed: dict[int, PolicyRow] = {}
         for cell in cells:
             by_seed.setdefault(cell.seed, cell)
         return [by_seed[seed] for seed in sorted(by_seed)]
 
-    def cells(self, method: str, settings: Mapping[str, Any]) -> list[Recorded]:
+    def cells(self, method: str, settings: Mapping[str, Any]) -> list[PolicyRow]:
         """The sweeps' cells of a method at exactly these settings, one a seed."""
-        by_seed: dict[int, Recorded] = {}
+        by_seed: dict[int, PolicyRow] = {}
         for cell in self.sweep:
             if cell.method == method and cell.settings == dict(settings):
                 by_seed.setdefault(cell.seed, cell)
@@ -269,9 +232,9 @@ class Evidence:
             groups.setdefault(json.dumps(asked, sort_keys=True), []).append(told)
         return list(groups.values())
 
-    def swept(self, method: str, name: str) -> dict[float, list[Recorded]]:
+    def swept(self, method: str, name: str) -> dict[float, list[PolicyRow]]:
         """A method's cells in which only the setting `name` was changed: value -> cells."""
-        found: dict[float, list[Recorded]] = {}
+        found: dict[float, list[PolicyRow]] = {}
         for cell in self.sweep:
             if cell.method == method and set(cell.settings) == {name}:
                 found.setdefault(float(cell.settings[name]), []).append(cell)
@@ -285,40 +248,24 @@ class Evidence:
             return None
         if len(values) > 1:
             return mean_over_seeds(values)
-        low, high = rows[0].get("intervals", {}).get(name, (-math.inf, math.inf))
-        return Estimate(values[0], low, high, 1, rows[0].get("n"))
+        bounds = rows[0].get("intervals", {}).get(name, (-math.inf, math.inf))
+        return Estimate(values[0], *bounds, 1, rows[0].get("n"))
 
 
-def sweep_cells(told: Mapping[str, Any]) -> list[Recorded]:
-    """The cells of one sweep.json."""
-    return [
-        Recorded(
-            cell["method"],
-            cell["settings"],
-            cell["seed"],
-            cell["settings"].get("threshold", told["threshold"]),
-            cell["policy"],
-            cell.get("curve", {}),
-            int(cell["settings"].get("ppo.batch_size", BATCH)),
-        )
-        for cell in told["cells"]
-    ]
-
-
-def by_settings(cells: Iterable[Recorded]) -> list[list[Recorded]]:
+def by_settings(cells: Iterable[PolicyRow]) -> list[list[PolicyRow]]:
     """Cells grouped by method and settings, a group's cells being its seeds."""
-    groups: dict[str, list[Recorded]] = {}
+    groups: dict[str, list[PolicyRow]] = {}
     for cell in cells:
         groups.setdefault(f"{cell.method} {sorted(cell.settings.items())}", []).append(cell)
     return list(groups.values())
 
 
-def rate_of(cells: Sequence[Recorded], name: str) -> Estimate | None:
+def rate_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:
     """A rate of policies, pooled over seeds; None where there are none."""
     return pooled_rate([c.policy[name] for c in cells]) if cells else None
 
 
-def mean_of(cells: Sequence[Recorded], name: str) -> Estimate | None:
+def mean_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:
     """A mean of policies over seeds; None where there are none."""
     return mean_over_seeds([c.policy[name] for c in cells]) if cells else None
 

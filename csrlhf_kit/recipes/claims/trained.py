@@ -20,7 +20,7 @@ from csrlhf_kit.recipes.claims.evidence import (
     Finding,
     Measure,
     Numbers,
-    Recorded,
+    PolicyRow,
     finding,
     shown,
 )
@@ -158,8 +158,7 @@ def preferred(e: Evidence, paper: Numbers) -> Finding | None:
     if pair is None:
         return None
     seeds = min(e.arena["seeds"][m] for m in ("fixed_penalty", "lagrangian"))
-    won = {k: Estimate(*(pair[k][n] for n in ("rate", "low", "high")), seeds, pair[k]["n"])
-           for k in ("helpfulness", "harmlessness")}  # fmt: skip
+    won = {k: Estimate.of(pair[k], seeds) for k in ("helpfulness", "harmlessness")}
     verdict = ev.all_of(ev.at_least(rate, paper["share"]) for rate in won.values())
     return finding(verdict, ", ".join(f"{k} {shown(r)}" for k, r in won.items()), **won)
 
@@ -183,7 +182,7 @@ def elo(kind: str) -> Measure:
         rating = (e.arena or {}).get(kind, {}).get("ratings", {}).get("lagrangian")
         if rating is None or e.arena.get("anchor") != "sft":
             return None
-        found = Estimate(rating["elo"], rating["low"], rating["high"], e.arena["seeds"]["lagrangian"])
+        found = Estimate.of(rating, e.arena["seeds"]["lagrangian"], "elo")
         return finding(ev.at_least(found, 0.0), shown(found, 1, "", 0), elo=found)
 
     return measure
@@ -212,7 +211,7 @@ SEARCHED = {"fixed_penalty": {"penalty"}, "lagrangian": {"initial", "rate", "max
 """What the plans `penalties` (8 settings) and `lagrangians` (9) search over."""
 
 
-def searched(e: Evidence) -> dict[str, list[list[Recorded]]]:
+def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
     """The settings that were searched for each of the two rivals, each with its seeds."""
     return {
         method: ev.by_settings(
@@ -308,7 +307,7 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
     ]
     attacked = [
         [
-            Recorded(
+            PolicyRow(
                 "fixed_penalty", {}, told["seed"], told["config"]["threshold"], told["rounds"][-1]["policy"]
             )
             for told in runs

@@ -31,7 +31,7 @@ from csrlhf_kit.recipes.experiments.head_to_head import SCORERS, RunConfig, trai
 from csrlhf_kit.recipes.experiments.plans import PLANS, grid_settings
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, curve_of, versions
-from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.training.critic import CriticConfig
 from csrlhf_kit.training.dpo import METHODS as DIRECT
 from csrlhf_kit.training.dpo import DirectConfig
@@ -200,12 +200,10 @@ def summary_rows(config: SweepConfig, rows: Mapping[str, Mapping[str, Any]]) -> 
         line: dict[str, Any] = {"method": method, "settings": settings, "seeds": len(seeds)}
         for name in config.rates:
             entries = [row[name] for row in seeds]
-            n = sum(entry["n"] for entry in entries)
-            events = sum(round(entry["rate"] * entry["n"]) for entry in entries)
-            low, high = clopper_pearson(events, n) if n else (0.0, 1.0)
-            line |= {name: events / n if n else 0.0, f"{name}_low": low, f"{name}_high": high}
+            rate = Estimate.pooled(entries)
+            line |= {name: rate.value if rate.n else 0.0, f"{name}_low": rate.low, f"{name}_high": rate.high}
             line |= {f"{name}_min": min(e["rate"] for e in entries)}
-            line |= {f"{name}_max": max(e["rate"] for e in entries), f"{name}_n": n}
+            line |= {f"{name}_max": max(e["rate"] for e in entries), f"{name}_n": rate.n}
         for name in MEANS:
             values = [row[name] for row in seeds]
             line |= {name: sum(values) / len(values), f"{name}_min": min(values), f"{name}_max": max(values)}
