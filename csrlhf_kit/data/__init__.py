@@ -1,1 +1,1 @@
-"""Data: record types, their sources, and the chat format that turns them into token ids."""
+"""Data: record types, their sources and splits, and the chat format. Builds on `errors` and `files` only."""

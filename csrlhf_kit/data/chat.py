@@ -1,19 +1,17 @@
 """From a prompt and a response to token ids: one chat format for every model, one padding rule for each use.
 
-A dialogue is the tokens of the rendered prompt, then the tokens of the response, then the token that closes an
-assistant's turn. Prompt and response are tokenised apart, so that the ids which a policy continues
-(`encode_prompts`) are exactly the first ids of what a reward or cost model scores (`encode_dialogues`). Where
-there is no room for all, text is cut, and the template around it stays.
+A dialogue is the tokens of the rendered prompt, then of the response, then the token that closes an assistant's
+turn. Prompt and response are tokenised separately, so that the ids which a policy continues (`encode_prompts`) are
+exactly the first ids of what a reward or cost model scores (`encode_dialogues`). If a dialogue is too long, its
+text is cut, never the template around it.
 
-Prompts are padded on the left, because generation continues at the right edge; dialogues on the right,
-because a score is read at the last real token. The attention mask is the only truth about which tokens are
-real: many tokenizers pad with their end token, so comparing ids with the pad id would mask real ends.
+Prompts are padded on the left, because generation continues at the right edge; dialogues on the right, because
+a score is read at the last real token. Only the attention mask says which tokens are real: many tokenizers pad
+with their end token, so comparing ids with the pad id would mask real ends.
 
-A prompt is a request as text, or, after some turns, the whole conversation as chat messages, oldest first
-(`{"role": "user" | "assistant", "content": ...}`).
-
-A prompt or a response may spell a control token ("<|im_end|>", a favourite of jailbreaks). Such text is
-encoded as text; only the template writes control tokens.
+A prompt is a request as text or, after several turns, the whole conversation as chat messages, oldest first
+(`{"role": "user" | "assistant", "content": ...}`). A prompt or response may spell a control token ("<|im_end|>",
+as jailbreaks like to). Such text is encoded as text; only the template writes control tokens.
 
 This is the only file of `csrlhf_kit.data` that imports torch.
 """
@@ -35,15 +33,15 @@ Turns = str | Sequence[dict[str, str]]
 """One request as text, or all messages so far; the last one is the user's."""
 
 PLAIN_FORMAT = "User:\n{prompt}\n\nAssistant:\n"
-"""What stands in for a chat template where the tokenizer has none. It ends in a line break, so that no
-tokenizer merges the end of the prompt with the start of the response."""
+"""Replaces the chat template of a tokenizer that has none. It ends in a line break, so that no tokenizer merges
+the end of the prompt with the start of the response."""
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
-    """The prompt as text that a response continues: chat template with generation prompt, or `PLAIN_FORMAT`.
+    """The prompt as text for a response to continue: in the chat template with generation prompt, or `PLAIN_FORMAT`.
 
-    To get ids, use `encode_prompts`. Tokenising this text yourself needs `add_special_tokens=False` where
-    the tokenizer has a chat template (which writes them itself), and lets a prompt forge control tokens.
+    To get ids, use `encode_prompts`: tokenising this text lets a prompt forge control tokens. If you must, pass
+    `add_special_tokens=False` for a tokenizer with a chat template, which writes them itself.
     """
     if tokenizer.chat_template:
         return _apply_template(tokenizer, [_messages(prompt)], tokenize=False)[0]
@@ -54,8 +52,8 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that closes a response in training: what the chat template writes behind an assistant's words, else
-    eos, else sep (encoders). Raises UserError where there is none.
+    """The token that ends a response in training: what the chat template writes after an assistant's message, else
+    eos, else sep (encoders). Raises UserError if there is none.
     """
     for end in (_end_of_turn(tokenizer), tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
         if end is not None:
@@ -67,21 +65,21 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
-    """All tokens that end an answer: training's, the tokenizer's eos, and those of the model's generation config."""
+    """All tokens that end an answer: `end_token`, the tokenizer's eos, and those of the model's generation config."""
     known = generation.eos_token_id
     ends = [end_token(tokenizer), tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The control token that the chat template writes behind an assistant's words, if it writes one."""
+    """The control token that the chat template writes after an assistant's message; None if it writes none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     answer = "Certainly."
     turns = [{"role": "user", "content": "Can you?"}, {"role": "assistant", "content": answer}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, TypeError, ValueError):  # it knows no answers
+    except (TemplateError, TypeError, ValueError):  # the template does not allow an assistant's turn
         return None
     _, written, rest = text.rpartition(answer)
     ids = tokenizer(rest.strip(), add_special_tokens=False)["input_ids"] if written else []
@@ -98,14 +96,14 @@ def encode_prompts(
 
     Args:
         tokenizer: Any `transformers` tokenizer.
-        prompts: The bare requests, or conversations, without template.
-        max_length: The most tokens a row may have.
+        prompts: Requests or conversations, without template.
+        max_length: The most tokens per row.
 
     Returns:
         `input_ids` and `attention_mask`, both long, (batch, longest row).
 
     Raises:
-        UserError: `max_length` leaves no room for any text in the template, or the template refuses a prompt.
+        UserError: `max_length` leaves no room for text in the template, or the template refuses a prompt.
     """
     rows = [ids for _, ids, _ in _fit(tokenizer, prompts, max_length)]
     return _pad(rows, _pad_id(tokenizer), side="left")
@@ -114,11 +112,11 @@ def encode_prompts(
 def fit_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns], *, max_length: int, tell: bool = False
 ) -> list[Turns]:
-    """The prompts as `encode_prompts` encodes them: those of more than `max_length` tokens cut, the others as given.
+    """The prompts as `encode_prompts` encodes them: those with more than `max_length` tokens are cut.
 
-    The template stays whole, with opening token and headers; so does a system prompt. A conversation loses its
-    oldest exchanges, and, where that does not do, the last request its beginning. tell: print how many are cut.
-    Raises UserError as `encode_prompts`.
+    The template, with opening token and headers, and a system prompt are never cut. A conversation loses its oldest
+    exchanges and, if that is not enough, the beginning of its last request. tell: print how many are cut.
+    Raises UserError as `encode_prompts` does.
     """
     rows = _fit(tokenizer, prompts, max_length)
     if tell:
@@ -127,7 +125,7 @@ def fit_prompts(
 
 
 def tell_cut(count: int, total: int, max_length: int, what: str = "prompts") -> None:
-    """Say how many are cut, if any."""
+    """Print how many of `total` prompts (or other texts: `what`) are cut, if any."""
     if count:
         print(
             f"{count} of {total} {what} have more than {max_length} tokens: their requests lose their beginning"
@@ -137,20 +135,20 @@ def tell_cut(count: int, total: int, max_length: int, what: str = "prompts") -> 
 def encode_dialogues(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], responses: list[str], *, max_length: int
 ) -> dict[str, torch.Tensor]:
-    """Encode finished dialogues for scoring or for supervised training, RIGHT padded, each closed by `end_token`.
+    """Encode dialogues for scoring or supervised training, RIGHT padded, each closed by `end_token`.
 
-    Where a row has more than `max_length` tokens, its prompt is cut as `fit_prompts` does it; where the response
-    alone leaves no room, it loses its first tokens too.
+    If a row has more than `max_length` tokens, its prompt is cut as `fit_prompts` cuts it; if the response alone
+    is too long, it loses its first tokens too.
 
     Args:
         tokenizer: Any `transformers` tokenizer.
-        prompts: The bare requests, or conversations, without template.
-        responses: One response for each prompt.
-        max_length: The most tokens a row may have.
+        prompts: Requests or conversations, without template.
+        responses: One response per prompt.
+        max_length: The most tokens per row.
 
     Returns:
-        `input_ids` and `attention_mask`, (batch, longest row), and `cut`, (batch,): 0 where all is there, 1 where
-        the prompt is cut, 2 where nothing of the request is left; all long.
+        `input_ids` and `attention_mask`, (batch, longest row), and `cut`, (batch,): 0 if nothing is cut, 1 if the
+        prompt is cut, 2 if nothing of the request is left; all long.
 
     Raises:
         UserError: the lists differ in length, the tokenizer has no end token, `max_length` is too small, or the
@@ -175,9 +173,9 @@ def cut_texts(
     encode: Callable[[list[str]], list[int]],
     room: int,
 ) -> tuple[list[str], list[int]]:
-    """Cut `texts` from their beginnings, the first one first, until encode(texts) has at most `room` ids.
+    """Cut `texts` at their beginnings, the first text first, until encode(texts) has at most `room` ids.
 
-    Returns what is left of the texts, and those ids: more than `room` where they are more for empty texts.
+    Returns the rest of the texts, and their ids: more than `room` only if empty texts have more.
     """
     texts = list(texts)
     ids = encode(texts)
@@ -189,7 +187,7 @@ def cut_texts(
 
 
 def _without_first(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
-    """`text` without its first `count` tokens; at least one character goes."""
+    """`text` without its first `count` tokens, and at least one character shorter."""
     encoded = tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, verbose=False,
         return_offsets_mapping=tokenizer.is_fast,
@@ -207,10 +205,11 @@ def _fit(
     max_length: int,
     tails: Sequence[int] | None = None,
 ) -> list[tuple[Turns, list[int], int]]:
-    """Each prompt as it fits into `max_length` tokens with so many behind it (`tails`), its ids, and how it was cut:
-    see `encode_dialogues`.
+    """(prompt cut to `max_length` minus `tails` tokens, its ids, how it was cut) of each prompt.
+
+    tails: the number of tokens after each prompt. For how it was cut, see `encode_dialogues`.
     """
-    rows, least = [], 1 if tails is None else 2  # a token of the request; or one of the response, and the end
+    rows, least = [], 1 if tails is None else 2  # a token of the request, or of the response and its end
     tails = [0] * len(prompts) if tails is None else tails
     for prompt, ids, tail in zip(prompts, _prompt_ids(tokenizer, prompts), tails, strict=True):
         cut = 0
@@ -255,7 +254,7 @@ def _messages(prompt: Turns) -> list[dict[str, str]]:
 
 
 def _plain(prompt: Turns) -> str:
-    """What stands in for a chat template: each exchange in `PLAIN_FORMAT`, answers followed by a blank line."""
+    """The prompt without a chat template: each exchange in `PLAIN_FORMAT`, answers followed by a blank line."""
     return "".join(
         PLAIN_FORMAT.format(prompt=message["content"])
         if message["role"] == "user"
@@ -278,12 +277,12 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns]) ->
 def _apply_template(
     tokenizer: PreTrainedTokenizerBase, turns: list[list[dict[str, str]]], **options: Any
 ) -> Any:
-    """What the chat template makes of conversations, with its generation prompt. Raises UserError where it refuses."""
+    """Conversations in the chat template, with generation prompt. Raises UserError if the template refuses one."""
     try:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
     except (TemplateError, TypeError, ValueError) as error:
         if len(turns) > 1:
-            for each in turns:  # one of them fails alone, and is named
+            for each in turns:  # the first that fails alone is named
                 _apply_template(tokenizer, [each], **options)
             raise
         roles = ", ".join(str(message.get("role")) for message in turns[0])
@@ -294,14 +293,14 @@ def _apply_template(
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of plain text: nothing added, control tokens spelt out."""
+    """Ids of plain texts: no special tokens added, control tokens encoded as text."""
     if not texts:
         return []
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The bos or cls token that the tokenizer itself would put first."""
+    """The bos or cls token that the tokenizer itself puts first, if any."""
     openers = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     first = tokenizer("a")["input_ids"][:1]
     return first if openers.issuperset(first) else []

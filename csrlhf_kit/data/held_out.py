@@ -1,4 +1,4 @@
-"""Train, validation and test of a source: the splits that it has, and a tenth of its training rows for each it lacks."""
+"""Train, validation and test records of a source: its own splits, else a tenth of the training prompts for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csrlhf_kit.data.sources import Loaded, join, mixture_parts, read_part, read
 from csrlhf_kit.data.splits import SPLITS, companion, share_labels, split_by_prompt
 from csrlhf_kit.errors import UserError
 
-SHARE = 0.1  # of the training prompts, for a split that the source lacks
+SHARE = 0.1  # share of the training prompts that become a split which the source lacks
 
 
 def source_splits(
@@ -23,29 +23,29 @@ def source_splits(
     strict: bool = False,
     places: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list], dict[str, Any]]:
-    """Records by split: the source's own splits where it names them, else cut by prompt, 80 : 10 : 10.
+    """Records by split: the source's own splits if it has them, else split by prompt, 80 : 10 : 10.
 
-    No prompt of the validation or test split stays in the training split, whoever made the splits. A split that
-    is cut here has both labels, where there are prompts enough (`share_labels`).
+    Whoever made the splits, prompts of validation and test are removed from training. A split made here has both
+    labels if there are enough prompts (see `share_labels`).
 
     Args:
-        source: See `csrlhf_kit.data.sources`; of a mixture each part has its own splits or is cut.
+        source: See `csrlhf_kit.data.sources`; each part of a mixture has its own splits or is split.
         kind: `LabelledResponse` or `PreferencePair`.
         test_source: Another source, to test on.
-        seed: Of the cut, and of a mixture's shares.
+        seed: Seed of the splits, and of a mixture's shares.
         strict: As in `read_records`.
-        places: The split of each normalised prompt, from the same source read as another kind, to be kept to.
+        places: Normalised prompt -> split, as `places_of` gives it for the same source read as another kind.
 
     Returns:
-        {"train": [...], "validation": [...], "test": [...]} and the report of what was read: a report by split,
-        and `origins`, which says of validation and test where they come from.
+        {"train": [...], "validation": [...], "test": [...]}, and the report: one per split that was read, and
+        `origins`, which says where validation and test come from.
 
     Raises:
         UserError: the source cannot be read, or a split is left without records.
     """
     mixed, options = mixture_parts(source), {"seed": seed, "strict": strict}
     read: dict[str, list[Loaded]] = {name: [] for name in SPLITS}  # the source's own splits, by part
-    kept: dict[str, list[Loaded]] = {name: [] for name in SPLITS}  # those, or what is cut from training rows
+    kept: dict[str, list[Loaded]] = {name: [] for name in SPLITS}  # its training rows, split
     origins: dict[str, list[str]] = {name: [] for name in SPLITS}
     drawn: set[str] = set()
     for part in mixed or [(source, 1.0)]:
@@ -61,7 +61,7 @@ def source_splits(
                 origins[split].append(f"a tenth of the training prompts of {part[0]}")
         pieces = {"train": train.records}
         if lacking:
-            # A mixture has taken the prompts of the lowest hashes: those of another seed split what it left.
+            # A mixture has kept the prompts with the lowest hashes, so these are split by another seed's hashes.
             shares = {"train": 1 - sum(lacking.values()), **lacking}
             pieces = split_by_prompt(train.records, shares, seed=seed + bool(mixed))
         for split, records in pieces.items():
@@ -94,12 +94,12 @@ def source_splits(
 
 
 def places_of(splits: Mapping[str, list]) -> dict[str, str]:
-    """The split of each normalised prompt."""
+    """Normalised prompt -> split, for all records."""
     return {normalise_prompt(record.prompt): split for split, inside in splits.items() for record in inside}
 
 
 def _part_prompts(splits: dict[str, list], report: dict[str, Any]) -> None:
-    """Drop from training what has a prompt of validation or test, and from validation what has one of test."""
+    """Drop training records with a prompt of validation or test, and validation records with a prompt of test."""
     for name in ("test", "validation"):
         seen = {normalise_prompt(record.prompt) for record in splits[name]}
         for other in SPLITS[: SPLITS.index(name)]:
@@ -110,7 +110,7 @@ def _part_prompts(splits: dict[str, list], report: dict[str, Any]) -> None:
 
 
 def _follow(splits: dict[str, list], places: Mapping[str, str]) -> None:
-    """Put each record where `places` has its prompt."""
+    """Move each record to the split that `places` gives for its prompt."""
     moved: dict[str, list] = {name: [] for name in SPLITS}
     for name in SPLITS:
         for record in splits[name]:
@@ -119,7 +119,7 @@ def _follow(splits: dict[str, list], places: Mapping[str, str]) -> None:
 
 
 def _why_empty(source: str, split: str, report: dict[str, Any], origins: Mapping[str, list[str]]) -> str:
-    """Why no record is left for a split."""
+    """The sentence that says why a split has no records."""
     for name in ("test", "validation"):
         lost = report.get(f"{split}_rows_dropped_for_prompts_of_{name}")
         if lost:

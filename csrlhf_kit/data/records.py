@@ -1,13 +1,13 @@
-"""The three kinds of record that everything here is made of, checked when they are built.
+"""The three kinds of record that the kit works with, checked when they are built.
 
-- `Prompt`: a request, to roll out on or to evaluate with;
+- `Prompt`: a request, for rollouts or evaluation;
 - `LabelledResponse`: one response with an absolute safe/unsafe label (what CS-RLHF's cost model learns from);
 - `PreferencePair`: two responses with two separate judgements, helpful and harmless (Safe RLHF; the field
   names are PKU-SafeRLHF's columns).
 
-A record that exists is valid: a field of the wrong type, an empty prompt or response, an id other than 0
-or 1 raises `UserError` with the field, what was found and what was expected. The reader in
-`csrlhf_kit.data.sources` adds the file and the line.
+Every record is valid: a field of the wrong type, an empty prompt or response, or an id other than 0 or 1 raises
+`UserError` with the field, what was found and what was expected. The reader in `csrlhf_kit.data.sources` adds the
+file and the line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from csrlhf_kit.errors import UserError
 
 
 class UnusableRow(UserError):
-    """A row that lacks what it has to have: no answer, no label. A large table may hold a few."""
+    """A row that lacks an answer or a label. A large table may hold a few."""
 
 
 def shown(value: Any, limit: int = 60) -> str:
@@ -35,19 +35,19 @@ def shown(value: Any, limit: int = 60) -> str:
 
 
 def quoted(text: str, limit: int = 60) -> str:
-    """A name out of the data as an error message shows it: in backticks, on one line, cut to `limit`."""
+    """A name from the data as an error message shows it: in backticks, on one line, cut to `limit` characters."""
     return f"`{shown(text, limit)[1:-1]}`"
 
 
 def is_missing(value: Any) -> bool:
-    """True for null, for blank text such as an empty CSV cell, and for the NaN that pandas writes for null."""
+    """True for null, for blank text (such as an empty CSV cell) and for NaN (which pandas writes for null)."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
-    """Raise the sentence about a field's value."""
+    """Raise UserError about a field's value; UnusableRow if the value is missing."""
     kind = UnusableRow if is_missing(value) else UserError
     raise kind(f"field `{name}`: found {shown(value)}, expected {expected}")
 
@@ -79,7 +79,7 @@ class Prompt:
     prompt: str
     """The request itself, without any chat template."""
     id: str = ""
-    """Its name in its source, or empty."""
+    """Its id in its source, or empty."""
     category: str = ""
     """Harm category, such as BeaverTails' 14; XSTest's `type`; or empty."""
     stratum: str = ""
@@ -221,7 +221,7 @@ def from_row(kind: type, row: dict[str, Any]) -> Record:
 
 
 def normalise_prompt(prompt: str) -> str:
-    """The form under which two prompts count as the same one: NFKC, case folded, single spaces."""
+    """The prompt in NFKC, case folded, with single spaces: prompts equal in this form count as one."""
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 

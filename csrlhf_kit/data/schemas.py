@@ -1,4 +1,4 @@
-"""The table layouts that the kit can read, recognised by their columns, and how a row becomes records.
+"""The table layouts that the kit can read, recognised by their columns, and how their rows become records.
 
 | schema | recognised by | becomes |
 |---|---|---|
@@ -13,8 +13,8 @@
 Sources: arXiv 2406.15513 (PKU-SafeRLHF), 2204.05862 (HH-RLHF), 2307.04657 (BeaverTails),
 2510.03520 (CS-RLHF), 2308.01263 (XSTest), 2404.01318 (JailbreakBench).
 
-`SCHEMAS` is that table in code: a new layout is one more entry. The functions here see one row at a time and
-know nothing of files; `csrlhf_kit.data.sources` adds the file and the line to what they raise.
+`SCHEMAS` is that table in code: a new layout is one more entry. The functions here see one row at a time;
+`csrlhf_kit.data.sources` adds the file and the line to the errors they raise. Builds on records.py.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from csrlhf_kit.data.tables import Row
 
 
 class RowDropped(Exception):
-    """A well-formed row that is no use for learning; the message is the reason it is counted under."""
+    """A well-formed row that is of no use for learning; the message is the reason, by which reports count it."""
 
 
 CONFLICT = "conflicting_labels"
-"""Reason: the response that is called safer is labelled unsafe, and the other one safe."""
+"""Reason: the "safer" response is labelled unsafe, and the other one safe."""
 UNUSABLE_TRANSCRIPT = "unusable_transcripts"
 """Reason: HH-RLHF's two transcripts diverge before the last turn, or do not end in an answer."""
 
@@ -60,12 +60,12 @@ _FLAGS |= {"true": True, "yes": True, "false": False, "no": False}
 
 
 def to_flag(value: Any, name: str) -> bool:
-    """A boolean from true/false, yes/no, 0/1 or 0.0/1.0, also as text in any case."""
+    """A boolean from true/false, yes/no, 0/1 or 0.0/1.0, also as text in any case; others raise UserError."""
     return _choose(value, name, _FLAGS, expected="true or false (or yes, no, 0, 1)")
 
 
 def to_safety(value: Any, name: str) -> bool:
-    """True for safe: as `to_flag`, or the words Safe and Unsafe."""
+    """True for safe: from the words Safe and Unsafe, or as `to_flag` reads it."""
     words = {**_FLAGS, "safe": True, "unsafe": False}
     return _choose(value, name, words, expected='true or false (or yes, no, 0, 1, "Safe", "Unsafe")')
 
@@ -76,14 +76,14 @@ def to_label(value: Any, name: str) -> bool:
 
 
 def to_id(value: Any, name: str) -> int:
-    """A response's id, 0 or 1, as a number or as text."""
+    """A response's id, 0 or 1, from a number or text; others raise UserError."""
     if isinstance(value, bool):
         refuse(name, value, "0 or 1")
     return _choose(value, name, _IDS, expected="0 or 1")
 
 
 def to_number(value: Any, name: str) -> float:
-    """A number, or text that spells one."""
+    """A number from text that spells one, else UserError; other values are returned as they are."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -93,14 +93,14 @@ def to_number(value: Any, name: str) -> float:
 
 
 def to_categories(value: Any, name: str) -> str:
-    """BeaverTails' and PKU-SafeRLHF's dictionary of booleans to the names that are true, joined by "; ".
+    """The true names of a dictionary of booleans (BeaverTails, PKU-SafeRLHF), joined by "; ".
 
-    Text is taken as it is, unless it spells such a dictionary (what a CSV export makes of one).
+    Text is returned as it is, unless it spells such a dictionary, as in a CSV export. Others raise UserError.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         for parse in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                with warnings.catch_warnings(action="ignore"):  # Python's, about odd backslashes
+                with warnings.catch_warnings(action="ignore"):  # about odd backslashes
                     value = parse(value)
                 break
     if is_missing(value):
@@ -136,7 +136,7 @@ _NOT_TEXT: dict[str, Callable[[Any, str], Any]] = {
 
 
 def own_record(kind: type, row: Row) -> Record:
-    """A record from its own field names. Null, and an empty cell where no text is meant, is "not given"."""
+    """A record from a row with its field names. Null, or an empty cell that is not text, means "not given"."""
     values = {}
     for field in fields(kind):
         if field.name not in row:
@@ -221,13 +221,13 @@ def _pku_prompt(row: Row) -> list[Record]:
 
 
 def split_transcript(text: Any, name: str) -> tuple[str, str]:
-    """An HH-RLHF transcript to (prompt, response), cut at the last assistant turn.
+    """An HH-RLHF transcript as (prompt, response), split at the last assistant turn.
 
-    A single question loses its "Human:" mark; in a longer dialogue the earlier turns, with their marks,
-    stay in the prompt as text.
+    A single question loses its "Human:" mark; in a longer dialogue, the earlier turns stay in the prompt as
+    text, with their marks.
 
     Raises:
-        RowDropped: nobody asks, nobody answers, or the last word is the human's.
+        RowDropped: there is no question or no answer, or the last turn is the human's.
         UserError: the text has no marked turns at all.
     """
     human, assistant = "\n\nHuman:", "\n\nAssistant:"
@@ -247,7 +247,7 @@ def _hh_pair(row: Row) -> list[Record]:
     other_prompt, rejected = split_transcript(row["rejected"], "rejected")
     if prompt != other_prompt:
         raise RowDropped(UNUSABLE_TRANSCRIPT)
-    # One overall preference is all there is: it stands for both judgements, and `notes` says so.
+    # The only judgement is one overall preference: it stands for both, as the schema's `notes` say.
     return [PreferencePair(prompt, chosen, rejected, None, None, better_response_id=0, safer_response_id=0)]
 
 
@@ -277,7 +277,7 @@ def _jailbreakbench(row: Row) -> list[Record]:
 
 
 def _text(row: Row, name: str, default: str | None = None) -> str:
-    """Text from a column that has no namesake among the record's fields, so that errors name the column."""
+    """Text from a column whose name is no field of the record, so that errors name the column."""
     if is_missing(row[name]) and default is not None:
         return default
     if not isinstance(row[name], str) or not row[name].strip():
@@ -290,7 +290,7 @@ def _own_prompt(row: Row) -> list[Record]:
 
 
 def _prompt_of(make: Callable[[Row], list[Record]], row: Row) -> list[Record]:
-    """The request of a labelled response, with what is known about the request."""
+    """The request of a labelled response, with what the row says about it."""
     record = make(row)[0]
     names = ("prompt", "category", "stratum", "family", "harmful", "split")
     return [Prompt(**{name: getattr(record, name) for name in names})]
@@ -301,18 +301,18 @@ def _prompt_of(make: Callable[[Row], list[Record]], row: Row) -> list[Record]:
 
 @dataclass(frozen=True)
 class Schema:
-    """One table layout: how it is recognised, and what its rows can become."""
+    """One table layout: how it is recognised, and which records its rows can become."""
 
     name: str
-    """What messages and reports call it."""
+    """Its name in messages and reports."""
     columns: frozenset[str]
     """The columns that every row must have."""
     makes: dict[type, Callable[[Row], list[Record]]]
     """For each kind of record, the function from a row to its records."""
     lacks: str = ""
-    """Why it makes no other kinds."""
+    """Why it cannot become other kinds."""
     notes: tuple[str, ...] = ()
-    """What a reader of the report should know."""
+    """Sentences for the report."""
 
 
 _ONE_RESPONSE = "its rows hold one response each, and a preference compares two responses to one prompt"
@@ -357,16 +357,16 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema("kit prompts", frozenset({"prompt", "stratum", "family", "harmful"}), _OWN_PROMPT, _NO_RESPONSE),
     Schema("prompts", frozenset({"prompt"}), _OWN_PROMPT, _NO_RESPONSE),
 )
-"""Every layout, the most demanding first: the first whose columns are all there is taken."""
+"""Every layout, those with most columns first: the first whose columns are all present is taken."""
 
 _BESIDE_PROMPT = {field.name for field in fields(Prompt)} | {"category_id", "source", "target"}
 
 
 def recognise(columns: Collection[str]) -> Schema | None:
-    """The first schema whose columns are all among `columns`, or None.
+    """The first schema whose columns are all in `columns`, or None.
 
-    A lone `prompt` column is taken as prompts only where nothing else is there that the kit does not know:
-    a table of prompts and unlabelled completions is better refused than half read.
+    If only `prompt` is recognised, all other columns must be ones that go with prompts: a table of prompts and
+    unlabelled completions is refused rather than half read.
     """
     for schema in SCHEMAS:
         if schema.columns.issubset(columns):

@@ -1,17 +1,17 @@
-"""From a name to checked records: shipped world, local file, hub data set, or a mixture of them.
+"""From a name to checked records: the shipped world, a local file, a hub data set, or a mixture of them.
 
-`read_records(source, kind)` is the one door. A source is
+`read_records(source, kind)` reads everything. A source is
 
 - `shipped`: the toy world under `data_folder()`;
-- a file: `.jsonl`, `.json` (an array, or one object a line), `.csv`, `.parquet`;
+- a file: `.jsonl`, `.json` (an array, or one object per line), `.csv`, `.parquet`;
 - a folder: one that `csrlhf make-data` wrote, or one that `datasets.load_dataset` or `load_from_disk` can read;
 - a hub id: `owner/name`, `owner/name/config`, either with `@split`;
 - a mixture: `source:amount,source:amount`, where an amount up to 1 is the fraction of that source's
   prompts and a whole number above 1 is a number of records.
 
-The table's layout is recognised by its columns (`csrlhf_kit.data.schemas`). Everything that is wrong with a
-row is told with file, line, field and what was expected; everything that is dropped is counted by reason.
-Rows without an answer or a label are dropped too, as long as they are at most `MOST_UNUSABLE` of all.
+The table's layout is recognised by its columns (schemas.py). An error in a row names file, line, field and what
+was expected; dropped rows are counted by reason. Rows without an answer or a label are dropped too, if their share
+is at most `MOST_UNUSABLE`. Builds on tables.py, schemas.py and splits.py.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ SHIPPED_STEMS = {LabelledResponse: "labels", PreferencePair: "preferences", Prom
 """The shipped world's files are `<stem>_<split>.jsonl`."""
 
 MOST_UNUSABLE = 0.01
-"""The share of rows that may lack an answer or a label, and are then left out."""
+"""The largest share of rows that may lack an answer or a label; they are left out."""
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
-_LOCAL = ("data", "runs", "models", "checkpoints", "out", "output", "outputs")  # nobody's name on the hub
+_LOCAL = ("data", "runs", "models", "checkpoints", "out", "output", "outputs")  # no owners on the hub
 _EXPECTED = (
     "expected `shipped`, a .jsonl, .json, .csv or .parquet file, a folder, "
     "a hub id `owner/name[/config][@split]`, or a mixture `source:amount,source:amount`"
@@ -58,20 +58,20 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a source held."""
+    """The records of a source, with a report on how they were read."""
 
     records: list
     """The records kept, in the source's order."""
     report: dict[str, Any] = field(default_factory=dict)
-    """`source`, `kind`, `schema`, `rows` read, `kept` records, `dropped` records by reason, `notes`; and for
-    a mixture `parts`, the reports of its sources."""
+    """`source`, `kind`, `schema`, `rows` read, `kept` records, `dropped` records by reason, `notes`; for a
+    mixture also `parts`, the reports of its sources."""
     splits: dict[str, str] = field(default_factory=dict)
-    """The source's splits, the one that was read first: by name, from where each is read; empty where it has none."""
+    """The source's splits, name -> the source that reads it, the one that was read first; empty if it has none."""
 
 
 def data_folder() -> Path:
-    """The shipped data and base: where CSRLHF_DATA says, else inside the package, where a wheel puts them (setup.py),
-    else `data/` beside it, as in the repository.
+    """The folder of the shipped data and base: CSRLHF_DATA if it is set, else `shipped/` in the package (where a
+    wheel puts it, see setup.py), else `data/` beside the package, as in the repository.
     """
     if named := os.environ.get("CSRLHF_DATA"):
         return Path(named).expanduser()
@@ -81,8 +81,8 @@ def data_folder() -> Path:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether what is no file or folder may be the hub's: `owner/name...`, where `owner` is no folder here, and no name
-    that folders of data and runs have. Others are mistyped paths, which the hub is never asked about.
+    """Whether a name that is no file or folder may be a hub id, `owner/name...`: `owner` must not be a folder here,
+    nor a usual name of folders. Other names are mistyped paths, about which the hub is never asked.
     """
     owner = name.partition("/")[0]
     return _HUB_ID.fullmatch(name) is not None and owner not in _LOCAL and not os.path.isdir(owner)
@@ -93,26 +93,26 @@ def read_records(
 ) -> Loaded:
     """Read `source` as records of one kind.
 
-    Asked for a kind that its rows can be turned into, a source turns them: a pair is also two labelled
-    responses (where it has labels) and a prompt; a labelled response is also a prompt.
+    Rows are converted if need be: a pair is also two labelled responses (if it has labels) and a prompt; a labelled
+    response is also a prompt.
 
-    Dropped and counted: pairs whose "safer" response is the unsafe one, of those that are read for their
-    labels; repeated records (for prompts and labelled responses by their text; where repeated labels of one
-    response differ the majority wins, and ties are dropped); HH-RLHF transcripts that diverge early or do not
-    end in an answer; up to 1% of rows that lack an answer or a label.
+    Dropped and counted: pairs, read for their labels, whose "safer" response is the unsafe one; repeated records
+    (prompts and labelled responses with the same text; if the labels of one response differ, the majority wins,
+    and ties are dropped); HH-RLHF transcripts that diverge early or do not end in an answer; up to 1% of rows that
+    lack an answer or a label.
 
     Args:
-        source: See the module's first lines.
+        source: See the first lines of this file.
         kind: `Prompt`, `LabelledResponse` or `PreferencePair`.
-        split: `train`, `validation` or `test`: which of the shipped files, of the hub's splits, or of the
-            rows of a file whose `split` column names several; `val`, `valid` and `dev` are validation. A file
-            or data set with one split is read whole, whatever the split's name.
+        split: `train`, `validation` or `test`: selects a shipped file, a hub's split, or rows of a file whose
+            `split` column has several values; `val`, `valid` and `dev` mean validation. A file or data set
+            with a single split is read whole, whatever its name.
         seed: Which prompts a mixture's fractions keep.
         strict: Refuse a source with any row that lacks an answer or a label.
 
     Raises:
-        UserError: the source is not there, cannot be read or is not understood, a row is malformed, the kind
-            cannot be had from it, or nothing is left.
+        UserError: there is no such source, it cannot be read or its layout is unknown, a row is malformed, it
+            cannot become that kind, or no record is left.
     """
     if kind not in RECORD_KINDS:
         names = ", ".join(known.__name__ for known in RECORD_KINDS)
@@ -127,19 +127,19 @@ def read_records(
 def read_part(
     part: tuple[str, float], kind: type, split: str, *, seed: int = 0, strict: bool = False
 ) -> Loaded:
-    """One source of a mixture: as many of its records as the amount says."""
+    """Read one (source, amount) of a mixture, and keep as many of its records as the amount says."""
     name, amount = part
     loaded = _read_one(name, kind, split, strict)
     if amount == 1:
         return loaded
-    if split != "train" and amount > 1:  # a number of training records; of others as many as there are
+    if split != "train" and amount > 1:  # the number is of training records; other splits may have fewer
         amount = min(amount, len(loaded.records))
     chosen = take(loaded.records, amount, seed=seed, name=name)
     return replace(loaded, records=chosen, report={**loaded.report, "amount": part[1], "taken": len(chosen)})
 
 
 def join(source: str, kind: type, loaded: Sequence[Loaded]) -> Loaded:
-    """The sources of a mixture as one."""
+    """Join the sources of a mixture, without repeated records, and their reports."""
     kept, dropped = _without_repetitions([record for part in loaded for record in part.records])
     report = {
         "source": source,
@@ -153,15 +153,16 @@ def join(source: str, kind: type, loaded: Sequence[Loaded]) -> Loaded:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> Path:
-    """Write records as JSONL in their own field names, whole or not at all; `read_records` reads it back."""
+    """Write records as JSONL with their field names, atomically; `read_records` reads it back."""
     lines = [json.dumps(to_row(record), ensure_ascii=False) + "\n" for record in records]
     return write_atomic(path, "".join(lines))
 
 
 def mixture_parts(source: str) -> list[tuple[str, float]]:
-    """The (source, amount) pairs of a mixture; empty where `source` is no mixture.
+    """The (source, amount) pairs of a mixture; empty if `source` is no mixture.
 
-    Without any amount it is one only where a part is there: the name of a missing file may hold a comma or colon.
+    Without any valid amount, it is a mixture only if one part exists, since the name of a missing file may contain
+    a comma or colon. Raises UserError for a part without a valid amount.
     """
     if os.path.exists(source):
         return []
@@ -176,7 +177,7 @@ def mixture_parts(source: str) -> list[tuple[str, float]]:
         before, _, text = name.strip().rpartition(":")
         amount = _amount(text) if before else 0.0
         if not amount:
-            name += ","  # which may be a part of the name
+            name += ","  # the comma may be part of the name
             continue
         if "," in before and not is_there(before):
             break
@@ -191,12 +192,12 @@ def mixture_parts(source: str) -> list[tuple[str, float]]:
 
 
 def is_there(source: str) -> bool:
-    """Whether it can be read without a hub."""
+    """Whether the source exists on this machine, so that it is read without a hub."""
     return source == "shipped" or os.path.exists(source)
 
 
 def _amount(text: str) -> float:
-    """The number that `text` spells where it can be an amount; else 0."""
+    """The amount that `text` spells; 0 if it is no valid amount."""
     try:
         amount = float(text)
     except ValueError:
@@ -205,7 +206,7 @@ def _amount(text: str) -> float:
 
 
 def notes_of(*reports: Mapping[str, Any]) -> str:
-    """What a command prints about what it read: each note once, a line each; empty where there is none."""
+    """The notes of all reports as lines to print, each note once; empty if there are none."""
     parts = [part for report in reports for part in report.get("parts", [report])]
     lines = [f"{part['source']}: {note}\n" for part in parts for note in part["notes"]]
     return "".join(dict.fromkeys(lines))
@@ -240,7 +241,7 @@ def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
     schema = _recognise(place, rows, kind)
     records, dropped, more = _convert(place, rows, kind, schema, strict)
     notes = [*notes, *more]
-    if len(splits) < 2:  # else the rows are of one split already
+    if len(splits) < 2:  # otherwise the rows are of one split already
         records, splits, more = _of_split(place, records, split, splits)
         dropped["other_splits"] += more
     named = {record.split for record in records if record.split.strip()}
@@ -267,7 +268,7 @@ def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
 
 
 def _recognise(place: str, rows: list[PlacedRow], kind: type) -> Schema:
-    """The rows' layout, which has to be one that `kind` can be had from."""
+    """The rows' layout. Raises UserError if it is unknown, or its rows cannot become `kind`."""
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     schema = recognise(columns)
     if not rows:
@@ -283,7 +284,7 @@ def _recognise(place: str, rows: list[PlacedRow], kind: type) -> Schema:
 def _convert(
     place: str, rows: list[PlacedRow], kind: type, schema: Schema, strict: bool
 ) -> tuple[list[Record], Counter, list[str]]:
-    """Each row's records, what was dropped by reason, and notes about it."""
+    """The records of all rows, the number dropped by reason, and notes for the report."""
     records, dropped, unusable = [], Counter(), []
     per_row = 2 if kind is LabelledResponse and PreferencePair in schema.makes else 1
     for where, row in rows:
@@ -325,9 +326,9 @@ def _convert(
 def _of_split(
     place: str, records: list[Record], split: str, named: list[str]
 ) -> tuple[list[Record], list[str], int]:
-    """The records of one split where the rows name several, the names of all, and how many others there are.
+    """The records of one split if the rows name several, the names of all splits, and the number of other records.
 
-    A row that names none, beside others that do, is for training.
+    Beside rows that name a split, rows that name none are for training.
     """
     names = dict.fromkeys(record.split for record in records)
     keys = {split_key(name) or "train" for name in names}
@@ -342,10 +343,10 @@ def _of_split(
 
 
 def _without_repetitions(records: list[Record]) -> tuple[list[Record], Counter]:
-    """Drop repeated records; settle repeated labels of one response by majority (BeaverTails has several).
+    """Drop repeated records; the majority decides if one response has several labels (as in BeaverTails).
 
-    Prompts repeat by their text, labelled responses by prompt and response, pairs only as a whole: two
-    annotators may well disagree about one pair, and both judgements are data.
+    Prompts are repeated if their text is, labelled responses if prompt and response are, pairs only as a whole: two
+    annotators may disagree about a pair, and both judgements are data.
     """
 
     def key(record: Record) -> Any:

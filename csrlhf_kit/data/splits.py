@@ -1,6 +1,6 @@
-"""Splits: which names mean train, validation and test, and how records are cut by prompt where there are none.
+"""Splits: which names mean train, validation and test, and how records without splits are split by prompt.
 
-Everything follows from the prompts' own hashes, so that nobody's rows move because somebody added some.
+Each prompt's split follows from its own hash, so that adding rows never moves the others. Builds on records.py.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _WORD = re.compile(rf"(?<![a-z])({'|'.join([*SPLITS, *_OTHER_WORDS])})(?![a-z])"
 
 
 def split_key(name: str) -> str:
-    """The name with its usual word: `Dev` is `validation`, `30k_val` is `30k_validation`."""
+    """The name in lower case with the kit's word for the split: `30k_Val` becomes `30k_validation`."""
     return _WORD.sub(lambda word: _OTHER_WORDS.get(word[0], word[0]), name.strip().casefold())
 
 
 def find_split(names: Iterable[str], asked: str) -> str | None:
-    """Which of a source's `names` is the split that is asked for: its very name, else one that means it."""
+    """The name among `names` that is `asked`, else the first that means the same split, else None."""
     named = list(names)
     alike = [name for name in named if split_key(name) == split_key(asked)]
     return asked if asked in named else next(iter(alike), None)
 
 
 def companion(names: Iterable[str], read: str, split: str) -> str | None:
-    """The validation or test split beside the one that is `read`: `30k_test` beside `30k_train`."""
+    """The validation or test split of the training split `read`: `30k_test` of `30k_train`; else None."""
     key = split_key(read)
     return find_split(names, key.replace("train", split, 1)) if "train" in key else None
 
@@ -50,17 +50,17 @@ def companion(names: Iterable[str], read: str, split: str) -> str | None:
 def split_by_prompt(
     records: Sequence[Record], fractions: Mapping[str, float] | None = None, seed: int = 0
 ) -> dict[str, list[Record]]:
-    """Split records so that no prompt is in two splits, and so that new rows never move old prompts.
+    """Split records so that no prompt is in two splits, and new rows never move old prompts.
 
-    A prompt's split follows from its own text and the seed alone: its hash is a point in [0, 1), and the
-    fractions, in their order, cut that interval. Shares are therefore met on average, not exactly.
-    Prompts that differ only in case or spacing are one prompt.
+    A prompt's split depends only on its text and the seed: its hash is a point in [0, 1), an interval that the
+    fractions, in their order, divide. So shares are met on average, not exactly. Prompts that differ only in
+    case or spacing are one prompt.
 
     Args:
         records: Records of any kind.
-        fractions: Share of the prompts by name of the split, adding up to 1; by default 80% train,
+        fractions: Name of the split -> share of the prompts, adding up to 1; by default 80% train,
             10% validation, 10% test.
-        seed: Another seed is another split.
+        seed: Seed of the hash.
 
     Returns:
         The records by split, in their order, with `split` set.
@@ -85,12 +85,12 @@ def split_by_prompt(
 
 
 def take(records: list[Record], amount: float, *, seed: int = 0, name: str = "source") -> list[Record]:
-    """A share of the prompts with all their records (`amount` up to 1), or `amount` records, by hash order.
+    """The records of a share of the prompts (`amount` up to 1), or `amount` records, chosen by hash.
 
-    The same seed always ranks the prompts alike, so that a larger amount contains a smaller one.
+    A seed fixes the order of choice, so that a larger amount contains a smaller one.
 
     Raises:
-        UserError: more records are asked for than there are.
+        UserError: there are fewer than `amount` records; `name` says where.
     """
     points = {record.prompt: _point(record.prompt, seed) for record in records}
     ranked = sorted(set(points.values()))
@@ -104,7 +104,7 @@ def take(records: list[Record], amount: float, *, seed: int = 0, name: str = "so
 
 
 def _point(prompt: str, seed: int) -> float:
-    """Where the prompt falls in [0, 1): the first 53 bits of a hash of the seed and the normalised text."""
+    """A number in [0, 1) for the prompt: the first 53 bits of a hash of the seed and the normalised text."""
     digest = hashlib.blake2b(f"{seed}\0{normalise_prompt(prompt)}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -113,16 +113,16 @@ def _point(prompt: str, seed: int) -> float:
 
 
 def labels_of(record: Record) -> tuple[bool | None, ...]:
-    """The safety labels that a record carries; (None,) where its kind has none."""
+    """The safety labels of a record; (None,) if its kind has none."""
     return record.safety if isinstance(record, PreferencePair) else (getattr(record, "is_safe", None),)
 
 
 def share_labels(splits: dict[str, list[Record]], drawn: Iterable[str], seed: int) -> None:
-    """Move a few prompts where chance gave a drawn split none of a label; change nothing else.
+    """Move a few prompts, in place, if a split in `drawn` (made at random) lacks a label that others have.
 
-    Few rows with a rare label may all fall on one side of the cut. Training comes first: what it lacks comes
-    back. Then test, then validation get a tenth of the label's prompts, at least one, as long as training keeps
-    one. A split without any record lacks every label.
+    The few rows with a rare label may all fall into one split. Training comes first: it gets back one prompt of
+    each label it lacks. Then test, then validation get a tenth of the label's prompts, at least one, while
+    training keeps one. A split without records lacks every label.
     """
     drawn = [name for name in ("test", "validation") if name in drawn]
     for target, giver in [("train", name) for name in reversed(drawn)] + [(name, "train") for name in drawn]:

@@ -1,7 +1,7 @@
-"""Rows from files and from the hub, each with its place ("line 7"), not yet understood.
+"""Raw rows from files and from the hub, each with its place ("line 7"); schemas.py interprets them.
 
-What cannot be read (broken JSON, a truncated Parquet file, bytes that are no UTF-8, a hub out of reach) is
-told in one sentence. What the rows mean is `csrlhf_kit.data.schemas`' business.
+Whatever cannot be read (broken JSON, a truncated Parquet file, bytes that are not UTF-8, a hub out of reach)
+raises UserError with one sentence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_file(path: Path) -> tuple[str, list[PlacedRow]]:
-    """The rows of a file, each with its place ("line 7")."""
+    """The file's name and its rows, each with its place ("line 7"). Raises UserError if it cannot be read."""
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise UserError(f"{path}: found suffix `{path.suffix}`, expected one of {', '.join(FILE_SUFFIXES)}")
@@ -108,7 +108,7 @@ def _read_parquet(path: Path, data: bytes) -> list[PlacedRow]:
 
     try:
         rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
-    except Exception as error:  # besides pyarrow's own: text that is no UTF-8, dates that Python has not
+    except Exception as error:  # pyarrow's own errors, invalid UTF-8, dates that Python cannot represent
         raise UserError(
             f"{path}: found no readable Parquet ({_first_line(error)}), expected a whole file"
         ) from None
@@ -116,10 +116,10 @@ def _read_parquet(path: Path, data: bytes) -> list[PlacedRow]:
 
 
 def read_hub(name: str, config: str | None, split: str) -> tuple[str, list[PlacedRow], list[str], list[str]]:
-    """The rows of one split of a hub data set, or of a local folder in the hub's form or of `save_to_disk`.
+    """The rows of one split of a hub data set, or of a local folder with the hub's layout or from `save_to_disk`.
 
-    Returns:
-        Where they come from, the rows, notes for the report, and the names of all splits, the one read first.
+    Returns where they come from, the rows, notes for the report, and the names of all splits, the one read first.
+    Raises UserError if the data set cannot be loaded, or has several splits and none of that name.
     """
     import datasets
 
