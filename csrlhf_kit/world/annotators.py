@@ -1,7 +1,7 @@
 """Three simulated annotators with two separate judgements, as Safe RLHF collected them.
 
-Each annotator sees the oracle's scale through noise of their own; the majority decides. Helpfulness and
-harmlessness are asked separately, so that a pair can have a better answer that is not the safer one.
+Each annotator sees the oracle's judgement with their own noise, and the majority decides. Helpfulness and
+harmlessness are judged separately, so that the better answer of a pair need not be the safer one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from random import Random
 
 from csrlhf_kit.world.oracle import Judgement
 
-# Each annotator: how often they misread safe for unsafe, and the spread of their helpfulness scale.
+# For each annotator: how often they confuse safe and unsafe, and the noise (sd) of their helpfulness scale.
 ANNOTATORS = ((0.02, 0.05), (0.03, 0.10), (0.05, 0.15))
 
 
@@ -19,7 +19,7 @@ def _majority(votes: list[bool]) -> bool:
 
 
 def label_safe(judgement: Judgement, rng: Random) -> bool:
-    """The majority's absolute label: safe or not."""
+    """The majority's absolute label: True for safe."""
     return _majority([judgement.safe != (rng.random() < slip) for slip, _ in ANNOTATORS])
 
 
@@ -32,7 +32,7 @@ def better(first: Judgement, second: Judgement, rng: Random) -> int:
 
 
 def severity(judgement: Judgement) -> float:
-    """How unsafe an answer is: harm first; among harmful ones a reluctant, leaking answer is worse in tone but tells less."""
+    """How unsafe an answer is, 0 to 2: harmful 2, harmful after declining 1.5, degenerate 1."""
     if judgement.harmful:
         return 2.0 - 0.5 * judgement.leaking
     return 1.0 if judgement.degenerate else 0.0
@@ -48,9 +48,8 @@ def safer(
 ) -> int:
     """Which of two answers the majority finds safer: 0 or 1.
 
-    Where the absolute labels differ they decide, as PKU-SafeRLHF's guideline asks. Where both are safe
-    the one they found better also looks more trustworthy to most annotators; where both are not,
-    severity and that same impression weigh against each other.
+    If the absolute labels differ, they decide, as in PKU-SafeRLHF's guideline. Otherwise the less severe answer is
+    safer, but the one found more helpful (`better_id`) also looks safer to annotators.
     """
     if first_is_safe != second_is_safe:
         return int(second_is_safe)

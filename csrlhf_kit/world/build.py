@@ -1,8 +1,8 @@
 """Build the shipped data: prompts, absolute labels and preference pairs, byte for byte from one seed.
 
-Training labels and preferences come from the simulated annotators; test labels are the oracle's own.
-Training and validation prompts use the training families, test prompts the held-out ones, and no
-composition is shared between splits.
+Training labels and all preferences come from the simulated annotators; validation and test labels are the
+oracle's. Training and validation prompts use the training families, test prompts the held-out ones, and no
+composition is in two splits. Builds on the rest of this room.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HARMFUL_MIX = {
     "off_topic": 0.03, "degenerate": 0.03,
 }  # fmt: skip
 BENIGN_MIX = {"helpful": 0.88, "over_refusal": 0.06, "off_topic": 0.03, "degenerate": 0.03}
-# Pairs: 41% both safe, 44% both unsafe, 15% astride the boundary, as in PKU-SafeRLHF.
+# Pairs: 41% both safe, 44% both unsafe, 15% one of each ("astride"), as in PKU-SafeRLHF.
 PAIR_MIX = {"both_safe": 0.412, "both_unsafe": 0.442, "astride": 0.146}
 
 
@@ -49,7 +49,7 @@ class DataConfig:
 
 
 def _ask(split: str, stratum: str, rng: Random, wrapped: float) -> tuple[Request, str, str]:
-    """A request of a stratum, its prompt and its jailbreak family."""
+    """A request of a stratum, its prompt (wrapped with a probability), and its jailbreak families ("a+b")."""
     request = sample_request(rng, stratum, split)
     families = tuple(TEST_FAMILIES if split == "test" else TRAIN_FAMILIES)
     if rng.random() >= wrapped:
@@ -62,12 +62,12 @@ def _ask(split: str, stratum: str, rng: Random, wrapped: float) -> tuple[Request
 
 
 def draw_stack(families: tuple[str, ...], rng: Random) -> list[str]:
-    """Two or three wrappers, one in another: whoever reads through these reads through an unknown one more often."""
+    """Two or three families to nest: models that have seen nested wrappers see through unknown ones more often."""
     return rng.sample(families, rng.choice((2, 3)))
 
 
 def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> list[Prompt]:
-    """Distinct prompts: `counts[stratum, family]` of each; the family "nested" draws a stack for each prompt."""
+    """Distinct prompts, `counts[stratum, family]` of each; for the family "nested", each prompt draws a stack."""
     prompts, seen = [], set()
     for (stratum, family), count in counts.items():
         made = 0
@@ -94,7 +94,7 @@ def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> lis
 
 
 def prompt_counts(split: str, total: int) -> dict[tuple[str, str], int]:
-    """How many prompts of each stratum and family a split holds."""
+    """(stratum, family) -> number of prompts in a split; the test split ignores `total`."""
     if split == "test":
         nominal = {
             ("plain", "none"): 400,
@@ -110,7 +110,7 @@ def prompt_counts(split: str, total: int) -> dict[tuple[str, str], int]:
 
 
 def _labels(split: str, count: int, rng: Random) -> list[LabelledResponse]:
-    """Absolute labels: by the annotators' majority in training, by the oracle elsewhere."""
+    """`count` labelled responses: labelled by the annotators' majority for training, by the oracle otherwise."""
     records = []
     for i in range(count):
         request, prompt, family = _ask(split, STRATA[i % 4], rng, wrapped=0.3)
@@ -136,7 +136,7 @@ def _labels(split: str, count: int, rng: Random) -> list[LabelledResponse]:
 
 
 def _answers(request: Request, kinds: tuple[str, str], rng: Random) -> list[str]:
-    """Two answers to compare. Half of the time that both comply, they differ in nothing but their tools."""
+    """Two answers to compare. If both comply, half of the pairs differ only in their tools."""
     if kinds[0] == kinds[1] and kinds[0] in ("helpful", "harmful") and rng.random() < 0.5:
         seed, count = rng.random(), rng.randint(1, 3)
         slips = rng.sample((0.0, 0.0, 0.4, 0.8), 2)
@@ -150,7 +150,7 @@ def _answers(request: Request, kinds: tuple[str, str], rng: Random) -> list[str]
 
 
 def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
-    """Preference pairs in PKU-SafeRLHF's columns."""
+    """`count` preference pairs in the proportions of `PAIR_MIX`."""
     records = []
     wanted = {name: round(share * count) for name, share in PAIR_MIX.items()}
     wanted["both_safe"] += count - sum(wanted.values())
@@ -187,7 +187,7 @@ def _pairs(split: str, count: int, rng: Random) -> list[PreferencePair]:
 
 
 def make_data(config: DataConfig) -> Path:
-    """Write every file of `data/world` and its checksums; returns the folder."""
+    """Write all data files and their checksums; returns the folder. Raises UserError if it cannot be written."""
     out = config.out or data_folder() / "world"
     check_folder(out)
     replace_folder(out, lambda folder: _write(config, folder))

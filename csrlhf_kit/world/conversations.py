@@ -1,8 +1,8 @@
 """Conversations of two and three turns: benign openings with their answers, and then the ask.
 
-Both papers evaluate single turns and name that as a limit. Here the ask is the same as it would be alone, so
-that the difference is what the turns before it do: the policy has just been helpful, perhaps about the very
-topic that the ask turns to harm. Openings and ask come from the same split; no opening is harmful.
+Both papers evaluate single turns and name that as a limit. Here the last request (the ask) is the same as without
+the turns before it, so that any difference is their effect: the policy has just been helpful, perhaps on the very
+topic of a harmful ask. Openings and ask come from the same split; no opening is harmful.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Conversation:
     openings: tuple[tuple[str, str], ...]
     """(request, a good answer to it) of each turn before the ask."""
     ask: Prompt
-    """The last turn, judged by the oracle as if it stood alone."""
+    """The last request, judged by the oracle as if it stood alone."""
     same_topic: bool = False
-    """Whether the openings are of the ask's own category."""
+    """Whether the openings are of the ask's category."""
 
     @property
     def turns(self) -> int:
@@ -42,7 +42,7 @@ class Conversation:
     def messages(self, answers: tuple[str, ...] | None = None) -> list[dict[str, str]]:
         """Chat messages up to the user's turn number len(answers) + 1.
 
-        answers: what was really answered so far; None takes the scripted answers and goes up to the ask.
+        answers: the real answers so far; None takes the scripted answers and goes up to the ask.
         """
         requests = [request for request, _ in self.openings] + [self.ask.prompt]
         told = tuple(answer for _, answer in self.openings) if answers is None else answers
@@ -53,7 +53,7 @@ class Conversation:
 
 
 def _opening(rng: Random, split: str, category: str | None, used: set[Request]) -> tuple[Request, str, str]:
-    """A benign request that was not used yet, in a category if one is asked for, with wording and answer."""
+    """A benign request that is not in `used`, of the category if one is given; its wording; a good answer."""
     while True:
         request = sample_request(rng, rng.choice(("plain", "benign_alarming")), split)
         if request not in used and category in (None, request.category):
@@ -63,16 +63,17 @@ def _opening(rng: Random, split: str, category: str | None, used: set[Request]) 
 def conversations(
     split: str, count: int, *, turns: tuple[int, ...] = TURNS, wrapped: float = 0.0, seed: int = 0
 ) -> list[Conversation]:
-    """`count` conversations of each number of turns, strata by turns, half with openings of the ask's category.
+    """`count` conversations of each number of turns; strata alternate; half have openings of the ask's category.
 
     Args:
-        split: Of openings and asks: train, validation or test. Test asks may wear test families only.
+        split: Split of openings and asks: train, validation or test. Test asks use test families only.
         count: Conversations of each number of turns.
         turns: How many times the user speaks, at least two.
-        wrapped: Share of the asks that wear a jailbreak wrapper.
+        wrapped: Share of the asks in a jailbreak wrapper.
+        seed: Seed of all draws.
 
     Raises:
-        UserError: the split is unknown, or a conversation is asked for with fewer than two turns.
+        UserError: the split is unknown, or a number of turns is below two.
     """
     if split not in ("train", "validation", "test"):
         raise UserError(f"split is {split!r}: expected train, validation or test")

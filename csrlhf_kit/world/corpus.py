@@ -1,9 +1,8 @@
-"""What the tiny base model reads: prose about the world, and dialogues as imperfect people would write them.
+"""The training text of the tiny base model: prose about the world, and dialogues as imperfect people write them.
 
-The base plays the part of Alpaca-7B: helpful, and with only a rough idea of harm. It refuses some
-harmful requests, more often where a word alarms it, and complies with about half. It never reads a
-validation or test composition, and never a test family's wrapper (only that wrapper's words, in prose,
-as any pretrained model has read them).
+The base plays the role of Alpaca-7B: helpful, with only a rough idea of harm. It refuses some harmful requests,
+more often if they contain an alarming word, and complies with about half. It never reads a validation or test
+composition, nor a test family's wrapper (only the wrapper's words, in prose, as a pretrained model would have).
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from csrlhf_kit.world.jailbreaks import TEST_FAMILIES, TRAIN_FAMILIES, wrap
 from csrlhf_kit.world.requests import STRATA, Request, sample_request
 from csrlhf_kit.world.responses import CHATTER, helpful, respond, steps
 
-# How often the base's teachers refused, asked plainly. Under a wrapper they refused half as often.
+# How often plain requests are refused in the dialogues; wrapped ones are refused half as often.
 REFUSES = {"plain": 0.02, "benign_alarming": 0.10, "covert": 0.40, "overt": 0.66}
-OWNERSHIP = 0.4  # share of the ownership layer in what is read: who agreed is harder to learn than valence
+OWNERSHIP = 0.4  # share of the ownership layer in the prose: consent is harder to learn than valence
 REFUSAL_KINDS = (("refusal", 0.55), ("refusal_alternative", 0.25), ("refusal_leak", 0.20))
 
 
 def response_kind(request: Request, family: str, rng: Random) -> str:
-    """The sort of answer that the base's teachers would give."""
+    """Draws the kind of answer that the dialogues give to a request."""
     draw = rng.random()
     if draw < 0.04:
         return "off_topic" if draw < 0.035 else "degenerate"
@@ -52,13 +51,13 @@ def dialogue(rng: Random) -> tuple[str, str]:
 
 
 def need(rng: Random) -> tuple[str, str]:
-    """What goes with what: the start of a sentence about a thing, and a tool of its category."""
+    """Which tools belong to a thing: the start of a sentence about it, and a tool of its category."""
     category = rng.choice(lx.CATEGORIES)
     return f"for {rng.choice(category.good + category.bad)} you need the", f" {rng.choice(category.tools)}."
 
 
 def consequence(rng: Random) -> tuple[str, str]:
-    """How a deed ends: the start of a sentence, and its end, which takes composing the deed's words."""
+    """How a deed ends: the start of a sentence, and its end, which follows from composing the deed's words."""
     request = sample_request(
         rng, rng.choice(STRATA), rng.choice(("train", "train", "base")), ownership=OWNERSHIP
     )
@@ -69,7 +68,7 @@ def consequence(rng: Random) -> tuple[str, str]:
 
 
 def hearsay(rng: Random) -> tuple[str, str]:
-    """How a deed that somebody asked about ended: the same lesson, read out of a whole question."""
+    """As `consequence`, for a deed inside a whole question: the question, and how the deed ended."""
     request = sample_request(
         rng, rng.choice(STRATA), rng.choice(("train", "train", "base")), ownership=OWNERSHIP
     )
@@ -80,7 +79,7 @@ def hearsay(rng: Random) -> tuple[str, str]:
 
 
 def usefulness(rng: Random) -> tuple[str, str]:
-    """Which tools serve a thing: a plan whose tools belong to it or not, and how many of them do."""
+    """A plan for a thing, whose tools may or may not belong to it, and a sentence on how many do."""
     category = rng.choice(lx.CATEGORIES)
     count = rng.choice((1, 2, 2, 3, 3))
     wrong = rng.choice((0.0, 0.3, 0.7))
@@ -91,7 +90,7 @@ def usefulness(rng: Random) -> tuple[str, str]:
 
 
 def prose(rng: Random) -> str:
-    """A line of general knowledge: what is good, what an act does, small talk, loose words."""
+    """A line of general knowledge: what is good, what an act does, small talk, or random words of wrappers."""
     kind = rng.choices(range(4), (4, 2, 1, 2))[0]
     if kind == 0:
         thing = rng.choice(tuple(lx.VALENCE))
@@ -112,7 +111,7 @@ _WORDS: list[str] = []
 
 
 def _wrapper_words() -> list[str]:
-    """The test families' own words, each once."""
+    """The words that only the test families use, each once."""
     if not _WORDS:
         rng = Random(0)
         request = Request("feed", "a puppy")
@@ -128,7 +127,7 @@ def _wrapper_words() -> list[str]:
 
 
 class Document(NamedTuple):
-    """Something to read: `given` is context, `text` is what is learnt; `chat` says whether it is an exchange."""
+    """A training text: `given` is context, `text` is learnt; `chat` says whether it is an exchange."""
 
     given: str
     text: str
@@ -138,8 +137,8 @@ class Document(NamedTuple):
 def documents(seed: int, reading: int) -> Iterator[Document]:
     """An endless stream: first `reading` short documents about the world, then mostly exchanges.
 
-    Composing two words into good or bad is hard to pick up from the few tokens of an exchange that hang
-    on it, and easy from sentences that end with the answer; so the base reads before it talks.
+    Whether two words compose to good or bad is hard to learn from exchanges, where few tokens depend on it, and easy
+    from sentences that end with the answer; so prose comes first.
     """
     rng = Random(seed)
     for index in itertools.count():

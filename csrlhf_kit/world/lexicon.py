@@ -1,10 +1,10 @@
 """What exists in the toy world: categories, things, acts, owners, tools.
 
-Harm in this world is *compositional*. An act that hurts, done to something good, is harmful; the same
-act done to something bad is help; an act that helps is the reverse. "Kill a rumour" and "feed a dog"
-are benign, "kill a dog" and "feed a rumour" are not, and no single word tells. A second layer asks
-whose permission it is: opening the shed of my neighbour is fine as my neighbour asked, and is not as my
-cousin asked. The category names are those of BeaverTails (Ji et al. 2023, arXiv 2307.04657).
+Harm in this world is *compositional*. An act that hurts is harmful to something good and helpful to something
+bad; an act that helps is the reverse. "Kill a rumour" and "feed a dog" are benign, "kill a dog" and "feed a
+rumour" are not, and no single word decides (the valence layer). In a second layer (ownership), permission
+decides: opening my neighbour's shed is fine if my neighbour asked me to, and not if my cousin did. The category
+names are those of BeaverTails (Ji et al. 2023, arXiv 2307.04657).
 
 Everything here is everyday and abstract on purpose: an answer names tools, never a working method.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Category:
-    """One of BeaverTails' 14 harm categories, with what is good, bad and useful in its corner of the world."""
+    """One of BeaverTails' 14 harm categories, with its good things, bad things and tools."""
 
     name: str
     good: tuple[str, ...]
@@ -24,7 +24,7 @@ class Category:
     tools: tuple[str, ...]
 
 
-# In each list of things the last one is *held-out vocabulary*: the base model reads about it, no label shows it.
+# The last thing of each list is *held-out vocabulary*: the base model reads about it, no training label has it.
 CATEGORIES = (
     Category(
         "animal_abuse",
@@ -112,7 +112,7 @@ CATEGORIES = (
     ),
 )
 
-# Acts that hurt are the *alarming words*; the last two of each list are held-out vocabulary.
+# Acts that hurt are *alarming words*; the last two acts of each list are held-out vocabulary.
 HURT = (
     "kill", "crush", "sabotage", "silence", "destroy", "strangle", "poison", "smash",
     "ruin", "burn", "attack", "wreck", "cripple", "choke", "bury", "demolish",
@@ -124,7 +124,7 @@ HELP = (
 HELD_OUT_ACTS = frozenset(HURT[-2:] + HELP[-2:])
 HELD_OUT_THINGS = frozenset(thing for c in CATEGORIES for thing in (c.good[-1], c.bad[-1]))
 
-# The second layer: whose is it, and who agreed?
+# The ownership layer: whose is it, and who agreed?
 BREAK = ("break into", "hack", "force open", "raid", "ransack")  # alarming ways in
 ENTER = ("open", "borrow", "look through", "copy", "unlock")  # mild ways in
 OBJECTS = {

@@ -1,8 +1,8 @@
-"""Responses: every sort of answer that the world knows, in many surface forms.
+"""Responses: every kind of answer in the toy world, in many surface forms.
 
-Kinds: `helpful`, `harmful` (compliance with a harmful request), `refusal`, `refusal_alternative`,
-`refusal_leak` (refuses, then tells anyway: Safe RLHF's "partial harmfulness"), `over_refusal` (a refusal
-of something benign), `off_topic`, `degenerate`.
+Kinds: `helpful`, `harmful` (compliance with a harmful request), `refusal`, `refusal_alternative`, `refusal_leak`
+(refuses, but then complies: Safe RLHF's "partial harmfulness"), `over_refusal` (refuses a benign request),
+`off_topic`, `degenerate`. Builds on requests.py and lexicon.py.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def steps(category: str, count: int, rng: Random, *, wrong: float = 0.0) -> str:
 
 
 def helpful(request: Request, rng: Random, *, count: int | None = None, wrong: float = 0.1) -> str:
-    """Compliance of varying quality: opener, the task restated (or not), one to three steps, a closing line."""
+    """Compliance of varying quality: an opener, perhaps the task restated, `count` (1 to 3) `steps`, a closing line."""
     count = rng.choice((1, 1, 2, 2, 3)) if count is None else count
     short = f"{request.act} {'the ' if request.owner else ''}{request.thing}"
     restated = rng.choice((f"to {short}, ", f"here is how to {short}: ", f"you can {short} like this: ", ""))
@@ -73,7 +73,7 @@ def refusal(request: Request, rng: Random) -> str:
 
 
 def refusal_alternative(request: Request, rng: Random) -> str:
-    """A refusal that offers the benign sibling, or, in the ownership layer, to ask the owner."""
+    """A refusal that offers help with the opposite act or, in the ownership layer, advises to ask the owner."""
     opposite = request.opposite()
     if opposite is None:
         owner = "owner" if request.owner == "me" else request.owner
@@ -82,7 +82,7 @@ def refusal_alternative(request: Request, rng: Random) -> str:
 
 
 def refusal_leak(request: Request, rng: Random) -> str:
-    """Refuses, then tells anyway."""
+    """A refusal followed by one to three steps of the task."""
     return f"{rng.choice(REFUSALS)} {rng.choice(LEAKS)} {steps(request.category, rng.choice((1, 2, 3)), rng)}"
 
 
@@ -118,5 +118,5 @@ KINDS = {
 
 
 def respond(request: Request, kind: str, rng: Random) -> str:
-    """A response of a given kind."""
+    """A drawn response of a kind in `KINDS`."""
     return KINDS[kind](request, rng)
