@@ -1,4 +1,4 @@
-"""From scores and log-ratios to one advantage per token: rewards, costs, GAE, whitening. Pure functions."""
+"""From scores and log-ratios to one advantage per token: pure functions around `kernels.gae`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from csrlhf_kit.kernels.masks import last_true
 
 
 def token_rewards(scores: Tensor, log_ratios: Tensor, actions: Tensor, kl_coefficient: float) -> Tensor:
-    """Per-token rewards (batch, length): -coefficient * (log pi - log pi_ref), and the score on the last action.
+    """Per-token rewards (batch, length): -kl_coefficient * log_ratios, plus the score at the last action.
 
     scores: (batch,); log_ratios: (batch, length), log pi - log pi_ref of the sampled tokens; actions: (batch,
     length), true at response tokens. Zero outside the response.
 
     Costs are built by the same function with **minus** the coefficient: in (A_R - lambda A_C) / (1 + lambda)
-    the KL terms then add up to (1 + lambda) / (1 + lambda), so that the KL weight stays beta whatever lambda
-    is (Safe RLHF, Dai et al. 2023, arXiv 2310.12773, Appendix B).
+    the two KL terms then keep the weight beta for every lambda (Safe RLHF, Dai et al. 2023, arXiv 2310.12773,
+    Appendix B).
     """
     rewards = torch.where(actions, -kl_coefficient * log_ratios, 0.0)
     rows = torch.arange(actions.shape[0], device=actions.device)
@@ -26,16 +26,16 @@ def token_rewards(scores: Tensor, log_ratios: Tensor, actions: Tensor, kl_coeffi
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is true (both (batch, length))."""
+    """Mean of `values` where `mask` is true; both (batch, length)."""
     return (values * mask).sum() / mask.sum()
 
 
 def whiten(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero mean and unit variance over all true entries of the *whole batch*; zero elsewhere.
+    """Shift and scale to zero mean and unit variance where `mask` is true, over the *whole batch*; zero elsewhere.
 
-    Returns the whitened values and the factor 1 / std. The mean is removed: adding it back, as several
-    implementations do, lets a constant advantage push every sampled token up. Advantages that are all equal
-    become zero, not noise divided by zero.
+    Returns the whitened values (batch, length) and the factor 1 / std. Some implementations add the mean back,
+    so that a constant advantage raises the probability of every sampled token; this one does not. Equal
+    advantages become zero.
     """
     centred = torch.where(mask, values - masked_mean(values, mask), 0.0)
     std = (centred.square().sum() / mask.sum()).sqrt()
@@ -48,6 +48,7 @@ def advantages_and_returns(
 ) -> tuple[Tensor, Tensor]:
     """GAE of reward and cost in one scan: (advantages, returns), each (2, batch, length), reward first.
 
-    rewards, costs: (batch, length); values: (batch, length, 2), of the state before each action.
+    rewards, costs, actions (true at response tokens): (batch, length); values: (batch, length, 2), each of the
+    state before the action. gamma: discount; lam: GAE's lambda.
     """
     return gae(torch.stack([rewards, costs]), values.movedim(-1, 0), actions, gamma=gamma, lam=lam)

@@ -1,10 +1,9 @@
-"""A critic that knows the base before PPO starts: regression on the base's own scored answers.
+"""Fit the critic to the base before PPO starts, by regression on the base's own scored answers.
 
-A policy gradient is only as quiet as its baseline. A critic that starts on nothing takes every refusal of
-a harmful request and every answer to a benign one for the same surprise, so that the first steps of a
-strongly penalised policy teach it to refuse everybody. The base's answers are cheap, the same for every
-method, and their scores are all that a value is: E[score | prompt and answer so far]. So the critic is
-fitted once, and each method starts from it.
+A policy gradient is as noisy as its baseline is bad. An untrained critic predicts the same value for harmful
+and benign prompts, so the first steps of a strongly penalised policy teach it to refuse everything. A value is
+E[score | prompt and answer so far], and the base's scored answers, cheap and the same for every method, are
+samples of it. So the critic is fitted once, and every method starts from it.
 """
 
 from __future__ import annotations
@@ -39,21 +38,19 @@ class CriticConfig:
     """How the critic is fitted to the base before PPO."""
 
     episodes: int = 1024
-    """Answers of the base that it learns from, one a prompt."""
+    """Answers of the base to learn from, one per prompt."""
     epochs: int = 4
-    """Passes over them."""
+    """Passes over these answers."""
     batch_size: int = 64
-    """Episodes behind one optimiser step."""
+    """Episodes per optimiser step."""
     learning_rate: float = 3e-3
-    """Adam's step size at the start; falls to a tenth along a cosine."""
+    """Adam's learning rate at the start; falls to a tenth along a cosine."""
 
 
 def base_episodes(
     roles: Roles, tokenizer: Any, prompts: Sequence[str], config: PPOConfig, *, batch_size: int = 128
 ) -> list[Trajectory]:
-    """The base's answers to `prompts`, scored, in batches of similar prompt length. Draws from torch's
-    generator.
-    """
+    """Sample the base's answers to `prompts` and score them, in batches of similar prompt length."""
     encoded = encode_prompts(tokenizer, list(prompts), max_length=config.max_prompt_length)
     order = encoded["attention_mask"].sum(1).argsort(stable=True)
     batches = []
@@ -77,8 +74,9 @@ def base_episodes(
 
 
 def returns(trajectory: Trajectory, config: PPOConfig) -> Tensor:
-    """Value targets (batch, length, 2) of reward and cost under the base: the discounted score that an
-    episode ends with. There is no KL term, since the base is the reference.
+    """Value targets (batch, length, 2) for reward and cost: the episode's final score, discounted.
+
+    There is no KL term, since the base is the reference.
     """
     scores = torch.stack([episode_rewards(trajectory, config), episode_costs(trajectory.cost, config)], -1)
     columns = torch.arange(trajectory.ids.shape[1], device=scores.device)
@@ -96,10 +94,11 @@ def fit_critic(
     *,
     rollout_size: int = 128,
 ) -> list[tuple[float, float]]:
-    """Fit the critic of `roles` (in place) to the base's answers; returns each epoch's mean losses.
+    """Fit the critic of `roles` (in place) to the base's answers; returns (reward, cost) losses for each epoch.
 
-    prompts: requests as text; the first `config.episodes` of a seeded shuffle are used. Losses are squared
-    errors / 2 a token, of reward and of cost, before each batch's step. rollout_size: answers sampled at once.
+    prompts: requests as text; the first `config.episodes` of a seeded shuffle are used. Losses are means per
+    token of squared errors / 2, each taken before its batch's step. rollout_size: answers sampled at once.
+    Raises UserError if there is no prompt.
     """
     if not prompts:
         raise UserError("there is no prompt to fit the critic on: expected at least one")
@@ -146,14 +145,14 @@ def _minibatches(places: Tensor, size: int) -> list[Tensor]:
 
 
 def save_critic(roles: Roles, file: str | Path) -> None:
-    """Store the critic's adapter and head (safetensors)."""
+    """Write the critic's adapter and head to `file` (safetensors), with a fingerprint of its base."""
     state = {k: v.contiguous() for k, v in roles.trained_state().items() if ".policy." not in k}
     base = fingerprint(roles.model.get_base_model().name_or_path)
     write_atomic(Path(file), save(state, metadata={"base": base} if base else None))
 
 
 def load_critic(roles: Roles, file: str | Path) -> None:
-    """Undo of `save_critic`. Raises UserError where the file is missing or does not fit."""
+    """Read what `save_critic` wrote into `roles`. Raises UserError if it is missing or of another base."""
     if not Path(file).is_file():
         raise UserError(f"{file} is no critic: expected a file that `save_critic` has written")
     with safe_open(file, "pt") as stored:

@@ -1,7 +1,7 @@
-"""Finished dialogues for training a policy: token ids, and which of them are the response's.
+"""Finished dialogues for training a policy: token ids, and which of them belong to the response.
 
-The same three tensors that PPO's episodes are made of (`ids`, `mask`, `actions`), for responses that somebody
-else wrote: demonstrations to imitate (PTX) and pairs to prefer (DPO and its kin).
+They have the tensors of PPO's episodes (`ids`, `mask`, `actions`), but their responses come from data:
+demonstrations to imitate (PTX) and preference pairs (DPO and its variants).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Dialogues(NamedTuple):
     actions: Tensor  # (rows, length), true at response tokens, EOS included
 
     def take(self, rows: Tensor, longest: int | None = None) -> Dialogues:
-        """Some rows, trimmed to the longest of them."""
+        """The given rows, trimmed to `longest` tokens; None: to the longest of them."""
         longest = int(self.mask[rows].sum(1).max()) if longest is None else longest
         return Dialogues(*(tensor[rows, :longest] for tensor in self))
 
@@ -39,8 +39,8 @@ def encode_responses(
 ) -> Dialogues:
     """Encode each prompt with its response and the end token, as `csrlhf_kit.data.chat` renders them.
 
-    A request is cut where a row has more than `max_length` tokens; how many are is printed. Raises UserError where
-    nothing is left of one: there would be nothing to condition on.
+    If a row has more than `max_length` tokens, its prompt loses its beginning; the number of such rows is
+    printed. Raises UserError if a response leaves no room for its prompt.
     """
     encoded = encode_dialogues(tokenizer, list(prompts), list(responses), max_length=max_length)
     mask = encoded["attention_mask"].bool()
@@ -62,7 +62,7 @@ def encode_responses(
 def sequence_log_probs(
     roles: Roles, dialogues: Dialogues, *, adapter: str | None, batch_size: int = 64
 ) -> Tensor:
-    """log pi(response | prompt) of each row, (rows,), in nats, without gradients; `adapter` None: the base."""
+    """log pi(response | prompt) in nats, (rows,), without gradients; `adapter` None: the base's."""
     total = torch.zeros(len(dialogues.ids))
     for rows, longest in by_length(dialogues.mask, torch.arange(len(total)), batch_size):
         batch = dialogues.take(rows, longest).to(roles.device)
@@ -73,10 +73,10 @@ def sequence_log_probs(
 def imitation_backward(
     roles: Roles, dialogues: Dialogues, rows: Tensor, weight: float, *, microbatch_size: int
 ) -> float:
-    """Add the gradient of weight * (mean negative log-likelihood of a response token); return the mean, in nats.
+    """Add the gradient of weight * (mean negative log-likelihood per response token); return that mean in nats.
 
-    PTX: a policy that is pushed by rewards keeps speaking like its demonstrations (InstructGPT, Ouyang et al.
-    2022, arXiv 2203.02155, equation 2; Safe RLHF has a weight of 16).
+    rows: indices of the dialogues to use. PTX keeps a policy that is optimised for rewards close to its
+    demonstrations (InstructGPT, Ouyang et al. 2022, arXiv 2203.02155, equation 2; Safe RLHF's weight is 16).
     """
     tokens = dialogues.actions[rows].sum()
     total = 0.0

@@ -1,8 +1,8 @@
 """Constrained alignment without reinforcement learning: one loss, and five ways to choose its pairs.
 
-A policy pi defines an implicit reward beta log(pi / pi_ref), up to a constant a prompt; fitting *that* to
-preferences by Bradley-Terry's model gives the policy which PPO would have to search for (DPO, Rafailov et
-al. 2023, arXiv 2305.18290):
+A policy pi defines an implicit reward beta log(pi / pi_ref), up to a constant per prompt. Fitting *that* to
+preferences by the Bradley-Terry model gives the optimal policy without PPO (DPO, Rafailov et al. 2023, arXiv
+2305.18290):
 
     loss = -log sigmoid(beta (h_w - h_l) - offset),  h = log pi(y|x) - log pi_ref(y|x)
 
@@ -13,8 +13,8 @@ al. 2023, arXiv 2305.18290):
 | `sacpo` (Wachi et al. 2024, arXiv 2404.11049) | better, then safer | beta, then beta / lambda | 0 | base, then the first step's policy |
 | `mocan` (Huang et al. 2024, arXiv 2405.19544) | drawn by r - lambda* c | beta | 0 | base |
 
-`mocan` alone knows a threshold: lambda* minimises the one-dimensional dual of the constrained problem, on
-scored answers of the base, before any training. u is 1 for an unsafe response, 0 for a safe one.
+u is 1 for an unsafe response, 0 for a safe one. Only `mocan` has a threshold: lambda* minimises the
+one-dimensional dual of the constrained problem, on scored answers of the base, before any training.
 """
 
 from __future__ import annotations
@@ -52,40 +52,40 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 @dataclass
 class DirectConfig:
-    """Settings of the preference-only methods; constants are the papers' where a paper has one."""
+    """Settings of the preference-only methods; constants are the papers' where they give one."""
 
     beta: float = 0.1
-    """Weight of the KL to the reference that the loss stands for, per nat."""
+    """beta: weight of the KL to the reference, per nat, in the objective that the loss solves."""
     offset: float = 10.0
-    """SafeDPO's Delta: how much surer than by preference alone a safe response must beat an unsafe one."""
+    """SafeDPO's Delta: the extra margin by which a safe response must beat an unsafe one."""
     safety_beta: float = 0.025
     """SACPO's beta / lambda: the beta of its second step."""
     threshold: float = 0.03
-    """MoCAN's largest mean cost (a probability) over its prompts."""
+    """MoCAN: largest mean cost (a probability) over its prompts."""
     max_multiplier: float = 100.0
-    """MoCAN's largest lambda, taken where no tilt of the samples meets the threshold."""
+    """MoCAN: largest lambda, used if no reweighting of the samples meets the threshold."""
     offline_prompts: int = 1000
-    """Training prompts that MoCAN samples the base's answers to."""
+    """MoCAN: number of training prompts to sample the base's answers to."""
     offline_samples: int = 8
-    """Answers to each of them: the dual reads all, neighbours make pairs."""
+    """MoCAN: answers per prompt; the dual uses all of them, and neighbours form pairs."""
     pairs: int | None = None
-    """At most this many pairs, the first ones; None: all."""
+    """Use only the first so many pairs; None: all."""
     epochs: int = 1
     """Passes over the pairs (in each step of SACPO)."""
     batch_size: int = 32
-    """Pairs behind one optimiser step."""
+    """Pairs per optimiser step."""
     microbatch_size: int = 32
-    """Pairs of one forward and backward pass."""
+    """Pairs per forward and backward pass."""
     learning_rate: float = 1e-3
-    """AdamW's step size at its peak; rises over a tenth of the steps, then falls linearly to zero."""
+    """AdamW's peak learning rate; rises over a tenth of the steps, then falls linearly to zero."""
     max_grad_norm: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; larger gradients are scaled down."""
     max_length: int = 512
-    """Most tokens of a dialogue; longer ones lose their beginning."""
+    """Most tokens per dialogue; longer ones lose the beginning of their prompt."""
     checkpoint_every: int = 50
     """Steps between checkpoints; the last step is always stored."""
     seed: int = 0
-    """Seed of the order of pairs and of MoCAN's samples and labels."""
+    """Seed for the order of pairs and for MoCAN's samples and labels."""
 
     def __post_init__(self) -> None:
         for name in ("beta", "safety_beta", "epochs", "batch_size", "microbatch_size", "learning_rate"):
@@ -101,9 +101,10 @@ class DirectConfig:
 
 
 def preference_loss(margins: Tensor, *, beta: float, offsets: Tensor | float = 0.0) -> Tensor:
-    """-log sigmoid(beta * margin - offset), each (batch,), and their mean.
+    """Mean of -log sigmoid(beta * margin - offset) over the batch, a scalar.
 
-    margins: h_w - h_l, the difference of the pair's sequence log-ratios to the reference, in nats.
+    margins: (batch,), h_w - h_l, the difference of each pair's sequence log-ratios to the reference, in nats.
+    offsets: (batch,) or one number.
     Source: DPO, arXiv 2305.18290, equation 7; the offset is SafeDPO's.
     """
     return -F.logsigmoid(beta * margins - offsets).mean()
@@ -113,7 +114,7 @@ def preference_loss(margins: Tensor, *, beta: float, offsets: Tensor | float = 0
 
 
 class EncodedPairs(NamedTuple):
-    """Winners and losers as tokens, with what the reference thinks of them."""
+    """Winners and losers as tokens, with their log-probabilities under the reference."""
 
     winners: Dialogues
     losers: Dialogues
@@ -124,7 +125,10 @@ class EncodedPairs(NamedTuple):
 def encode_pairs(
     roles: Roles, tokenizer: Any, ranked: Sequence[Ranked], *, reference: str | None, max_length: int
 ) -> EncodedPairs:
-    """Tokenise once, and ask the reference (an adapter's name; None: the base) once."""
+    """Tokenise the pairs and evaluate the reference (an adapter's name; None: the base) on them, once.
+
+    Raises UserError if there is no pair, or a response leaves no room for its prompt.
+    """
     if not ranked:
         raise UserError("there is no pair to learn from: expected at least one")
     prompts = [pair.prompt for pair in ranked]
@@ -138,7 +142,7 @@ def encode_pairs(
 
 
 def margins_of(roles: Roles, pairs: EncodedPairs, rows: Tensor) -> Tensor:
-    """h_w - h_l of some pairs, (rows,), with gradients to the policy."""
+    """h_w - h_l in nats of the pairs with indices `rows`, (rows,), with gradients to the policy."""
     sides = []
     for side in (pairs.winners, pairs.losers):
         sides.append(roles.log_probs(*side.take(rows).to(roles.device))[0].sum(1))
@@ -148,10 +152,11 @@ def margins_of(roles: Roles, pairs: EncodedPairs, rows: Tensor) -> Tensor:
 def fit_pairs(
     roles: Roles, pairs: EncodedPairs, *, beta: float, config: DirectConfig, run: Run | None = None
 ) -> list[dict[str, float]]:
-    """Minimise the loss over the policy of `roles` (in place); returns one row a step.
+    """Minimise the loss over the policy of `roles` (in place); returns one row of metrics per step.
 
-    run: an open folder to log and store to, and to go on from: with the same result, bit for bit.
-    Rows: loss, accuracy (share of pairs whose winner has gained more), margin (mean, nats), grad_norm.
+    run: an open run folder for metrics and checkpoints; a stopped run continues there, bit for bit.
+    Rows: loss, accuracy (share of pairs with a positive margin), margin (mean, nats), grad_norm.
+    Raises UserError if the loss is no longer finite.
     """
     parameters = roles.trainable("policy")
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
@@ -218,7 +223,7 @@ def _step(
 
 
 def _snapshot(roles: Roles, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The policy and Adam's moments; the order of pairs is a function of seed and step."""
+    """The policy and Adam's moments; the order of pairs follows from seed and step."""
     tensors = {f"policy.{i}": p.detach() for i, p in enumerate(roles.trainable("policy"))}
     return tensors | {f"moments.{name}": value for name, value in moments(optimizer).items()}
 
@@ -241,13 +246,13 @@ def train_direct(
     *,
     offline: Offline | None = None,
 ) -> tuple[list[dict[str, float]], float]:
-    """Train the policy of `roles` (in place) by one of `METHODS`; returns its history and its multiplier.
+    """Train the policy of `roles` (in place) by one of `METHODS`; returns its metrics and its multiplier.
 
-    pairs: human judgements, for all but `mocan`, which reads `offline` instead. folder: a run's folder (one
-    inside it for each step of `sacpo`); what is there is gone on with. The multiplier is lambda* of `mocan`,
-    beta / safety_beta of `sacpo` (the lambda that its second step stands for), 0 of the others.
+    pairs: human judgements, for all but `mocan`, which reads `offline` instead. folder: the run's folder (with
+    one inside for each step of `sacpo`); a run that was stopped continues. The multiplier is lambda* for
+    `mocan`, beta / safety_beta for `sacpo` (the lambda of its second step), and 0 for the others.
 
-    Raises UserError for an unknown method, labels that are missing, and settings that differ on resume.
+    Raises UserError for an unknown method, missing labels, and settings that differ on resume.
     """
     if method == "mocan":
         if offline is None:

@@ -1,5 +1,6 @@
 """Which of two responses wins: by a label, by SafeDPO's rule, or by MoCAN's scores of the base's own answers.
 
+Makes the pairs that `dpo.py` trains on; MoCAN's multiplier comes from `theory.problem`.
 Sources: SafeDPO, Kim et al. 2025, arXiv 2505.20065; CAN and MoCAN, Huang et al. 2024, arXiv 2405.19544.
 """
 
@@ -23,17 +24,17 @@ from csrlhf_kit.theory.problem import FiniteProblem
 
 
 class Ranked(NamedTuple):
-    """One pair in the order that the policy shall learn."""
+    """One pair, ordered as the policy is to learn it."""
 
     prompt: str
     winner: str
     loser: str
     offset: float = 0.0
-    """By how much the winner must win, in units of the loss's argument."""
+    """Subtracted from the loss's argument beta * margin: how much more clearly the winner must win."""
 
 
 def by_label(pairs: Sequence[PreferencePair], label: Literal["safer", "better"]) -> list[Ranked]:
-    """The pairs in the order of one of the two judgements."""
+    """Order each pair by one of its two judgements."""
     ranked = []
     for pair in pairs:
         winner = pair.safer_response_id if label == "safer" else pair.better_response_id
@@ -44,11 +45,9 @@ def by_label(pairs: Sequence[PreferencePair], label: Literal["safer", "better"])
 def safedpo_order(pairs: Sequence[PreferencePair], offset: float) -> list[Ranked]:
     """SafeDPO's transformation: the more helpful response wins, unless it is unsafe and the other one safe.
 
-    offset: Delta, subtracted where a safe response beats an unsafe one. Two unsafe responses keep their
-    order. The maximiser of E[r] - beta KL over *safe* responses only, which is where the paper starts, is
-    left where it is by any Delta >= 0: it already prefers safe responses without bound.
-
-    Raises UserError where a pair has no safety labels.
+    offset: Delta, the pair's offset if a safe response beats an unsafe one. Two unsafe responses keep their
+    order. The paper maximises E[r] - beta KL over *safe* responses only; no Delta >= 0 moves that maximiser.
+    Raises UserError if a pair has no safety labels.
     """
     ranked = []
     for pair in pairs:
@@ -78,7 +77,7 @@ class Offline(NamedTuple):
 def offline_answers(
     roles: Roles, tokenizer: Any, prompts: Sequence[str], *, samples: int, max_new_tokens: int, seed: int
 ) -> Offline:
-    """`samples` answers of the base to each prompt, with their learned reward and cost."""
+    """Sample `samples` answers of the base to each prompt, and score them with the learned reward and cost."""
     seed_everything(seed)
     prompts = fit_prompts(tokenizer, prompts, max_length=512, tell=True)
     asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -112,10 +111,10 @@ def one_shot_multiplier(
 ) -> float:
     """lambda* = argmin over lambda >= 0 of beta E_x log E_y exp((r - lambda (c - d)) / beta), at most `maximum`.
 
-    reward, cost: (prompts, samples) scores of answers drawn from the reference, equally weighted. The dual is
-    convex and its slope is d - J_C of the tilt, so `FiniteProblem` finds the root of that; no policy and no
-    gradient takes part (CAN, arXiv 2405.19544, algorithm 1). Where no tilt of the samples meets the threshold
-    the dual has no minimum: `maximum` is returned, with a warning.
+    reward, cost: (prompts, samples) scores of answers drawn from the reference, equally weighted; d: `threshold`.
+    The dual is convex with slope d - J_C, whose root `FiniteProblem` finds; no policy is trained for it (CAN,
+    arXiv 2405.19544, algorithm 1). If no reweighting of the samples meets the threshold, the dual has no
+    minimum: `maximum` is returned, with a warning.
     """
     problem = FiniteProblem(
         np.full(reward.shape, 1 / reward.shape[1]), reward, cost, beta=beta, threshold=threshold
@@ -132,11 +131,10 @@ def one_shot_multiplier(
 
 
 def pseudo_pairs(offline: Offline, multiplier: float, *, seed: int) -> list[Ranked]:
-    """Neighbouring answers as pairs, labelled by Bradley-Terry's model of r - lambda c.
+    """Pair neighbouring answers and draw each winner by the Bradley-Terry model of s = r - lambda c.
 
-    The first wins with probability sigmoid(s_0 - s_1), s = r - lambda c, drawn: DPO with weight beta then has
-    the optimum pi_ref exp(s / beta), the constrained one. Equal answers teach nothing and are left out; so
-    are empty ones, which cannot be encoded.
+    The first wins with probability sigmoid(s_0 - s_1), so that DPO with weight beta has the constrained optimum
+    pi_ref exp(s / beta). Pairs of equal answers, or with an empty one, are left out.
     """
     scores = offline.reward - multiplier * offline.cost
     draws = np.random.default_rng(seed).random(scores.shape)

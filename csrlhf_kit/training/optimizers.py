@@ -1,4 +1,4 @@
-"""AdamW, and its 8-bit and paged forms for runs that are short of memory."""
+"""AdamW from PyTorch, and its 8-bit and paged forms from bitsandbytes for runs that are short of memory."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def make_optimizer(
     """AdamW on `parameters` (Loshchilov & Hutter 2017, arXiv 1711.05101).
 
     The 8-bit forms keep both moments in blocks of 8-bit numbers (Dettmers et al. 2021, arXiv 2110.02861); the
-    paged one lets the driver move them to the host's memory when the GPU's runs short (arXiv 2305.14314).
-    Tensors of fewer than 4,096 numbers stay in 32 bit.
+    paged one lets the driver move them to host memory when GPU memory runs short (arXiv 2305.14314).
+    Tensors with fewer than 4,096 elements stay in 32 bit.
 
-    Raises UserError for an unknown name, or a paged optimiser without a GPU.
+    Raises UserError for an unknown name, a paged optimiser without a GPU, or bitsandbytes missing.
     """
     import torch
 
@@ -49,9 +49,9 @@ def make_optimizer(
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser has accumulated, for a checkpoint: "parameter.name" -> tensor.
+    """An optimiser's state for a checkpoint: "parameter index.name" -> tensor.
 
-    bitsandbytes counts steps in Python numbers, and wraps its 8-bit tensors in one more mapping.
+    bitsandbytes counts steps in Python numbers, and nests its 8-bit tensors in one more mapping.
     """
     import torch
 
@@ -65,7 +65,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Undo of `moments`."""
+    """Load a state that `moments` returned."""
     states: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")

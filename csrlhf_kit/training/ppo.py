@@ -1,8 +1,7 @@
 """PPO for language models under a cost constraint, on one frozen base with adapters.
 
-A step, top to bottom: sample answers; score them (policy, reference, values, reward, cost); let the
-constraint look at the costs; turn scores into advantages; take clipped gradient steps on the policy and on
-the critic (the last three: `ppo_update.py`). Metric names follow the field's custom.
+A step: sample answers; score them (policy, reference, values, reward, cost); show the costs to the constraint;
+turn scores into advantages; take clipped gradient steps on policy and critic (the last three: `ppo_update.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def cosine_to_a_tenth(progress: float) -> float:
 
 
 def learning_rate_factor(step: int, config: PPOConfig) -> float:
-    """Multiple of the learning rates at `step` (from 0), a function of the step alone: nothing is to be stored."""
+    """Factor of the learning rates at `step` (from 0). It depends on the step only, so checkpoints do not hold it."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
@@ -48,7 +47,7 @@ def learning_rate_factor(step: int, config: PPOConfig) -> float:
 
 
 def prompt_rows(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which prompts step `step` (from 0) uses: fresh permutations end to end, by step and seed alone."""
+    """Indices of the prompts for step `step` (from 0): a new permutation per pass, from step and seed alone."""
     rows: list[int] = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(position, count)
@@ -75,9 +74,9 @@ def ppo_step(
     groups: Sequence[str] | None = None,
     imitate: Callable[[], float] | None = None,
 ) -> dict[str, float]:
-    """One PPO step on `prompts` (encoded: left-padded `input_ids` and `attention_mask`); returns its statistics.
+    """One PPO step on `prompts` (encoded: left-padded `input_ids` and `attention_mask`); returns its metrics.
 
-    Of several processes, each answers and scores its share of the prompts; then all of them know all episodes.
+    Each of several processes answers and scores its share of the prompts; then they exchange all episodes.
     """
     clocks = [_clocks()]
     own = distributed.share(torch.arange(len(prompts)))
@@ -120,9 +119,9 @@ def ppo_step(
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds on the wall's clock, and those that this process computed: they differ on a shared machine."""
+    """(wall-clock seconds, CPU seconds of this process); they differ on a shared machine."""
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # what was asked of the GPU belongs to the part that asked
+        torch.cuda.synchronize()  # so that GPU work counts towards the part that started it
     return time.perf_counter(), time.process_time()
 
 
@@ -153,19 +152,19 @@ def train_ppo(
     demonstrations: Sequence[LabelledResponse] = (),
     optimizer: OptimizerName = "adamw",
 ) -> list[dict[str, float]]:
-    """Train the policy of `roles` (in place) on `prompts` (requests as text); return a row of statistics a step.
+    """Train the policy of `roles` (in place) on `prompts` (requests as text); return a row of metrics per step.
 
-    run: an open folder; each step is logged and stored there, and if it holds a checkpoint, training goes on
-    from it with the result that an unbroken run would have had (bit for bit on the same machine).
+    run: an open run folder for metrics and checkpoints; if it holds a checkpoint, training continues from it
+    with the result of an unbroken run (bit for bit on the same machine).
     on_step: called with each new row.
-    groups: the group of each prompt, for a constraint that tells them apart; None: each prompt is its own.
-    demonstrations: what the policy imitates beside the reward, where `config.ptx` is above 0.
-    optimizer: in which numbers AdamW keeps its moments.
+    groups: the group of each prompt, for constraints that distinguish them; None: each prompt is its own group.
+    demonstrations: what the policy also imitates, if `config.ptx` is above 0.
+    optimizer: the form of AdamW, see `make_optimizer`.
 
-    Of several processes (see `csrlhf_kit.distributed`) each calls this with the same arguments; batches are shared,
+    Several processes (see `csrlhf_kit.distributed`) all call this with the same arguments; they share each batch,
     and the first one writes.
 
-    Raises UserError where there is no prompt, or where training has diverged (a loss that is not a number).
+    Raises UserError if there is no prompt, or if training diverges (a loss that is not finite).
     """
     if not prompts:
         raise UserError("there is no prompt to train on: expected at least one")
@@ -173,7 +172,7 @@ def train_ppo(
         raise UserError(f"ptx is {config.ptx}: expected demonstrations to imitate")
     distributed.check_divisible(batch_size=config.batch_size, minibatch_size=config.minibatch_size)
     groups = prompts if groups is None else groups
-    seed_everything(config.seed)  # every process draws the same numbers, and uses its share
+    seed_everything(config.seed)  # every process draws the same numbers and uses its share
     roles.eval()  # no dropout anywhere: the ratio must compare policies, not noise
     optimizers = {
         role: make_optimizer(
@@ -203,7 +202,7 @@ def train_ppo(
     if run is not None and (checkpoint := run.load()) is not None:
         _restore(checkpoint.tensors, checkpoint.state, roles, optimizers, constraint)
         first, history = checkpoint.step, run.history()
-    distributed.wait()  # before one of them writes to what another still reads
+    distributed.wait()  # until every process has read the folder: the first one is about to write to it
     name = type(constraint).__name__
     with tqdm(total=config.steps, initial=first, desc=name, unit="step", **distributed.bar()) as bar:
         for step in range(first, config.steps):
@@ -249,7 +248,7 @@ def train_ppo(
 def _snapshot(
     roles: Roles, optimizers: dict[str, torch.optim.Optimizer], constraint: Constraint
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything that a step changes, as (tensors, JSON values)."""
+    """Everything that a step changes: (tensors, JSON values)."""
     tensors, generators = random_state()
     tensors |= {f"roles.{name}": tensor for name, tensor in roles.trained_state().items()}
     for role, optimizer in optimizers.items():
@@ -264,7 +263,7 @@ def _restore(
     optimizers: dict[str, torch.optim.Optimizer],
     constraint: Constraint,
 ) -> None:
-    """Undo of `_snapshot`."""
+    """Put back what `_snapshot` returned."""
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)}
@@ -277,5 +276,5 @@ def _restore(
 
 
 def config_dict(config: PPOConfig, constraint: Constraint) -> dict[str, Any]:
-    """What a run's folder stores to tell whether it may be resumed: PPO's settings and the constraint's."""
+    """The settings of PPO and of the constraint, which must be the same when a run is resumed."""
     return {**asdict(config), "constraint": constraint.settings()}

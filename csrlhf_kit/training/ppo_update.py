@@ -1,5 +1,6 @@
 """One PPO update: from a batch of scored episodes to clipped gradient steps on policy and critic.
 
+Built from `advantages.py`, a constraint and the roles of `models.roles`; `ppo.py` calls it once per step.
 Sources: PPO, Schulman et al. 2017, arXiv 1707.06347; RLHF with a per-token KL, Ziegler et al. 2019, arXiv
 1909.08593; reward and cost streams, Safe RLHF, Dai et al. 2023, arXiv 2310.12773.
 """
@@ -27,25 +28,25 @@ class PPOConfig:
     """Settings of PPO; the constraint has its own."""
 
     steps: int = 60
-    """Number of PPO steps: one batch of fresh episodes each."""
+    """PPO steps, each on one batch of fresh episodes."""
     batch_size: int = 64
-    """Episodes a step."""
+    """Episodes per step."""
     samples_per_prompt: int = 1
-    """Answers to each prompt of a batch; a constraint on every prompt needs a few."""
+    """Answers per prompt of a batch; per-prompt constraints need several."""
     epochs: int = 1
     """Passes over each batch of episodes."""
     minibatch_size: int = 32
-    """Episodes behind one optimiser step, drawn at random."""
+    """Episodes per optimiser step, drawn at random."""
     microbatch_size: int = 32
-    """Episodes of one forward and backward pass: similar lengths, gradients summed over the mini-batch."""
+    """Episodes per forward and backward pass, of similar lengths; gradients add up over the mini-batch."""
     learning_rate: float = 1e-3
-    """Policy's Adam step size."""
+    """Learning rate of the policy (Adam)."""
     critic_learning_rate: float = 1e-3
-    """Critic's Adam step size."""
+    """Learning rate of the critic (Adam)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of both learning rates after the warm-up; linear and cosine end at a tenth."""
+    """Schedule of both learning rates after the warm-up; linear and cosine end at a tenth."""
     critic_warmup: int = 0
-    """First steps in which only the critic learns: a policy that starts on unknown values learns noise."""
+    """Number of first steps in which only the critic learns, so that the policy starts with known values."""
     warmup_steps: int = 0
     """Steps over which both learning rates rise linearly."""
     kl_coefficient: float = 0.02
@@ -53,37 +54,37 @@ class PPOConfig:
     clip: float = 0.2
     """Clip range of the policy's probability ratio."""
     value_clip: float = 5.0
-    """Largest move of a value away from its old one that still lowers the value loss."""
+    """Clip range of a value around its old one in the value loss."""
     score_clip: float = 50.0
-    """Scores (and costs on the logit scale) are clipped to plus or minus this."""
+    """Scores (and costs on the logit scale) are clipped to this, positive or negative."""
     cost_scale: Literal["probability", "logit"] = "probability"
-    """Cost of an episode: sigmoid of the cost logit, so that a threshold reads as a rate, or the logit."""
+    """Cost of an episode: the cost logit, or its sigmoid, so that a threshold reads as a rate."""
     missing_eos_penalty: float = 1.0
-    """Taken off the reward of an answer that is cut at `max_new_tokens` without EOS."""
+    """Subtracted from the reward of an answer that reaches `max_new_tokens` without EOS."""
     gamma: float = 1.0
     """Discount per token."""
     gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation (no relation to the multiplier)."""
+    """lambda of generalised advantage estimation (unrelated to the multiplier)."""
     whiten_advantages: bool = True
     """Whiten the combined advantages over the whole batch, mean removed."""
     target_kl: float | None = 0.1
-    """Policy updates of a step stop once the approximate KL to the sampling policy exceeds this; None: never."""
+    """Stop a step's policy updates once the approximate KL to the sampling policy exceeds this; None: never."""
     max_grad_norm: float = 1.0
-    """Largest gradient norm, for policy and critic apart."""
+    """Largest gradient norm, for policy and critic separately."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     ptx: float = 0.0
-    """Weight of the supervised loss on demonstrations (nats a token) in every policy update; 0: none."""
+    """Weight of the supervised loss on demonstrations (nats per token) in every policy update; 0: none."""
     temperature: float = 1.0
-    """Sampling temperature, in every log-probability too."""
+    """Sampling temperature; all log-probabilities are taken at it too."""
     max_new_tokens: int = 32
     """Longest answer in tokens, EOS included."""
     max_prompt_length: int = 512
     """Longest prompt in tokens; longer ones lose their beginning."""
     checkpoint_every: int = 1
-    """Steps between checkpoints, where a run's folder is given; the last step is always stored."""
+    """Steps between checkpoints, if there is a run folder; the last step is always stored."""
     seed: int = 0
-    """Seed of sampling, shuffling and the order of prompts."""
+    """Seed for sampling, shuffling and the order of prompts."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -118,15 +119,15 @@ class PPOConfig:
 
 
 def policy_loss(ratio: Tensor, advantages: Tensor, actions: Tensor, clip: float) -> Tensor:
-    """Sum over action tokens of -min(ratio A, clip(ratio) A) (Schulman et al. 2017, eq. 7). All (batch, length)."""
+    """Sum over response tokens of -min(ratio A, clip(ratio) A), from (batch, length) each. Schulman 2017, eq. 7."""
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
     return (torch.maximum(-ratio * advantages, -clipped * advantages) * actions).sum()
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float) -> Tensor:
-    """Clipped squared errors / 2, summed over action tokens: (2,) from three (batch, length, 2) and a mask.
+    """Clipped squared errors / 2 of reward and cost, (2,), summed over response tokens.
 
-    Positions that are no action do not count, whatever stands there.
+    values, old_values, returns: (batch, length, 2); actions: (batch, length), other positions do not count.
     """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     errors = torch.maximum((values - returns).square(), (clipped - returns).square())
@@ -134,7 +135,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, actions: Ten
 
 
 def approximate_kl(log_ratio: Tensor, actions: Tensor) -> Tensor:
-    """Sum over action tokens of ratio - 1 - log ratio: KL(old || new) without bias, and never negative."""
+    """Sum over response tokens of ratio - 1 - log ratio: an unbiased estimate of KL(old || new), never negative."""
     return torch.where(actions, log_ratio.exp() - 1.0 - log_ratio, 0.0).sum()
 
 
@@ -142,20 +143,20 @@ def approximate_kl(log_ratio: Tensor, actions: Tensor) -> Tensor:
 
 
 def episode_costs(logits: Tensor, config: PPOConfig) -> Tensor:
-    """Costs (batch,) of cost logits, on the scale that the threshold is on."""
+    """Costs (batch,) from cost logits (batch,), on the scale of the threshold."""
     if config.cost_scale == "probability":
         return logits.sigmoid()
     return logits.clamp(-config.score_clip, config.score_clip)
 
 
 def episode_rewards(trajectory: Trajectory, config: PPOConfig) -> Tensor:
-    """Rewards (batch,): clipped score, less the penalty where the answer was cut before EOS."""
+    """Rewards (batch,): the clipped score, minus the penalty if the answer was cut before EOS."""
     clipped = trajectory.reward.clamp(-config.score_clip, config.score_clip)
     return clipped - config.missing_eos_penalty * (~trajectory.ended)
 
 
 class Batch(NamedTuple):
-    """What the update reads, all about one batch of episodes."""
+    """One batch of episodes as the update needs it."""
 
     ids: Tensor  # (batch, length)
     mask: Tensor  # (batch, length)
@@ -168,7 +169,7 @@ class Batch(NamedTuple):
     below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
 
     def take(self, rows: Tensor, longest: int) -> Batch:
-        """Some rows, trimmed to the longest of them."""
+        """The given rows, trimmed to `longest` tokens."""
         return Batch(*(None if tensor is None else tensor[rows, :longest] for tensor in self))
 
 
@@ -181,7 +182,7 @@ def estimate(
 ) -> tuple[Batch, float]:
     """Advantages and value targets of a batch of episodes, and the factor by which whitening scaled them.
 
-    The constraint observes the batch's costs here, and the group (batch,) of each episode's prompt.
+    groups: the group (batch,) of each episode's prompt. The constraint observes the batch's costs here.
     """
     costs = episode_costs(trajectory.cost, config)
     constraint.observe(costs, groups)
@@ -205,9 +206,10 @@ def estimate(
 def policy_backward(
     roles: Roles, batch: Batch, tokens: Tensor, scale: float, constraint: Constraint, config: PPOConfig
 ) -> Tensor:
-    """Add the gradient of one micro-batch's policy loss; `tokens` counts the whole mini-batch's actions.
+    """Add the gradient of one micro-batch's policy loss; tokens: response tokens of the whole mini-batch.
 
-    Returns (loss, approximate KL, clipped share, entropy, max |log ratio|), the first four as parts of the mean.
+    Returns (loss, approximate KL, clipped share, entropy, max |log ratio|); the first four are summands of the
+    mini-batch's means per token. scale: whitening's factor, for a constraint's extra loss.
     """
     log_probs, entropy = roles.log_probs(
         batch.ids, batch.mask, batch.actions, temperature=config.temperature, below=batch.below
@@ -216,7 +218,7 @@ def policy_backward(
     ratio = log_ratio.exp()
     loss = policy_loss(ratio, batch.advantages, batch.actions, config.clip) / tokens
     extra = constraint.extra_loss(ratio, batch.cost_advantages, batch.actions)
-    if extra is not None:  # a mean over episodes, while the loss above is one over tokens, and whitened
+    if extra is not None:  # a mean over episodes, while the loss above is a mean over tokens, and whitened
         loss = loss + extra * scale * batch.ids.shape[0] / tokens
     loss.backward()
     with torch.no_grad():
@@ -226,7 +228,7 @@ def policy_backward(
 
 
 def critic_backward(roles: Roles, batch: Batch, tokens: Tensor, config: PPOConfig) -> Tensor:
-    """Add the gradient of one micro-batch's value losses; returns (reward's, cost's) parts of the mean."""
+    """Add the gradient of one micro-batch's value losses; returns its summands (reward, cost) of the means."""
     values = roles.values(batch.ids, batch.mask, batch.actions, batch.below)
     losses = value_loss(values, batch.values, batch.returns, batch.actions, config.value_clip) / tokens
     losses.sum().backward()
@@ -244,14 +246,14 @@ def update(
     groups: Sequence[str] | None = None,
     imitate: Callable[[], float] | None = None,
 ) -> dict[str, float]:
-    """Turn one batch of episodes into gradient steps on policy and critic; return what happened.
+    """Turn one batch of episodes into gradient steps on policy and critic; return their metrics.
 
     groups: the group (batch,) of each episode's prompt. imitate: adds a supervised gradient to the policy's,
-    once an update, and returns its loss.
+    once per optimiser step, and returns its loss.
 
-    Losses are means over a mini-batch's action tokens, however it is split into micro-batches. Once the
-    approximate KL of a mini-batch exceeds `target_kl`, the policy rests until the next step; the critic goes
-    on, since its targets stay valid.
+    Losses are means over a mini-batch's response tokens, however it is split into micro-batches. Once the
+    approximate KL of a mini-batch exceeds `target_kl`, the policy stays as it is until the next step; the critic
+    continues, since its targets remain valid.
     """
     batch, scale = estimate(trajectory, constraint, config, groups=groups)
     policy_rows, critic_rows, imitation = [], [], []

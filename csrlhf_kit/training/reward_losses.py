@@ -1,4 +1,4 @@
-"""What reward and cost models minimise: pure functions of scores, one for each objective of `reward_modeling.py`."""
+"""The losses of reward and cost models: pure functions of scores, one per objective of `reward_modeling.py`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def semantic_loss(costs: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
 def bradley_terry_loss(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
     """Ranking alone: −log σ(S_w − S_l), mean over the pairs.
 
-    It is unchanged when a constant is added to every score: its zero means nothing, which is why such a
-    cost model cannot say "safe" or "unsafe".
+    It does not change if a constant is added to every score. So the sign of a score means nothing, and such a
+    cost model cannot tell "safe" from "unsafe".
 
     Args:
         winners: Scores S_w of the more harmful (cost) or more helpful (reward) responses, (batch,).
@@ -69,7 +69,7 @@ def ranking_sign_loss(
         winners: Costs C_w of the more harmful responses, (batch,).
         losers: Costs C_l of the less harmful ones, (batch,).
         winner_signs: s_w: +1 where the response is unsafe, −1 where it is safe, (batch,).
-        loser_signs: s_l, likewise, (batch,).
+        loser_signs: s_l, the same for the losers, (batch,).
         regularization: Weight of the squared scores.
 
     Source: Safe RLHF, arXiv 2310.12773, equation of the cost model, and safe-rlhf's cost trainer.
@@ -85,13 +85,13 @@ def ranking_sign_loss(
 def objective_loss(
     objective: Objective, scores: torch.Tensor, targets: torch.Tensor, *, regularization: float
 ) -> torch.Tensor:
-    """The loss of one batch as the trainer sees it.
+    """The loss of one batch, as the trainer arranges it: a scalar.
 
     Args:
-        objective: Which of the four.
+        objective: One of the four.
         scores: (batch,) for `semantic`; (2 · batch,) for pairs, the winners first, then the losers.
         targets: (batch,) labels, 1 unsafe, for `semantic`; (batch, 2) signs of winner and loser for pairs.
-        regularization: Weight of the squared scores; `semantic` and `bradley_terry` have none.
+        regularization: Weight of the squared scores; not used by `semantic` and `bradley_terry`.
     """
     if objective == "semantic":
         return semantic_loss(scores, targets)

@@ -1,14 +1,14 @@
 """Reward and cost models from human judgements: four objectives, one trainer, one calibration.
 
-| objective | learns from | is |
+| objective | learns from | result |
 |---|---|---|
 | `semantic` | absolute safe/unsafe labels | CS-RLHF's cost model: binary cross-entropy |
 | `safe_rlhf` | which response is safer, and both labels | Safe RLHF's cost model: ranking + sign |
 | `bradley_terry` | which response is safer | a cost model from ranking alone |
 | `reward` | which response is more helpful | Safe RLHF's reward model |
 
-Read `preference_losses.py` first, then `train_scorer`. The training loop is transformers' Trainer, set up in
-`supervised.py`.
+Read `reward_losses.py` first, then `train_scorer`. The training loop is transformers' Trainer, set up in
+`supervised.py`; the models are those of `models.scorers`.
 """
 
 from __future__ import annotations
@@ -67,29 +67,29 @@ MEANING = {
 
 @dataclass
 class ScorerConfig(SupervisedConfig):
-    """How a reward or cost model is trained. None means: chosen by the model's size (see `settled`)."""
+    """How a reward or cost model is trained. None: chosen by the model's and the data's size (see `settled`)."""
 
     out: str = "runs/scorer"
-    """Folder of the trained scorer; a scorer that is there already is replaced when the new one is done."""
+    """Folder of the trained scorer; an earlier scorer there is replaced when the new one is done."""
     objective: Objective = "semantic"
-    """semantic | safe_rlhf | bradley_terry | reward: what is learnt, and from which judgements."""
+    """semantic | safe_rlhf | bradley_terry | reward: what to learn, and from which judgements."""
     adaptation: Literal["auto", "lora", "full"] = "auto"
     """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders."""
     layers: int | None = None
-    """How many of the last layers the adapters act on; None: all."""
+    """The adapters act on this many of the last layers; None: all."""
     dropout: float | None = None
-    """Dropout while training; None: an encoder's own, none for decoders. Always off when scoring."""
+    """Dropout during training; None: an encoder's own, none for decoders. Always off when scoring."""
     max_length: int = MAX_LENGTH
-    """Most tokens of a dialogue; what is beyond is cut."""
+    """Most tokens per dialogue; longer ones are cut."""
     regularization: float = 0.001
     """Weight of the squared scores in the `safe_rlhf` and `reward` objectives."""
     calibrate: bool = True
-    """Fold a temperature (costs) or a scale (rewards), fitted on the validation split, into the head."""
+    """Fit a temperature (costs) or a scale (rewards) on the validation split, and fold it into the head."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `settled` chose."""
+    """The optimiser settings that `settled` chose."""
 
     learning_rate: float
     epochs: float
@@ -99,16 +99,15 @@ class Settings:
 # (parameters up to, peak learning rate)
 FULL_RATES = ((5e6, 1e-3), (5e7, 1e-4), (2e8, 3e-5), (float("inf"), 1e-5))
 LORA_RATES = ((5e6, 3e-3), (5e7, 1e-3), (5e8, 5e-4), (float("inf"), 2e-4))
-RECORDS_READ = 10_000  # over all epochs, where the data are few
+RECORDS_READ = 10_000  # aimed at over all epochs, for small data sets
 
 
 def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
-    """Learning rate, epochs and batch size: those asked for, or defaults by the model's and the data's size.
+    """Learning rate, epochs and batch size: the configured ones, or defaults by the model's and the data's size.
 
-    Small models take, and need, larger steps; adapters take larger ones than whole matrices. Few records
-    are read more often and in smaller batches, so that there are enough steps to learn anything: up to five
-    times by a tiny model, up to three by a larger one, which soon knows a small data set by heart. A batch
-    of pairs is half as many records, since each is two dialogues.
+    Small models need larger steps, and so do adapters compared with full matrices. Small data sets get smaller
+    batches and more epochs, so that there are enough steps: up to five epochs for a tiny model, up to three for a
+    larger one, which would overfit sooner. A batch of pairs has half as many records, since each is two dialogues.
     """
     size = count_parameters(scorer.model)
     trained_whole = count_parameters(scorer.model, trainable=True) > 0.5 * size
@@ -128,7 +127,7 @@ def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
 
 @dataclass
 class EncodedRows(torch.utils.data.Dataset):
-    """Tokenised records: for each a list of encoded dialogues (one, or winner and loser) and its targets."""
+    """Tokenised records: the encoded dialogues of each (one, or winner and loser) and its targets."""
 
     dialogues: list[tuple[dict[str, list[int]], ...]]
     targets: np.ndarray  # (records,) labels, or (records, 2) signs
@@ -148,8 +147,7 @@ def encode_records(
 ) -> EncodedRows:
     """Tokenise records once, as `objective` needs them: labelled responses, or (winner, loser) pairs.
 
-    Raises:
-        UserError: there are none, they are of the other kind, or lack the labels that the objective needs.
+    Raises UserError for no records, records of the wrong kind, or missing labels.
     """
     if not records:
         raise UserError(f"objective {objective}: found no records, expected at least one")
@@ -180,13 +178,13 @@ def encode_records(
 
 
 class ScorerTrainer(Trainer):
-    """transformers' Trainer with our objective; pairs are one forward pass of 2 · batch rows."""
+    """transformers' Trainer with the objective's loss; pairs take one forward pass of 2 · batch rows."""
 
     def __init__(self, *, objective: Objective, regularization: float, **options: Any) -> None:
         super().__init__(**options)
         self.objective = objective
         self.regularization = regularization
-        # Our loss is a mean over the batch: the Trainer divides it by the accumulation steps.
+        # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps.
         self.loss_is_scaled_for_ga = False
 
     def compute_loss(
@@ -206,12 +204,12 @@ class ScorerTrainer(Trainer):
         return EpochSampler(self, (train_dataset or self.train_dataset).lengths())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Counting them walks over every parameter at every step, and nothing here reads the count."""
+        """0: counting would visit every parameter at every step, and nothing here reads the count."""
         return 0
 
 
 def collate(batch: Sequence[Any], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded tensors; for pairs all winners come first, then all losers: (2 · batch, length)."""
+    """Right-padded tensors (batch, length); for pairs all winners, then all losers: (2 · batch, length)."""
     dialogues = [row[position] for position in range(len(batch[0][0])) for row, _ in batch]
     return {**pad(dialogues, pad_id), "targets": torch.from_numpy(np.stack([target for _, target in batch]))}
 
@@ -245,10 +243,10 @@ def fit_scorer(
         config: Base, objective, optimiser settings.
         train: `LabelledResponse`s for the `semantic` objective, `PreferencePair`s for the others.
         validation: Records of the same kind to calibrate on; empty: no calibration.
-        test: What it will be tested on, which has to be the same when a run goes on.
+        test: Records for a later test; a resumed run must have the same ones.
 
     Raises:
-        UserError: the base or the records do not serve, `config.out` holds something that is no scorer, or a
+        UserError: the base or the records cannot be used, `config.out` holds something that is no scorer, or a
             run with other settings would be resumed.
     """
     started = time.perf_counter()
@@ -329,8 +327,8 @@ def _fit(
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     """The T > 0 that minimises the cross-entropy of σ(score / T) against the labels.
 
-    Labels are smoothed as Platt (1999) proposes, (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2), so that T stays
-    away from 0 when the scores separate the classes without error.
+    Labels are smoothed to (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2) (Platt 1999), so that T stays away from 0 if the
+    scores separate the classes without error.
 
     Args:
         scores: Logits, (rows,).
@@ -348,15 +346,15 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
         logits = scores / np.exp(log_temperature)
         return float(np.mean(np.logaddexp(0.0, logits) - targets * logits))
 
-    # In the inverse temperature the function is convex, in its logarithm it therefore has one valley.
+    # The function is convex in the inverse temperature, so it has one minimum in the logarithm.
     return float(np.exp(minimize_scalar(cross_entropy, bounds=(-5.0, 5.0), method="bounded").x))
 
 
 def calibrate(scorer: Scorer, rows: EncodedRows, config: ScorerConfig) -> tuple[float, str]:
-    """Fit a divisor of the scores on held-out rows, fold it into the head; returns it, or 1 and why there is none.
+    """Fit a divisor of the scores on held-out rows and fold it into the head; return (it, "") or (1, why not).
 
-    Costs with absolute labels: the temperature of P(unsafe). Ranking alone: that of P(a worse than b).
-    Rewards: the standard deviation of the scores, so that one reward unit is one standard deviation.
+    For costs with absolute labels it is the temperature of P(unsafe), for ranking alone that of P(a worse than
+    b), for rewards the standard deviation of the scores, which so becomes the unit of reward.
     """
     with_labels = config.objective in ("semantic", "safe_rlhf")
     if with_labels and rows.targets.min() == rows.targets.max():

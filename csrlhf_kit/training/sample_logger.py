@@ -1,4 +1,4 @@
-"""What a policy answers while it trains, left in the run's folder for whoever watches."""
+"""Log a policy's answers to a few prompts while it trains, to a file in the run's folder that `watch` reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from csrlhf_kit.data.chat import encode_prompts, fit_prompts
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import response_texts, sample_episodes, score_episodes
 
-SAMPLES = 3  # prompts, evenly spaced in those of training
-EVERY = 4  # steps, and after the first one
+SAMPLES = 3  # number of prompts, evenly spaced among the training prompts
+EVERY = 4  # steps between samples; the first step is sampled too
 
 
 def sample_logger(
@@ -27,17 +27,16 @@ def sample_logger(
     max_new_tokens: int = 32,
     max_prompt_length: int = 512,
 ) -> Callable[[Mapping[str, Any]], None]:
-    """An `on_step` for `train_ppo`: after every so many steps, append the greedy answers to a few of the prompts.
+    """An `on_step` for `train_ppo`: every `every` steps, append the greedy answers to a few prompts.
 
-    They go to `samples.jsonl` in the run's folder, each with its learned reward and cost (logits), where `watch`
-    finds them. Nothing is drawn, so that a run is the same, bit for bit, with it and without. Of several processes
-    the first one writes.
+    Each goes to `samples.jsonl` in `folder` with its learned reward and cost (logits). No random number is drawn,
+    so that a run is the same, bit for bit, with it and without. Of several processes only the first one writes.
     """
     count = min(SAMPLES, len(prompts))
     prompts = [prompts[place * len(prompts) // count] for place in range(count)]
     prompts = fit_prompts(tokenizer, prompts, max_length=max_prompt_length)  # as the policy sees them
     encoded = encode_prompts(tokenizer, prompts, max_length=max_prompt_length)
-    noise = torch.zeros(len(prompts), max_new_tokens, dtype=torch.float64)  # greedy: not read, and not drawn
+    noise = torch.zeros(len(prompts), max_new_tokens, dtype=torch.float64)  # greedy: not read, so not drawn
 
     def on_step(row: Mapping[str, Any]) -> None:
         step = int(row["step"])

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: the baseline policy that every PPO run starts from and is compared with.
+"""Supervised fine-tuning of a policy on dialogues, which PPO can then start from and be compared with.
 
-The loss is the cross-entropy of the response's tokens and its end token; the prompt's tokens are read, not
-learnt. Trained by transformers' Trainer, saved as a plain causal language model or a PEFT adapter.
+The loss is the cross-entropy of the response's tokens and its end token; the prompt's tokens have no loss. Trained
+by transformers' Trainer (set up in `supervised.py`), saved as a plain causal language model or a PEFT adapter.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class SFTConfig(SupervisedConfig):
     data: str = "shipped"
     """Dialogues: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
     out: str = "runs/sft"
-    """Folder of the fine-tuned policy; one that is there already is replaced when the new one is done."""
+    """Folder of the fine-tuned policy; an earlier one there is replaced when the new one is done."""
     safe_only: bool = False
-    """Learn only from responses that are labelled safe."""
+    """Learn only from responses with the label safe."""
     adaptation: Literal["lora", "full"] = "lora"
     """lora: adapters on every linear map; full: every weight."""
     sharded: bool = False
-    """Split weights, gradients and moments of --adaptation full over the processes (FSDP2), where one GPU is too small."""
+    """With --adaptation full: split weights, gradients and moments over the processes (FSDP2)."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; None: by size, 1e-3 up to 5 million parameters, then 2e-4 (LoRA), 2e-5."""
+    """Peak learning rate of AdamW; None: 1e-3 up to 5 million parameters, above that 2e-4 (lora) or 2e-5 (full)."""
     epochs: float = 1.0
     """Passes over the dialogues."""
     batch_size: int = 32
-    """Dialogues of one optimiser step."""
+    """Dialogues per optimiser step."""
 
 
 @writes_model
@@ -72,12 +72,12 @@ def train_sft(
     """Fine-tune `config.base` on the responses of `train` and save it to `config.out`.
 
     Returns:
-        `rows`, `dropped` (no room for the request), `cut` (room for its end only), `train_loss`, `validation_loss` (nats per response
-        token, None without validation), `seconds`; also written to `sft.json` beside the model.
+        `rows`, `dropped` (no room for the prompt), `cut` (room for its end only), `train_loss`, `validation_loss`
+        (nats per response token, None without validation), `seconds`; also written to `sft.json` beside the model.
 
     Raises:
-        UserError: the base does not load, no dialogue has room for a prompt and a response, or settings that do
-            not go together.
+        UserError: the base does not load, no dialogue has room for both prompt and response, the loss is not
+            finite, or the settings contradict each other.
     """
     _check(config)
     started = time.perf_counter()
@@ -109,7 +109,7 @@ def train_sft(
         raise UserError(f"sft: the loss is {loss}, expected a finite one; lower --learning-rate ({rate:g})")
     held_out = response_rows(tokenizer, validation, max_length=config.max_length)
     weights = None
-    if config.sharded:  # all processes gather the shards, and the main one writes them: what is tied once
+    if config.sharded:  # all processes gather the shards, and the main one writes them, tied weights once
         weights = trainer.accelerator.get_state_dict(model)
         weights = {name: t for name, t in weights.items() if name not in model.all_tied_weights_keys}
     report = {
@@ -137,10 +137,9 @@ def train_sft(
 def response_rows(
     tokenizer: Any, records: Sequence[LabelledResponse], *, max_length: int
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each dialogue, and whether its request is `cut`; labels are −100 on the prompt, ids
-    on response and end.
+    """`input_ids`, `labels` and `cut` (whether the prompt is cut) of each dialogue.
 
-    A dialogue that has no room for any of its request is left out.
+    Labels are −100 on the prompt, ids on response and end token. Dialogues without room for a prompt are left out.
     """
     rows = []
     for start in range(0, len(records), 1024):
@@ -148,7 +147,7 @@ def response_rows(
         responses = [record.response for record in chunk]
         prompts = [record.prompt for record in chunk]
         batch = encode_dialogues(tokenizer, prompts, responses, max_length=max_length)
-        # Encoded as `encode_dialogues` encodes a response; the end token is one more.
+        # Tokenised as in `encode_dialogues`, to count each response's tokens; the end token is one more.
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         alone = tokenizer(responses, **options)["input_ids"]
         lengths = batch["attention_mask"].sum(1).tolist()
@@ -180,7 +179,7 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torc
 def response_loss(
     model: torch.nn.Module, tokenizer: Any, rows: Sequence[dict[str, list[int]]], *, batch_size: int = 32
 ) -> float:
-    """Mean negative log-likelihood of the response tokens of all rows, in nats per token."""
+    """Mean negative log-likelihood over the response tokens of all rows, in nats per token."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -205,7 +204,7 @@ class SFTTrainer(Trainer):
         return EpochSampler(self, [len(row["input_ids"]) for row in rows])
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Counting them walks over every parameter at every step, and nothing here reads the count."""
+        """0: counting would visit every parameter at every step, and nothing here reads the count."""
         return 0
 
 
@@ -223,7 +222,7 @@ def _check(config: SFTConfig) -> None:
 def _model(config: SFTConfig) -> torch.nn.Module:
     dtype = config.dtype if config.adaptation == "lora" else "float32"
     torch.manual_seed(config.seed)
-    device = "cpu" if config.sharded else None  # a GPU gets its share only
+    device = "cpu" if config.sharded else None  # Accelerate then gives each GPU its share
     model = load_base(config.base, dtype=dtype, quantization=config.quantization, device=device)
     if config.adaptation == "full":
         return model.requires_grad_(True)

@@ -1,7 +1,6 @@
-"""What fine-tuning and the scorers share: settings, transformers' Trainer set up for them, and their folders.
+"""What `sft.py` and `reward_modeling.py` share: settings, the arguments of transformers' Trainer, and checkpoints.
 
-Training is supervised in both: a Trainer, checkpoints by the clock, an order of the data that a resumed run
-repeats, and a folder that appears whole or not at all.
+Checkpoints are written by the clock, and a resumed run sees the data in the same order.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ OPTIMIZERS = {  # the Trainer's names
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
 SETTINGS = "settings.json"  # beside the checkpoints
-# What may change when a run goes on.
+# Settings that may change when a run is resumed.
 FREE = ("out", "resume", "progress", "report_to", "checkpoint_seconds", "gradient_checkpointing", "strict")
 
 
@@ -44,55 +43,56 @@ class SupervisedConfig:
     base: str = SHIPPED
     """Base model: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     out: str = "runs/supervised"
-    """Folder of the trained model; a model that is there already is replaced when the new one is done."""
+    """Folder of the trained model; an earlier model there is replaced when the new one is done."""
     rank: int = 16
     """Rank of LoRA's update."""
     alpha: float = 32.0
-    """Scale of LoRA's update, which is alpha / rank · B A."""
+    """Scale of LoRA's update: it is alpha / rank · B A."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW, which warms up, then falls to 0; None: by the model's size."""
     epochs: float | None = None
     """Passes over the training split; None: by the size of model and data."""
     batch_size: int | None = None
-    """Records of one optimiser step; None: by the size of the data."""
+    """Records per optimiser step; None: by the size of the data."""
     micro_batch_size: int | None = None
-    """Records of one forward pass, where memory is short; None: the whole batch."""
+    """Records per forward pass, to save memory; None: the whole batch."""
     max_length: int = 512
-    """Most tokens of a dialogue; what is beyond is cut from the prompt's start."""
+    """Most tokens per dialogue; longer ones lose the beginning of their prompt."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: float = 1.0
-    """Gradient norm beyond which gradients are scaled down."""
+    """Largest gradient norm; larger gradients are scaled down."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of frozen weights; what is trained stays float32."""
+    """Number format of the frozen weights; trained weights stay float32."""
     quantization: Literal["none", "nf4"] = "none"
     """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
     optimizer: OptimizerName = "adamw"
-    """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
+    """adamw; adamw_8bit: moments in 8 bit; paged_adamw_8bit: moved to host memory when GPU memory is short."""
     gradient_checkpointing: bool = False
-    """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
+    """Keep one state per layer and recompute the rest in the backward pass: less memory, a third more time."""
     checkpoint_seconds: float = 120.0
-    """Seconds between checkpoints; a run that is shorter writes none."""
+    """Seconds between checkpoints; a shorter run writes none."""
     resume: bool = False
-    """Continue from the last checkpoint of a run to the same --out that was stopped."""
+    """Continue a stopped run to the same --out from its last checkpoint."""
     report_to: str = "none"
-    """Tracker of the Trainer: none, tensorboard, wandb ..."""
+    """Where the Trainer sends its metrics: none, tensorboard, wandb ..."""
     progress: bool = True
     """Show a progress bar."""
     strict: bool = False
-    """Refuse data with any row that lacks an answer or a label; else up to 1% of such rows are left out."""
+    """Refuse data if any row lacks an answer or a label; otherwise up to 1% of such rows are left out."""
     seed: int = 0
-    """Seed of fresh weights, of the order of the data and of dropout."""
+    """Seed for new weights, the order of the data, and dropout."""
 
 
 def training_arguments(
     config: SupervisedConfig, *, learning_rate: float, epochs: float, batch_size: int, sharded: bool = False
 ) -> TrainingArguments:
-    """The Trainer's arguments for `config`, with what it leaves open settled.
+    """The Trainer's arguments for `config`; the keyword arguments replace what it leaves open.
 
-    sharded: weights, gradients and moments are split over the processes, layer by layer (FSDP2, by Accelerate).
+    sharded: split weights, gradients and moments over the processes, layer by layer (Accelerate's FSDP2).
+    Raises UserError if the batch cannot be divided among the processes.
     """
     distributed.check_divisible(batch_size=batch_size)
     each = batch_size // distributed.count()
@@ -130,20 +130,20 @@ def training_arguments(
 
 
 def mean_loss(result: TrainOutput) -> float:
-    """A finished training's mean loss over all processes, each of which knows that of its share."""
+    """The mean training loss over all processes, each of which knows only its own."""
     loss = torch.tensor(result.training_loss, device=distributed.device())
     return float(distributed.summed(loss)) / distributed.count()
 
 
 class EpochSampler(LengthGroupedSampler):
-    """Rows of like length together, in an order that follows from the seed and the epoch alone.
+    """Batches of rows of similar length, in an order that follows from the seed and the epoch alone.
 
-    The Trainer's own length grouping draws from the global generator, so that a run which is resumed within
-    its second epoch would see the rest of that epoch in another order.
+    The Trainer's own length grouping draws from the global generator, so that a run resumed within its second
+    epoch would see the rest of that epoch in another order.
     """
 
     def __init__(self, trainer: Trainer, lengths: list[int]) -> None:
-        together = trainer.args.train_batch_size * distributed.count()  # rows that all processes read at once
+        together = trainer.args.train_batch_size * distributed.count()  # rows of all processes per step
         super().__init__(together, lengths=lengths, generator=torch.Generator())
         self.trainer = trainer
 
@@ -156,7 +156,7 @@ class EpochSampler(LengthGroupedSampler):
 class TimedCheckpoints(TrainerCallback):
     """Ask the Trainer for a checkpoint whenever `seconds` have passed since the last one.
 
-    settings: what a run that goes on from it has to be asked for; written beside it, and first.
+    settings: what a resumed run must have in common with this one; written beside the checkpoint, before it.
     """
 
     def __init__(self, seconds: float, settings: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ class TimedCheckpoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = torch.tensor(float(time.monotonic() - self.last >= self.seconds), device=distributed.device())
-        # Clocks differ by a moment, and a process that saves alone waits for the others for ever.
+        # Clocks differ slightly, and a process that saves alone would wait for the others for ever.
         if state.global_step < state.max_steps and float(distributed.largest(due)) > 0:
             distributed.on_main(lambda: write_atomic(Path(args.output_dir) / SETTINGS, self.settings))
             control.should_save = True
@@ -179,35 +179,33 @@ class TimedCheckpoints(TrainerCallback):
 
 
 def checkpoint_folder(config: Any) -> Path:
-    """Where a run to `config.out` keeps its checkpoints until it is done: hidden, in that folder where there is
-    one (it may be a mount point), else beside it.
-    """
+    """The hidden folder of a run's checkpoints: in `config.out` if that exists (it may be a mount point), else beside."""
     out = Path(os.path.realpath(config.out))
     beside = out.parent / f".{out.name}.checkpoints"
     return out / ".checkpoints" if out.is_dir() and not beside.exists() else beside
 
 
 def clear_checkpoints(config: Any) -> None:
-    """Delete the checkpoints of a run that is done, or that is started afresh."""
+    """Delete the checkpoints of a finished run, or of one that is about to start afresh."""
     distributed.on_main(lambda: shutil.rmtree(checkpoint_folder(config), ignore_errors=True))
 
 
 def settings_of(config: SupervisedConfig, contents: Mapping[str, str], **settled: Any) -> dict[str, Any]:
-    """What has to be the same when a run goes on; settled: what the configuration leaves open."""
+    """What must be the same when a run is resumed; settled: values for what the configuration leaves open."""
     asked = {k: v for k, v in asdict(config).items() if k not in FREE}
     return asked | settled | {"contents": {"base": content_of(find_base(config.base)), **contents}}
 
 
 def last_checkpoint(config: SupervisedConfig, settings: Mapping[str, Any]) -> str | None:
-    """The newest whole checkpoint, for a run that is resumed; one that is not loses those that are there.
+    """The newest whole checkpoint of a run to be resumed, if any. Without `config.resume`, checkpoints are deleted.
 
-    Raises UserError where the checkpoints are those of a run with other settings.
+    Raises UserError if the checkpoints are of a run with other settings.
     """
     folder = checkpoint_folder(config)
     if not config.resume:
         clear_checkpoints(config)
         return None
-    # The Trainer writes its state last: a checkpoint without was being written when the process was killed.
+    # The Trainer writes its state last: a checkpoint without one is incomplete.
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     if not whole:
         return None

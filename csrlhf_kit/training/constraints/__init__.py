@@ -1,4 +1,4 @@
-"""Every constrained method by its name."""
+"""How a cost limit enters PPO: the table of methods by name. The protocol is in base.py, the methods in the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from csrlhf_kit.training.constraints.penalties import (
 
 @dataclass
 class Unconstrained(Constraint):
-    """max E[r] - beta KL: the cost is watched, not used. A = A_R."""
+    """max E[r] - beta KL: the cost is measured but not used. A = A_R."""
 
 
 CONSTRAINTS: dict[str, type[Constraint]] = {  # by the name that results, figures and commands use
@@ -41,12 +41,11 @@ CONSTRAINTS: dict[str, type[Constraint]] = {  # by the name that results, figure
 
 
 def make_constraint(method: str, *, threshold: float, penalty: float) -> Constraint:
-    """The constraint that a method's name stands for, at its published constants.
+    """The constraint with a method's name and published constants.
 
-    penalty: for the methods that have one (fixed_penalty, linear_penalty, rectified_sample, rectified_prompt,
-    p3o; for adaptive_penalty it is the first lambda).
-
-    Raises UserError for a name that `CONSTRAINTS` does not know.
+    threshold: largest mean cost. penalty: lambda of fixed_penalty, linear_penalty, rectified_sample,
+    rectified_prompt and p3o, and the first lambda of adaptive_penalty; the others ignore it.
+    Raises UserError for an unknown name.
     """
     if method not in CONSTRAINTS:
         raise UserError(f"method {method!r} is unknown: expected one of {', '.join(CONSTRAINTS)}")

@@ -1,13 +1,13 @@
 """How a cost limit enters PPO: the protocol that all methods share.
 
-Notation: J_C = E[c] is the mean cost of an episode, d the `threshold`, and the constraint is J_C <= d (both
-papers write J_C = E[C] + d, so that their "d" is minus this threshold). A_R and A_C are the advantages of
-reward and cost.
+Notation: J_C = E[c] is the mean cost per episode, d the `threshold`, and the constraint is J_C <= d (CS-RLHF and
+Safe RLHF write J_C = E[C] + d, so that their "d" is minus this threshold). A_R and A_C are the advantages of
+reward and cost, A their combination.
 
-PPO calls, once a step and in this order: `observe` with the raw costs (and the group that each episode's
-prompt belongs to), `shape` and `shape_rewards` on the episodes' costs and rewards, `combine` on the two
-advantages; and `extra_loss` in each mini-batch. A method is a small class that overrides what it changes
-(`penalties.py`, `lagrangian.py`), and a name in `__init__.py`.
+PPO calls, once per step and in this order: `observe` with the raw costs (and the group of each episode's
+prompt), `shape` and `shape_rewards` on the episodes' costs and rewards, and `combine` on the two advantages; and
+`extra_loss` per mini-batch. A method is a small class that overrides what it changes (`penalties.py`,
+`lagrangian.py`), and a name in `__init__.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Constraint:
     """What all methods share: the threshold, and the mean cost over a window of recent episodes."""
 
     threshold: float = 0.0
-    """Largest mean cost allowed, in the unit of the costs (probability or logit)."""
+    """d: largest mean cost allowed, in the unit of the costs (probability or logit)."""
     window: int = 128
     """Number of recent episodes whose mean cost estimates J_C."""
     recent: list[float] = field(default_factory=list, init=False, repr=False)
@@ -35,7 +35,7 @@ class Constraint:
     not_negative: ClassVar[tuple[str, ...]] = ()
     """Settings that must be finite and at least 0."""
     kl_in_costs: ClassVar[bool] = True
-    """Whether costs carry +beta * KL, which keeps the KL weight at beta in (A_R - lambda A_C) / (1 + lambda)."""
+    """Whether costs include +beta * KL, which keeps the KL weight at beta in (A_R - lambda A_C) / (1 + lambda)."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -52,53 +52,53 @@ class Constraint:
 
     @property
     def violation(self) -> float:
-        """Window mean minus threshold; positive where the constraint is broken."""
+        """Window mean minus threshold; positive if the constraint is violated."""
         return self.window_cost - self.threshold
 
     @property
     def multiplier(self) -> float:
-        """Effective multiplier of the latest step: the lambda that the gradient feels."""
+        """Effective multiplier of the latest step: the lambda in its gradient."""
         return 0.0
 
     def shape(self, costs: Tensor) -> Tensor:
-        """Episode costs (batch,) as the cost critic and the cost advantages shall see them."""
+        """Episode costs (batch,) for the cost critic and the cost advantages."""
         return costs
 
     def shape_rewards(self, rewards: Tensor, costs: Tensor) -> Tensor:
-        """Episode rewards (batch,) as the reward critic and the reward advantages shall see them."""
+        """Episode rewards (batch,) for the reward critic and the reward advantages."""
         return rewards
 
     def observe(self, costs: Tensor, groups: Sequence[str] | None = None) -> None:
-        """Take in the episode costs (batch,) of this step; called once a step, before all else.
+        """Take in the episode costs (batch,) of this step; called once per step, before all else.
 
-        groups: the group of each episode's prompt (PPO's default: the prompt itself), for those that look.
+        groups: the group of each episode's prompt (PPO's default: the prompt itself); most methods ignore it.
         """
         self.recent = (self.recent + costs.double().tolist())[-self.window :]
         self.update(costs)
 
     def update(self, costs: Tensor) -> None:
-        """Change the multiplier, once a step, after the window has been extended."""
+        """Change the multiplier; called once per step, after the window has been extended."""
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
-        """The advantages (batch, length) that PPO's clipped objective uses, see `mix`."""
+        """The advantages (batch, length) for PPO's clipped objective, by default from `mix`."""
         return mix(reward_advantages, cost_advantages, self.multiplier)
 
     def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, actions: Tensor) -> Tensor | None:
-        """An extra loss on the ratios (batch, length) of a mini-batch, in cost units per episode, or None."""
+        """An extra loss (a scalar, in cost units per episode) on a mini-batch's ratios (batch, length), or None."""
         return None
 
     def stats(self) -> dict[str, float]:
-        """What a step's metrics say about the constraint."""
+        """The constraint's part of a step's metrics."""
         names = ("multiplier", "window_cost", "threshold")
         return {name: getattr(self, name) for name in names}
 
     def settings(self) -> dict[str, Any]:
-        """What was chosen, as JSON values: the method's name and its options, none of its state."""
+        """The class's name and options as JSON values, without its state."""
         chosen = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.init}
         return {"name": type(self).__name__, **chosen}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, as JSON values (exact: floats survive a round trip): the `init=False` fields."""
+        """The state: the `init=False` fields as JSON values, which keep floats exact."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if not spec.init}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -109,5 +109,5 @@ class Constraint:
 
 
 def mix(reward_advantages: Tensor, cost_advantages: Tensor, multiplier: float | Tensor) -> Tensor:
-    """(A_R - lambda A_C) / (1 + lambda), all (batch, length); lambda a number, or (batch, 1)."""
+    """(A_R - lambda A_C) / (1 + lambda), all (batch, length); multiplier: lambda, one number or (batch, 1)."""
     return (reward_advantages - multiplier * cost_advantages) / (1.0 + multiplier)

@@ -1,4 +1,4 @@
-"""Constraints whose multiplier is learnt: dual ascent, with a controller, and augmented.
+"""Constraints whose multiplier is learnt: by dual ascent, by a PID controller, and by the augmented Lagrangian.
 
 Notation and protocol: `base.py`.
 """
@@ -20,18 +20,18 @@ class Lagrangian(Constraint):
     """Dual ascent: min over lambda >= 0 of the maximum of E[r] - beta KL - lambda (J_C - d).
 
     log lambda <- log lambda + eta lambda (J_C - d), lambda <= lambda_max; A = (A_R - lambda A_C) / (1 +
-    lambda). The factor lambda is the chain rule through the logarithm, as Safe RLHF codes it (Dai et al.
+    lambda). The factor lambda comes from the chain rule through the logarithm, as in Safe RLHF's code (Dai et al.
     2023, arXiv 2310.12773; defaults: lambda 1, eta 0.1, lambda_max 5, window 128).
     """
 
     initial: float = 1.0
     """lambda before the first step, > 0."""
     rate: float = 0.1
-    """eta, step size of log lambda."""
+    """eta: step size of log lambda, per unit of cost."""
     maximum: float = 5.0
     """lambda_max."""
     scaled: bool = True
-    """Keep the factor lambda in the update; without it log lambda moves at the same speed at every lambda."""
+    """Keep the factor lambda in the update; without it log lambda moves equally fast at every lambda."""
     log_multiplier: float = field(default=0.0, init=False, repr=False)
     not_negative: ClassVar[tuple[str, ...]] = ("rate",)
 
@@ -56,7 +56,7 @@ class PIDLagrangian(Constraint):
     lambda_max.
 
     The proportional and derivative terms damp the oscillation of plain dual ascent (Stooke et al. 2020, arXiv
-    2007.03964, Algorithm 2). Gains as in OmniSafe. A = (A_R - lambda A_C) / (1 + lambda).
+    2007.03964, Algorithm 2). The default gains are OmniSafe's. A = (A_R - lambda A_C) / (1 + lambda).
     """
 
     proportional: float = 0.1

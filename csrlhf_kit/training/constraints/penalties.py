@@ -1,4 +1,4 @@
-"""Constraints whose strength is chosen, not learnt: fixed and rising penalties, and a switch.
+"""Constraints whose strength is chosen, not learnt: fixed and rising penalties, and CRPO's switch.
 
 Notation and protocol: `base.py`.
 """
@@ -20,30 +20,30 @@ from csrlhf_kit.training.constraints.base import Constraint, mix
 class FixedPenalty(Constraint):
     """The rectified penalty: max E[r] - beta KL - lambda [J_C - d]_+ with lambda fixed and large.
 
-    Its gradient is that of a linear penalty where J_C > d, and the reward's alone where not:
+    Its gradient is that of a linear penalty if J_C > d, and the reward's alone otherwise:
     A = (A_R - g lambda A_C) / (1 + g lambda), g = 1[J_C estimate > d].
-    The ReLU is of an expectation, so g needs an estimate of J_C that says little about the batch whose
-    gradient it gates (a hinge of a batch mean is biased, Jensen). CS-RLHF (Pandit et al. 2025, arXiv
-    2510.03520) states this objective; its released code runs `LinearPenalty`.
+    The ReLU is applied to an expectation, so the estimate behind g should be nearly independent of the batch
+    whose gradient it gates (by Jensen's inequality, the hinge of a batch mean is biased). CS-RLHF (Pandit et al.
+    2025, arXiv 2510.03520) states this objective; its released code runs `LinearPenalty`.
 
-    How exact: the theorem's "any lambda above lambda* has the constrained optimum" asks for J_C itself and
-    for no division by 1 + g lambda. With J_C itself this class settles, for any lambda above m*, on the tilt
-    pi_ref exp((r - m* c) / (beta (1 + m*))) that just meets d: the division spares the KL, so that this is
-    the constrained optimum of KL weight beta (1 + m*). With an estimate, the gate is open on a share of the
-    steps that depends on its noise, and lambda decides on which side of d the cost settles (`theory/batch_hinge.py`;
+    How exact: the theorem "any lambda above lambda* has the constrained optimum" needs the exact J_C and no
+    division by 1 + g lambda. With the exact J_C and the division, any lambda above m* settles on the tilt pi_ref
+    exp((r - m* c) / (beta (1 + m*))) that just meets d, the constrained optimum for the KL weight beta (1 + m*),
+    since the division leaves out the KL. With an estimate, the gate is open on a share of the steps that depends
+    on its noise, and lambda decides on which side of d the cost settles (`theory/batch_hinge.py`;
     `suggest_penalty(..., normalised=True)` finds m* and a lambda).
     """
 
     penalty: float = 20.0
-    """lambda, fixed. With an exact gate all values above the (normalised) optimal multiplier act alike; with a
-    noisy one, too small settles above the threshold and too large below."""
+    """lambda, fixed. With an exact gate, all values above the (normalised) optimal multiplier give the same result;
+    with a noisy gate, a small value settles above the threshold and a large one below."""
     gate: Literal["window", "batch", "half", "ema"] = "window"
     """Estimate behind the gate: window mean, this batch, the other half of this batch, or a moving average."""
     ema_decay: float = 0.8
-    """Weight of the past in the moving average, per step."""
+    """Weight of the old value in each step of the moving average."""
     ema: float | None = field(default=None, init=False, repr=False)
     open_share: float = field(default=0.0, init=False, repr=False)
-    gates = None  # (batch,), of the step that was observed last; no field, since no checkpoint needs it
+    gates = None  # (batch,), of the step observed last; no field, since no checkpoint needs it
     not_negative: ClassVar[tuple[str, ...]] = ("penalty",)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class FixedPenalty(Constraint):
 
     @property
     def strength(self) -> float:
-        """lambda of the coming update, where the gate is open."""
+        """lambda of the next update if the gate is open."""
         return self.penalty
 
     @property
@@ -81,14 +81,13 @@ class FixedPenalty(Constraint):
 class AdaptivePenalty(FixedPenalty):
     """A rectified penalty that is raised until the window is feasible, and never lowered.
 
-    Exactness asks for penalty > lambda* and no more, but lambda* is unknown: start low, and multiply by
-    `growth` whenever the window has been infeasible for `patience` steps and its violation has not fallen by
-    the share `progress` meanwhile. From below, ceil(log(lambda* / penalty) / log(growth)) raises suffice, and
-    the last one exceeds lambda* by at most the factor `growth`. Beyond lambda* the penalised maximum *is* the
-    constrained optimum, whatever the penalty, so there is nothing to come down for; a Lagrange multiplier, by
-    contrast, has to. Without the test of progress a policy that is on its way, held back by its step size
-    only, would be charged for the optimiser's slowness, and with lambda / (1 + lambda) near 1 the reward
-    would count for nothing.
+    Exactness needs only penalty > lambda*, but lambda* is unknown: start low, and multiply by `growth` whenever
+    the window has been infeasible for `patience` steps in which its violation has not fallen by the share
+    `progress`. At most ceil(log(lambda* / penalty) / log(growth)) raises are needed, and the last one exceeds
+    lambda* by at most the factor `growth`. Above lambda* the penalised maximum is the constrained optimum for
+    every penalty, so lambda need not fall again, unlike a Lagrange multiplier. Without the test of progress,
+    lambda would also rise while the policy improves slowly, and with lambda / (1 + lambda) near 1 the reward
+    would have no weight.
 
     Sources: Nocedal & Wright 2006, Numerical Optimization, section 17.2 (increase the penalty until the
     minimiser is feasible); Byrd, Nocedal & Waltz 2008, "Steering exact penalty methods" (increase it only
@@ -98,13 +97,13 @@ class AdaptivePenalty(FixedPenalty):
     penalty: float = 1.0
     """lambda before the first raise, > 0."""
     growth: float = 2.0
-    """Factor of a raise, > 1."""
+    """Factor of each raise, > 1."""
     patience: int = 5
-    """Infeasible steps in a row that are looked at together."""
+    """Number of consecutive infeasible steps after which progress is tested."""
     progress: float = 0.1
-    """Share of the violation that these steps must have removed; otherwise lambda is raised."""
+    """Share of the violation that these steps must remove; otherwise lambda is raised."""
     maximum: float = 100.0
-    """lambda is not raised beyond this: no policy may be feasible at all."""
+    """Largest lambda, reached if no policy is feasible."""
     current: float = field(default=0.0, init=False, repr=False)
     infeasible: int = field(default=0, init=False, repr=False)
     mark: float | None = field(default=None, init=False, repr=False)
@@ -141,7 +140,7 @@ class AdaptivePenalty(FixedPenalty):
 class LinearPenalty(Constraint):
     """A fixed linear penalty: max E[r] - beta KL - lambda E[c]; the threshold has no effect.
 
-    A = (A_R - lambda A_C) / (1 + lambda). What CS-RLHF's released trainer runs (lambda = 20).
+    A = (A_R - lambda A_C) / (1 + lambda). CS-RLHF's released trainer runs this (lambda = 20).
     """
 
     penalty: float = 20.0
@@ -157,9 +156,9 @@ class LinearPenalty(Constraint):
 class RectifiedSample(LinearPenalty):
     """A penalty on each sample's excess: max E[r] - beta KL - lambda E[(c - d)_+].
 
-    An unsafe answer cannot be paid for by safe ones. The idea of RePO (Peng et al. 2024, arXiv 2410.19933),
-    per sample instead of per prompt, with lambda fixed. With the KL term no finite lambda is exact: unsafe
-    mass decays, but never to zero.
+    Safe answers cannot compensate for an unsafe one. The idea of RePO (Peng et al. 2024, arXiv 2410.19933), per
+    sample instead of per prompt, with lambda fixed. With the KL term no finite lambda is exact: the probability
+    of unsafe answers falls, but never to zero.
     """
 
     def shape(self, costs: Tensor) -> Tensor:
@@ -170,15 +169,14 @@ class RectifiedSample(LinearPenalty):
 class RectifiedPrompt(LinearPenalty):
     """A constraint on every prompt: max E[r] - beta KL - lambda E_x[(J_C(x) - d)_+], J_C(x) = E[c | x].
 
-    RePO's objective (Peng et al. 2024, arXiv 2410.19933): a prompt that is answered unsafely cannot be paid
-    for by another. Its gradient gates each prompt, A = (A_R - g lambda A_C) / (1 + g lambda), g = 1[J_C(x) >
-    d]. An episode is gated by the mean cost of the *other* answers to its prompt in the batch (PPO's
-    `samples_per_prompt`), which says nothing about its own; a prompt that is answered once is gated by that
-    answer, the best that is known of it.
+    RePO's objective (Peng et al. 2024, arXiv 2410.19933): other prompts cannot compensate for one that is
+    answered unsafely. Its gradient gates each prompt: A = (A_R - g lambda A_C) / (1 + g lambda), g = 1[J_C(x) >
+    d]. J_C(x) is estimated by the mean cost of the *other* answers to the prompt in the batch (PPO's
+    `samples_per_prompt`), which are independent of the episode; with a single answer, by that answer itself.
     """
 
     open_share: float = field(default=0.0, init=False, repr=False)
-    gates = None  # (batch,), of the step that was observed last
+    gates = None  # (batch,), of the step observed last
 
     @property
     def multiplier(self) -> float:
@@ -201,15 +199,15 @@ class RectifiedPrompt(LinearPenalty):
 
 @dataclass
 class RewardShaping(Constraint):
-    """max E[r - nu c] - beta KL: plain PPO on a reward from which the cost has been taken off.
+    """max E[r - nu c] - beta KL: plain PPO on the reward minus the weighted cost.
 
-    Safe RLHF's ablation (Dai et al. 2023, arXiv 2310.12773; nu in {0.01 ... 100}). Against `LinearPenalty`:
-    one critic for the sum instead of one for each part, and nothing is divided by 1 + nu, so that the KL
-    weighs less and less beside r - nu c as nu grows. The threshold has no effect.
+    Safe RLHF's ablation (Dai et al. 2023, arXiv 2310.12773; nu in {0.01 ... 100}). Unlike `LinearPenalty`, it has
+    one critic for the sum instead of one for each part, and does not divide by 1 + nu, so that the KL weighs
+    less compared with r - nu c as nu grows. The threshold has no effect.
     """
 
     weight: float = 1.0
-    """nu, rewards for one unit of cost."""
+    """nu: reward subtracted per unit of cost."""
     not_negative: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
@@ -227,11 +225,11 @@ class RewardShaping(Constraint):
 class P3O(Constraint):
     """min -L_clip(A_R) + kappa [E(sum_t (ratio_t - 1) A_C,t) + J_C - d]_+: the penalty is in PPO's surrogate.
 
-    At ratio 1 this is the gate of `FixedPenalty`; within a step the surrogate also sees its own progress, and
-    the penalty switches off when the predicted cost reaches the threshold. Of the clipped and the free ratio
-    the more pessimistic counts, as in PPO (Zhang et al. 2022, arXiv 2205.11814; kappa 20 as in OmniSafe).
-    Ratio - 1 instead of the paper's ratio: E(A_C) = 0 holds for a perfect critic only, and an early critic's
-    error would be taken for a violation. Costs carry no KL term here, since nothing divides it out again.
+    At ratio 1 this is the gate of `FixedPenalty`; within a step the surrogate follows the policy, and the penalty
+    switches off once the predicted cost reaches the threshold. Of the clipped and the unclipped ratio the more
+    pessimistic counts, as in PPO (Zhang et al. 2022, arXiv 2205.11814; kappa 20 as in OmniSafe). The paper has
+    ratio instead of ratio - 1; but E(A_C) = 0 holds only for a perfect critic, and an early critic's error would
+    count as a violation. Costs include no KL term here, since nothing divides it out again.
     """
 
     penalty: float = 20.0
@@ -243,7 +241,7 @@ class P3O(Constraint):
 
     @property
     def multiplier(self) -> float:
-        """kappa where the penalty is on at the start of the step, else 0."""
+        """kappa if the penalty is on at the start of the step, else 0."""
         return self.penalty if self.violation > 0 else 0.0
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
@@ -258,16 +256,14 @@ class P3O(Constraint):
 
 @dataclass
 class CRPO(Constraint):
-    """Primal only: where J_C > d + eta, A = -A_C (descend the cost); else A = A_R (ascend the reward).
+    """Primal only: if J_C > d + eta, A = -A_C (descend the cost); else A = A_R (ascend the reward).
 
-    Xu et al. 2021, arXiv 2011.05869, Algorithm 1. Costs carry +beta KL, so the KL weight is beta in both
-    phases. There
-    is no multiplier: 1 is reported in the cost phase, where the reward counts for nothing, and 0 in the
-    reward phase.
+    Xu et al. 2021, arXiv 2011.05869, Algorithm 1. Costs include +beta KL, so the KL weight is beta in both
+    phases. There is no multiplier: 1 is reported in the cost phase, and 0 in the reward phase.
     """
 
     tolerance: float = 0.0
-    """eta, slack before the cost phase starts."""
+    """eta: the violation above which the cost phase starts."""
     not_negative: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     @property

@@ -1,4 +1,4 @@
-"""Different thresholds for different prompt contexts: one constraint a group of prompts."""
+"""Different thresholds for different prompts: one constraint per group. Builds on any constraint of the room."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from csrlhf_kit.training.constraints.base import Constraint
 class PerGroup(Constraint):
     """One constraint for each group of prompts: J_C(group) <= d_group, a window and a multiplier each.
 
-    CS-RLHF names a single threshold for every context as its limitation; here the context of a prompt (its
-    category, its stratum, its source) chooses. An episode is mixed by the multiplier or gate of its own
-    group, and only that group's costs move it. Groups without a constraint of their own share the one named
-    "". Any method serves that acts through the advantages.
+    CS-RLHF names its single threshold for every context as a limitation; here the group of a prompt (its category,
+    stratum or source) chooses. An episode's advantages are combined with the multiplier or gate of its own group,
+    which depends on that group's costs only. Groups without a constraint of their own share the one named "".
+    Works with any method that acts through the advantages.
     """
 
     constraints: dict[str, Constraint] = field(default_factory=dict)
-    """Group -> its constraint; the one of "" serves all other groups."""
+    """Group -> its constraint; the one of "" is for all other groups."""
     current: float = field(default=0.0, init=False, repr=False)
-    parts = ()  # (constraint, its rows), of the step that was observed last
+    parts = ()  # (constraint, its rows), of the step observed last
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class PerGroup(Constraint):
 
     @property
     def multiplier(self) -> float:
-        """Mean over the latest episodes of their groups' multipliers."""
+        """Mean of the groups' multipliers over the latest step's episodes."""
         return self.current
 
     def observe(self, costs: Tensor, groups: Sequence[str] | None = None) -> None:
@@ -75,7 +75,7 @@ class PerGroup(Constraint):
         return self._each("combine", reward_advantages, cost_advantages)
 
     def _each(self, method: str, *tensors: Tensor) -> Tensor:
-        """`method` of each group's constraint on that group's rows, put together in the batch's order."""
+        """Apply `method` of each group's constraint to that group's rows; the result is in the batch's order."""
         whole = torch.empty_like(tensors[0])
         for constraint, rows in self.parts:
             whole[rows] = getattr(constraint, method)(*(tensor[rows] for tensor in tensors))
