@@ -1,4 +1,6 @@
-"""Kernels for the heavy steps: a torch reference and a Triton kernel under one name, chosen by device."""
+"""Kernels for the heavy steps: a torch reference and a Triton kernel under one name, chosen by device (backend.py);
+and a faster forward pass for small models on CPUs (cpu_trunk.py). Builds on `errors` only.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ __all__ = ["backend", "dequantize_nf4", "fuse", "gae", "linear_logprob", "lora_l
 
 
 def __getattr__(name: str) -> object:
-    if name == "fuse":  # imports peft, hence transformers: only who fuses pays for it
+    if name == "fuse":  # slow to import, since it imports peft and transformers
         from csrlhf_kit.kernels.fusion import fuse
 
         return fuse

@@ -1,4 +1,4 @@
-"""Which implementation runs: torch or Triton. The one place that decides."""
+"""Which implementation of each kernel runs, torch or Triton: only `use_triton` decides."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _override: list[str] = []
 
 @cache
 def triton_installed() -> bool:
-    """Whether Triton can be imported; it is absent on macOS and Windows and never imported here."""
+    """Whether Triton is installed (there is none for macOS and Windows), without importing it."""
     return importlib.util.find_spec("triton") is not None
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within the block every kernel runs as `name`: auto, torch or triton.
+    """Within the block, every kernel runs as `name`: auto, torch or triton. Raises UserError for another name.
 
-    Outside, the environment variable CSRLHF_KERNELS says the same for a whole process (default: auto).
+    For a whole process, set the environment variable CSRLHF_KERNELS to one of these (default: auto).
     """
     _override.append(_known(name))
     try:
@@ -37,9 +37,9 @@ def backend(name: str) -> Iterator[None]:
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether the Triton kernel runs for `tensor`: on a GPU where Triton is installed, unless overridden.
+    """Whether the Triton kernel runs for `tensor`: if it is on a GPU and Triton is installed, unless overridden.
 
-    float64 always takes torch. Raises UserError where Triton is demanded and cannot run.
+    float64 always runs on torch. Raises UserError if Triton is requested and cannot run.
     """
     name = _override[-1] if _override else _known(os.environ.get("CSRLHF_KERNELS", "auto"))
     if name == "torch" or tensor.dtype == torch.float64:

@@ -1,19 +1,19 @@
-"""A Llama-family decoder's forward and backward pass, with nothing in it that nobody reads.
+"""A Llama-family decoder's forward and backward pass without wasted work: an optimisation that you may skip.
 
-The same function as the Hugging Face model's, up to float rounding, for small dense models on a CPU, where
-padding, separate low-rank products and a module call a product cost more than the model itself:
+Its reference is the Hugging Face model, which it equals up to float rounding. It is for small dense models on a
+CPU, where padding, separate low-rank products and one module call per product cost more than the model itself.
 
-- Tokens are packed, (tokens, hidden): padding exists in attention only.
-- The last layer runs only at the positions that are read: an answer's, or the last token's.
-- LoRA is folded into the weights, W' = W + s B A, anew for each pass: that takes 2 r in out operations where a
-  pass takes 2 tokens in out, and nothing can go stale. Backward forms dA and dB from the low-rank products
+- Tokens are packed, (tokens, hidden); padding exists in attention only.
+- The last layer runs only at the positions that are read: those of the answer, or the last token.
+- LoRA is folded into the weights, W' = W + s B A, again for each pass, so that no copy is ever out of date. This
+  takes 2 r in out operations, the pass 2 tokens in out. Backward computes dA and dB from low-rank products,
 
       dB = s dy^T (x A^T)      dA = (s dy B)^T x      dx = dy W'
 
   and never the gradient of the frozen W.
 - q, k and v are one product, and so are gate and up.
 
-A pass that will be differentiated keeps one folded copy of the layers' weights until its backward pass.
+For a pass with gradients, one folded copy of the layers' weights is kept until backward.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from csrlhf_kit.kernels.cpu_trunk_ops import Folded, Gate, Norm, RotateAndPad, U
 from csrlhf_kit.kernels.masks import position_ids
 
 FAMILIES = ("llama", "mistral", "qwen2")
-LARGEST = 50_000_000  # parameters; beyond, the products dwarf what is saved here, and the copies cost memory
+LARGEST = 50_000_000  # parameters; larger models gain little here, and the copies cost memory
 
 
 def fits(base: PreTrainedModel) -> bool:
-    """Whether `Trunk` can stand in for this model: family, size, dense float32 weights, on a CPU."""
+    """Whether `Trunk` can replace this model: by family, size, dense float32 weights, on a CPU."""
     config, trunk = base.config, base.base_model
     parameters = list(base.parameters())
     return (
@@ -54,7 +54,7 @@ def _linears(layer: nn.Module) -> list[nn.Module]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """A dense linear layer, with plain LoRA adapters or none."""
+    """Whether a module is a dense linear layer, with plain LoRA adapters or none."""
     base = getattr(module, "base_layer", module)
     ups = getattr(module, "lora_B", {})
     return (
@@ -69,7 +69,7 @@ def _plain(module: nn.Module) -> bool:
 
 
 class Projection(NamedTuple):
-    """Linear layers that read the same input, as one: their adapters folded in."""
+    """Linear layers with the same input, joined into one, with their adapters folded in."""
 
     weight: Tensor  # (sum of outputs, inputs)
     bias: Tensor | None  # (sum of outputs,)
@@ -84,7 +84,7 @@ class Projection(NamedTuple):
 
 @torch.no_grad()
 def fold(modules: Sequence[nn.Module], adapter: str | None) -> Projection:
-    """One `Projection` of linear or LoRA layers under `adapter` (None: the base alone)."""
+    """One `Projection` of linear or LoRA layers with `adapter` active (None: the base only)."""
     bases = [getattr(module, "base_layer", module) for module in modules]
     sizes = [base.out_features for base in bases]
     weight = bases[0].weight.new_empty(sum(sizes), bases[0].in_features)
@@ -109,10 +109,10 @@ def fold(modules: Sequence[nn.Module], adapter: str | None) -> Projection:
 
 
 class Layer(NamedTuple):
-    """What one decoder layer computes with."""
+    """The weights of one decoder layer."""
 
-    query: Projection | None  # apart where it reads fewer positions than key and value do
-    attend: Projection  # query (unless apart), key and value
+    query: Projection | None  # separate if it reads fewer positions than key and value do
+    attend: Projection  # query (unless separate), key and value
     out: Projection
     gate_up: Projection
     down: Projection
@@ -120,21 +120,21 @@ class Layer(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where packed tokens stand."""
+    """Packed tokens and their positions."""
 
     ids: Tensor  # (tokens,)
-    at: Tensor  # (tokens,), place among batch * width: rows padded on the right
+    at: Tensor  # (tokens,), index among batch * width, rows padded on the right
     shape: tuple[int, int]  # batch, width
     turn: tuple[Tensor, Tensor]  # cos and signed sin, (tokens, 1, head size)
 
 
 class Reading(NamedTuple):
-    """Which tokens are read at the end, and where they stand among themselves."""
+    """The tokens whose last states are read."""
 
     tokens: Tensor  # (read,), indices into the packed tokens
-    at: Tensor  # (read,), place among batch * most
-    most: int  # tokens read of one row
-    mask: Tensor  # (batch, 1, most, width), true where a read token may look
+    at: Tensor  # (read,), index among batch * most
+    most: int  # largest number of tokens read in one row
+    mask: Tensor  # (batch, 1, most, width), true where a read token may attend
 
 
 class Trunk:
@@ -148,7 +148,7 @@ class Trunk:
     def layers(
         self, adapter: str | None, *, split_last: bool = True, first: int = 0, stop: int | None = None
     ) -> list[Layer]:
-        """The weights of layers first to stop with `adapter` folded in; split_last: the last one's query apart."""
+        """Layers `first` to `stop` with `adapter` folded in; split_last: with a separate query in the last."""
         folded = []
         for index, layer in list(enumerate(self.model.layers))[first:stop]:
             q, k, v, o, gate, up, down = _linears(layer)
@@ -178,8 +178,8 @@ class Trunk:
     ) -> Tensor:
         """Last hidden states (read tokens, hidden) under `adapter` where `read` is true, row by row.
 
-        ids, mask, read: (batch, length); each row's real tokens (mask) contiguous, padding on either side.
-        below: (batch, length, hidden), what `states_below` gave for layer `first`, where that is known.
+        ids, mask, read: (batch, length); each row's real tokens (mask) are contiguous, padding on either side.
+        below: (batch, length, hidden), the result of `states_below` for layer `first`, if it is known.
         """
         if not bool(read.any()):
             return self.model.norm.weight.new_zeros(0, self.model.norm.weight.shape[0])
@@ -190,7 +190,7 @@ class Trunk:
 
     @torch.no_grad()
     def states_below(self, ids: Tensor, mask: Tensor, adapter: str | None, first: int) -> Tensor:
-        """What layer `first` reads under `adapter`: (batch, length, hidden), zero at padding."""
+        """The input of layer `first` under `adapter`: (batch, length, hidden), zero at padding."""
         layout = self.layout(ids, mask)
         layers = self.layers(adapter, split_last=False, stop=first)
         x, _ = self.run(layers, layout, None, self.model.embed_tokens(layout.ids))
@@ -207,7 +207,7 @@ class Trunk:
         return Layout(ids[mask], rows * width + positions, (mask.shape[0], width), self.turn(positions))
 
     def turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (tokens, 1, head size) of the model's own rotary embedding; half of sin negated."""
+        """cos and sin (tokens, 1, head size) of the model's own rotary embedding; the first half of sin negated."""
         probe = self.model.norm.weight
         cos, sin = (part[0].unsqueeze(1) for part in self.model.rotary_emb(probe, positions.unsqueeze(0)))
         half = sin.shape[-1] // 2
@@ -222,7 +222,7 @@ class Trunk:
         slots = (read.long().cumsum(1) - 1)[read]
         most = int(slots.max()) + 1
         at = rows * most + slots
-        until = positions.new_zeros(batch * most)  # a slot that is not used looks at the first token
+        until = positions.new_zeros(batch * most)  # an unused slot attends to the first token
         until[at] = positions
         mask = torch.arange(width) <= until.view(batch, 1, most, 1)
         return Reading(tokens, at, most, mask)
@@ -236,8 +236,8 @@ class Trunk:
         *,
         keep: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """States of the tokens after `layers`, which x (tokens, hidden) enters, and where kept each layer's keys
-        and values. A layer with its query apart is the last, and goes on with the tokens of `reading` only.
+        """States of the tokens x (tokens, hidden) after `layers`, and with `keep` each layer's keys and values.
+        After a layer with a separate query, which must be the last, only the tokens of `reading` are left.
         """
         batch, width = layout.shape
         kept = []
@@ -270,16 +270,16 @@ class Trunk:
         return x, kept
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """(batch, heads, queries, head size); without a mask each query sees the keys up to its own."""
+        """Attention (batch, heads, queries, head size); without a mask, each query sees the keys up to its own."""
         return scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
         )
 
 
 class TrunkDecoder:
-    """A `Decoder` on a `Trunk`: weights folded once, keys and values in memory allocated once.
+    """A `Decoder` on a `Trunk`: folds the weights once, and allocates keys and values once.
 
-    head: the language-model head. What it computes is exact for as long as no adapter changes.
+    head: the language-model head. Use it only as long as no adapter changes.
     """
 
     def __init__(self, trunk: Trunk, head: nn.Linear, adapter: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The differentiable pieces of `cpu_trunk.py`: each saves little for its backward pass, and writes its gradient once."""
+"""The differentiable operations of cpu_trunk.py, which save little for backward and write each gradient once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import linear, silu
 
 
 class Folded(torch.autograd.Function):
-    """x W'^T + b, where some rows of W' hold an adapter; gradients of x and of the adapters."""
+    """x W'^T + b for x (tokens, inputs), where rows of W' have adapters folded in; gradients for x and adapters."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, places, *adapters):
@@ -38,7 +38,7 @@ class Folded(torch.autograd.Function):
 
 
 class Norm(torch.autograd.Function):
-    """RMSNorm with a frozen weight: y = w x r, r = (mean x^2 + eps)^(-1/2)."""
+    """RMSNorm of x (tokens, hidden) with a frozen weight: y = w x r, r = (mean x^2 + eps)^(-1/2)."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -56,7 +56,7 @@ class Norm(torch.autograd.Function):
 
 
 class Gate(torch.autograd.Function):
-    """silu(gate) * up, of one matrix that holds both side by side."""
+    """silu(gate) * up (tokens, n), from one matrix (tokens, 2 n) that holds gate and up side by side."""
 
     @staticmethod
     def forward(ctx, both):
@@ -78,15 +78,15 @@ class Gate(torch.autograd.Function):
 
 
 def swap(x: Tensor) -> Tensor:
-    """The two halves of the last dimension, exchanged."""
+    """x with the two halves of its last dimension exchanged."""
     half = x.shape[-1] // 2
     return torch.cat((x[..., half:], x[..., :half]), -1)
 
 
 class RotateAndPad(torch.autograd.Function):
-    """Rotate the first `heads` heads of each token (RoPE), and put the tokens into rows: (batch * width, ...).
+    """Rotate the first `heads` heads of each token (RoPE), and pad the tokens to (size, columns), zero elsewhere.
 
-    x: (tokens, columns), heads side by side; at: (tokens,), place of each token among batch * width.
+    x: (tokens, columns), heads side by side; at: (tokens,), index of each token among size = batch * width.
     cos, sin: (tokens, 1, head size), the first half of sin negated.
     """
 
@@ -115,7 +115,7 @@ class RotateAndPad(torch.autograd.Function):
 
 
 class Unpad(torch.autograd.Function):
-    """Tokens (tokens, columns) out of rows (batch * width, columns): each place at most once."""
+    """Rows at the indices `at` (tokens,), none of them twice: (batch * width, columns) -> (tokens, columns)."""
 
     @staticmethod
     def forward(ctx, rows, at):

@@ -1,4 +1,4 @@
-"""Swap the LoRA layers of a PEFT model for `lora_linear`, in place, and back."""
+"""Make the LoRA layers of a PEFT model run `lora_linear`, in place, and undo it. Imports peft."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from csrlhf_kit.kernels.linear4bit import mend_4bit
 from csrlhf_kit.kernels.lora import lora_linear
 from csrlhf_kit.kernels.nf4 import is_quantised, read_params4bit
 
-# On a GPU, bitsandbytes multiplies few tokens by packed weights directly; decoding is left to it.
+# On a GPU, bitsandbytes multiplies so few tokens by packed weights directly, so decoding is left to it.
 DECODE_TOKENS = 16
 
 
 class _FusedForward:
-    """Mixed into a PEFT layer: the plain case of training runs fused, every other case as PEFT has it."""
+    """Mixed into a PEFT layer: the usual case of training runs fused, all others run PEFT's own forward."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         adapter = self._plain_adapter(x, args, kwargs)
@@ -39,10 +39,10 @@ class _FusedForward:
         return y if torch.is_autocast_enabled(x.device.type) else y.to(dtype)
 
     def _plain_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
-        """The one adapter to run fused; None where PEFT's own forward has to decide.
+        """The one adapter to run fused; None to run PEFT's own forward instead.
 
-        That is: adapters off or merged, none or several active, `adapter_names`, a variant such as DoRA, LoRA
-        with a bias or dropout, a base in training, hooks on the base, or decoding from packed weights on a GPU.
+        The latter is for adapters off or merged, none or several active, `adapter_names`, a variant such as DoRA,
+        LoRA with a bias or dropout, a trained base, hooks on the base, or decoding from packed weights on a GPU.
         """
         if (
             self._disable_adapters
@@ -69,7 +69,7 @@ class FusedLinear(_FusedForward, lora.Linear):
 
 _FUSED: dict[type, type] = {lora.Linear: FusedLinear}
 
-if hasattr(lora, "Linear4bit"):  # PEFT has it where bitsandbytes is installed
+if hasattr(lora, "Linear4bit"):  # PEFT has it if bitsandbytes is installed
 
     class FusedLinear4bit(_FusedForward, lora.Linear4bit):
         """PEFT's LoRA layer over a bitsandbytes `Linear4bit` in NF4, computed by `lora_linear`."""
@@ -79,10 +79,10 @@ if hasattr(lora, "Linear4bit"):  # PEFT has it where bitsandbytes is installed
 
 @dataclass
 class Fused:
-    """What `fuse` did. `undo()`, or leaving a `with` block, gives the layers their PEFT class back."""
+    """The result of `fuse`. `undo()`, or leaving a `with` block, gives the layers their PEFT class back."""
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
-    left_alone: dict[str, str] = field(default_factory=dict)  # layer name: why PEFT keeps computing it
+    left_alone: dict[str, str] = field(default_factory=dict)  # layer name: why it is not fused
     _classes: dict[str, type] = field(default_factory=dict)
 
     def undo(self) -> None:
@@ -103,10 +103,10 @@ def fuse(model: nn.Module) -> Fused:
     Only the layers' class changes, to a subclass: parameters, names and state dict stay as they are, so that
     saving, `set_adapter`, `disable_adapter`, `merge_and_unload` and gradient checkpointing work as before.
     Dense and bitsandbytes NF4 bases are fused; other layers (DoRA and other variants, 8 bit, embeddings ...)
-    stay PEFT's and are listed, with the reason, in the result's `left_alone`. 4-bit layers are mended for good
-    (see `mend_4bit`): repacked for AVX512 inference, they would give zero gradients below them.
+    are not, and are listed with the reason in the result's `left_alone`. 4-bit layers are changed by `mend_4bit`,
+    which `undo` does not reverse.
     Raises UserError, and changes nothing, for a model without LoRA layers, or one that bitsandbytes has already
-    repacked.
+    repacked for AVX512 inference.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, lora.LoraLayer)}
     if not found:
@@ -128,7 +128,7 @@ def fuse(model: nn.Module) -> Fused:
 
 
 def _why_not(layer: nn.Module) -> str | None:
-    """The reason for which a LoRA layer stays PEFT's, or None."""
+    """Why a LoRA layer cannot be fused; None if it can."""
     base = layer.base_layer
     if isinstance(layer, _FusedForward):
         return "already fused"

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation for reward and cost in one scan, correct under padding on either side."""
+"""Generalised advantage estimation (GAE) for reward and cost in one scan, correct for padding on either side."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from csrlhf_kit.kernels.backend import use_triton
 def gae_reference(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """The recursion as written in the paper; one vector operation per time step."""
+    """As `gae`, by the paper's recursion: one vector operation per time step."""
     mask = mask.bool().expand(rewards.shape)
     advantages = torch.zeros_like(rewards)
     carry = rewards.new_zeros(rewards.shape[:-1])  # A_{t+1} of the next real position
-    next_value = torch.zeros_like(carry)  # V_{t+1}; 0 after the end: episodes end, they are not cut
+    next_value = torch.zeros_like(carry)  # V_{t+1}; 0 after the end of an episode
     for t in range(rewards.shape[-1] - 1, -1, -1):
         keep, value = mask[..., t], values[..., t]
         delta = rewards[..., t] + gamma * next_value - value
@@ -33,10 +33,11 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns of whole episodes.
 
-    rewards, values: (..., batch, length), any leading dimensions (stack reward and cost: one scan does both).
-    mask: broadcastable to that shape, true at real positions; padding may stand left, right or in between and
-    is skipped, so that a real position's successor is the next real one. After the last the value is 0.
+    rewards, values: (..., batch, length), any leading dimensions (stack reward and cost to do both in one scan).
+    mask: broadcastable to that shape, true at real positions. Padding, wherever it stands, is skipped: the
+    successor of a real position is the next real one; the value after the last is 0.
     Returns (advantages, returns), both (..., batch, length), 0 at masked positions; no gradient flows.
+    Raises UserError for shapes or dtypes that do not fit.
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16: A_t = delta_t + gamma lam A_{t+1}.
     """
     if (

@@ -1,9 +1,9 @@
-"""bitsandbytes' 4-bit layers on a CPU: never repacked, and unpacked right whatever their width.
+"""bitsandbytes' 4-bit layers on a CPU: never repacked, and unpacked correctly for every width.
 
-Two things go wrong on CPUs with AVX512. A `Linear4bit` is repacked in place during its first forward without
-gradients (AVX512-BF16); a later training forward then gives zero gradients below it, and PPO alternates the two.
-And bitsandbytes (0.50) takes the scales of a row at row * (in // block): wrong where `in` is no multiple of the
-block, since blocks then reach over the ends of rows.
+Two things go wrong on CPUs with AVX512. With AVX512-BF16, a `Linear4bit` is repacked in place in its first forward
+pass without gradients; a later pass with gradients, as in PPO, then gives zero gradients below it. And
+bitsandbytes (0.50) reads the scales of a row from row * (in // block) on, which is wrong if `in` is no multiple of
+the block, since blocks then extend beyond the ends of rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CAUTION = (
 
 
 class _UnpackedHere:
-    """Mixed into a `Linear4bit`: on a CPU its weight is unpacked by `dequantize_nf4`."""
+    """Mixed into a `Linear4bit`: on a CPU, `dequantize_nf4` unpacks its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -39,9 +39,9 @@ def _unpacked_here(layer: type) -> type:
 
 
 def mend_4bit(model: nn.Module) -> None:
-    """Switch the repacking off, and let layers whose rows are no multiple of their block unpack here.
+    """Switch repacking off in all 4-bit layers, and let the kit unpack those whose rows are no multiple of the block.
 
-    Raises UserError for such a layer on a CPU in another format than NF4: its weights would be read wrongly.
+    Raises UserError for one of the latter on a CPU if it is not NF4: its weights would be read wrongly.
     """
     for name, layer in model.named_modules():
         if not hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -60,5 +60,5 @@ def mend_4bit(model: nn.Module) -> None:
 
 
 def unpacks_here(model: nn.Module) -> bool:
-    """Whether `model` has 4-bit layers that plain transformers may read otherwise on a CPU with AVX512."""
+    """Whether `model` has 4-bit layers that plain transformers may read wrongly on a CPU with AVX512."""
     return any(isinstance(layer, _UnpackedHere) for layer in model.modules())

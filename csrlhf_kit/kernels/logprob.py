@@ -1,9 +1,9 @@
-"""Per-token log-probability and entropy straight from hidden states, without the logits of all tokens.
+"""Per-token log-probability and entropy directly from hidden states, without the logits of all tokens.
 
-With z = (x W^T + b) / T, log p(y) = z_y - logsumexp(z) and H = -sum p log p. The head is frozen, which makes
-d log p(y) / dx = (onehot(y) - p) W / T independent of what comes after, so it is computed in the forward pass
-while the chunk's probabilities are at hand, and backward is one multiplication: 4 N H V FLOPs instead of the
-6 N H V of recomputing, exact. Entropy is a statistic: no gradient comes back through it.
+With z = (x W^T + b) / T, log p(y) = z_y - logsumexp(z) and H = -sum p log p. As the head is frozen, the gradient
+d log p(y) / dx = (onehot(y) - p) W / T can be computed in the forward pass, while the chunk's probabilities are in
+memory, and backward is one multiplication. For N tokens, hidden size H and vocabulary V this takes 4 N H V FLOPs,
+where recomputing takes 6 N H V, and is exact. No gradient flows through the entropy.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.backend import use_triton
 
-# Elements of one chunk of logits. On a CPU a chunk and its copy should stay near the cache; on a GPU the two
-# matrix products of a chunk should fill the machine (0.5 GB of float32 logits).
+# Elements of one chunk of logits. On a CPU, a chunk and its copy should about fit into the cache; on a GPU, the
+# matrix products of a chunk should keep it busy (0.5 GB of float32 logits).
 CHUNK_ELEMENTS = {"cpu": 3 << 19, "cuda": 1 << 27}
 
 
@@ -23,7 +23,7 @@ def linear_logprob_reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, *,
     temperature: float = 1.0, bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The definition, with all logits in memory; differentiable by plain autograd."""
+    """As `linear_logprob`, with all logits in memory and ordinary autograd."""
     logits = torch.nn.functional.linear(hidden, weight, bias).to(_wide(hidden.dtype)) / temperature
     all_log_probs = logits.log_softmax(-1)  # (..., vocabulary)
     entropy = -(all_log_probs.exp() * all_log_probs).sum(-1)
@@ -78,7 +78,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Chunk:
-    """Logits of some rows in reused memory; their statistics; their gradient, written over them."""
+    """Logits of some rows in reused memory, with their statistics; their gradient overwrites them."""
 
     def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> None:
         self.weight, self.bias, self.temperature = weight, bias, temperature
@@ -91,17 +91,17 @@ class _Chunk:
         self.second = None if self.triton else rows.new_empty(shape, dtype=self.wide)
 
     def log_probs(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(target) and entropy of rows (n, hidden), n <= size; keeps what `gradient` needs."""
+        """log p(target) and entropy, both (n,), of rows (n, hidden), n <= size; keeps what `gradient` needs."""
         n, scale = rows.shape[0], 1 / self.temperature
         if self.triton:
             from csrlhf_kit.kernels.triton_kernels import logprob_statistics
 
-            self.logits = None  # frees the last chunk's before the next one's are made
+            self.logits = None  # frees the last chunk's logits before the next are allocated
             self.logits = matmul_wide(rows, self.weight.t())
             self.log_total, picked, self.entropy = logprob_statistics(self.logits, self.bias, targets, scale)
             return picked, self.entropy
         logits, log_probs = self.buffer[:n], self.second[:n]
-        if rows.dtype != self.wide:  # half precision: the product is rounded as in the plain path
+        if rows.dtype != self.wide:  # half precision: round the product as the reference does
             product = torch.nn.functional.linear(rows, self.weight, self.bias)
             torch.mul(product, scale, out=logits)
         elif self.bias is None:
@@ -167,7 +167,7 @@ def _(hidden, weight, targets, bias, temperature, want_slope):
 
 @torch.library.custom_op("csrlhf::scale_rows", mutates_args=())
 def _scale_rows(rows: Tensor, factors: Tensor) -> Tensor:
-    """rows * factors[:, None]; an operator, so that a second differentiation is refused instead of wrong."""
+    """rows * factors[:, None], as an operator, so that differentiating twice fails instead of being wrong."""
     return (rows * factors[:, None]).to(rows.dtype)
 
 

@@ -2,13 +2,13 @@
 
     y = x W^T + b + s x A^T B^T
 
-The matrix products stay with cuBLAS (fusing dequantisation into them loses at training sizes); what is saved
-is everything around them: no clone, no separate scale and add over (tokens, out), one dequantised weight
-alive at a time, x and x A^T the only activations kept. With dz = s dy B:
+The matrix products are cuBLAS's (fusing dequantisation into them is slower at training sizes). Memory and time are
+saved around them: no clone, no separate scale and add over (tokens, out), one dequantised weight in memory at a
+time, and only the activations x and x A^T are kept. With dz = s dy B:
 
     dB = s dy^T (x A^T)      dA = dz^T x      dx = dy W + dz A      db = sum dy
 
-dA and dB are accumulated in float32 or wider, rounded once to the adapter's dtype. No input is written to.
+dA and dB are accumulated in float32 or wider and rounded once, to the adapter's dtype. Inputs are not modified.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def lora_linear_reference(
     x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, bias: Tensor | None = None,
     scaling: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """The definition, for a dense weight."""
+    """As `lora_linear` for a dense weight, in plain torch."""
     return torch.nn.functional.linear(x, weight, bias) + scaling * (x @ lora_a.t() @ lora_b.t())
 
 
@@ -40,8 +40,8 @@ def lora_linear(
 
     x: (..., in); weight: (out, in), frozen: dense, a bitsandbytes NF4 `Params4bit`, or an `Nf4`;
     lora_a: (rank, in); lora_b: (out, rank); bias: (out,) or None.
-    Works and answers in x's dtype (under autocast, in autocast's); adapters and dense weight are cast to it.
-    Raises UserError for shapes that do not fit, or a weight that wants a gradient: it would get none.
+    Computes and returns x's dtype (under autocast, autocast's), to which adapters and dense weight are cast.
+    Raises UserError for shapes that do not fit, or a weight that requires a gradient: it would get none.
     Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, eq. 3; Dettmers et al. 2023 (QLoRA), 2305.14314, eq. 5.
     """
     if not isinstance(weight, Nf4):

@@ -1,4 +1,4 @@
-"""Positions and last tokens of padded rows, from their mask."""
+"""Positions and last tokens of padded rows, computed from their masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """Positions (batch, length) that count real tokens only, so that padding on either side changes nothing."""
+    """Positions (batch, length) that count the real tokens of `mask` only, so that padding changes nothing."""
     return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 

@@ -1,4 +1,4 @@
-"""NF4 weights as bitsandbytes stores them, back to floating point, bit for bit.
+"""NF4 weights as bitsandbytes stores them, converted back to floating point, bit for bit.
 
 A weight W (out, in) is flattened row by row. Byte j packs elements 2j (high nibble) and 2j + 1 (low nibble);
 each nibble indexes a codebook of 16 values, and each block of 64 elements shares one scale (`absmax`). Double
@@ -26,7 +26,7 @@ def is_quantised(weight: Tensor) -> bool:
 def read_params4bit(weight: Tensor, quant_state: object | None = None) -> Nf4:
     """Views of the parts of a bitsandbytes `Params4bit`, or of packed bytes with their `QuantState`.
 
-    Raises UserError if the weight is not quantised, not NF4, or was repacked by bitsandbytes for AVX512.
+    Raises UserError if the weight is not quantised, not NF4, or repacked by bitsandbytes for AVX512.
     """
     state = quant_state if quant_state is not None else getattr(weight, "quant_state", None)
     if state is None:
@@ -56,7 +56,7 @@ def read_params4bit(weight: Tensor, quant_state: object | None = None) -> Nf4:
 
 
 def dequantize_nf4_reference(parts: Nf4) -> Tensor:
-    """The layout as written above, in plain torch."""
+    """As `dequantize_nf4`, in plain torch, by the layout described at the top of this file."""
     if parts.code2 is None:
         scale = parts.absmax.float()
     else:
@@ -78,9 +78,9 @@ def dequantize_nf4_reference(parts: Nf4) -> Tensor:
 def dequantize_nf4(weight: Tensor | Nf4, quant_state: object | None = None) -> Tensor:
     """The dense weight of a bitsandbytes NF4 parameter, plain or double-quantised, bit for bit as theirs.
 
-    weight: a `Params4bit`, packed bytes with their `quant_state`, or what `read_params4bit` returned.
-    Returns a tensor of the original shape and dtype; the weight is frozen, so no gradient flows.
-    Raises UserError where the weight cannot be read (see `read_params4bit`).
+    weight: a `Params4bit`, packed bytes with their `quant_state`, or a result of `read_params4bit`.
+    Returns a tensor of the original shape (out, in) and dtype, without a gradient.
+    Raises UserError if the weight cannot be read (see `read_params4bit`).
     """
     parts = weight if isinstance(weight, Nf4) else read_params4bit(weight, quant_state)
     if parts.packed.numel() and use_triton(parts.packed):

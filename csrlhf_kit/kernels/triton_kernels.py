@@ -1,7 +1,7 @@
-"""The Triton kernels, imported only where they run; the torch references beside their callers define them.
+"""The Triton kernels, imported only if they run; their definitions are the torch references beside their callers.
 
-Arithmetic is float32: loads are widened at once (the interpreter is wrong on bfloat16), float64 takes torch.
-One program works on one row, or one run of blocks; nothing depends on the grid's order.
+All arithmetic is float32: loads are widened first, since Triton's interpreter is wrong on bfloat16, and float64 runs
+on torch. One program works on one row, or on a few blocks; nothing depends on the order of programs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from csrlhf_kit.kernels.nf4_format import Nf4
 
 @triton.jit
 def _rounded(values, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """values in `dtype`, to the nearest, ties to even; Triton's interpreter cuts bfloat16 off instead."""
+    """`values` in `dtype`, rounded to nearest, ties to even; Triton's interpreter would truncate to bfloat16."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = values.to(tl.float32).to(tl.uint32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
@@ -36,7 +36,7 @@ def _scaled_logits(logits, bias, columns, inside, scale):
 def _statistics_kernel(
     logits, bias, targets, log_total, picked, entropy, vocabulary, scale, BLOCK: tl.constexpr
 ):
-    """One pass over a row: running maximum m, total of e^(z-m) and of e^(z-m) z (online softmax)."""
+    """One pass over a row: running maximum m, sums of e^(z-m) and of e^(z-m) z (online softmax)."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
     m = tl.full((), float("-inf"), tl.float32)
@@ -67,7 +67,7 @@ def _statistics_kernel(
 def _gradient_kernel(
     logits, bias, targets, log_total, out, vocabulary, scale, BLOCK: tl.constexpr, INTERPRETED: tl.constexpr
 ):
-    """onehot - p for one block of one row."""
+    """onehot(target) - p for one block of one row."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < vocabulary
@@ -79,14 +79,14 @@ def _gradient_kernel(
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs these kernels, as in the tests of a machine without a GPU."""
+    """Whether Triton's interpreter runs these kernels, as in tests on a machine without a GPU."""
     return not isinstance(_nf4_kernel, triton.runtime.JITFunction)
 
 
 def logprob_statistics(
     logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """logsumexp, log p(target) and entropy of each row of (logits + bias) * scale; logits (n, vocabulary)."""
+    """logsumexp, log p(target) and entropy, each (n,), of the rows of (logits + bias) * scale (n, vocabulary)."""
     n, vocabulary = logits.shape
     log_total, picked, entropy = torch.empty((3, n), dtype=logits.dtype, device=logits.device).unbind()
     _statistics_kernel[(n,)](
@@ -99,7 +99,7 @@ def logprob_statistics(
 def logprob_gradient(
     logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, log_total: Tensor, out: Tensor
 ) -> Tensor:
-    """The gradient with respect to the scaled logits, written to `out` (n, vocabulary)."""
+    """The gradient of log p(target) with respect to the scaled logits, written to `out` (n, vocabulary)."""
     n, vocabulary = logits.shape
     block = min(4096, triton.next_power_of_2(vocabulary))
     _gradient_kernel[(n, triton.cdiv(vocabulary, block))](
@@ -114,7 +114,7 @@ def _nf4_kernel(
     packed, absmax, code, absmax2, code2, offset, out, size,
     BLOCKSIZE: tl.constexpr, BLOCKSIZE2: tl.constexpr, BLOCKS: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of quantisation are rows: (BLOCKS, BLOCKSIZE / 2) bytes in, (BLOCKS, BLOCKSIZE) values out."""
+    """BLOCKS quantisation blocks as rows: (BLOCKS, BLOCKSIZE / 2) bytes in, (BLOCKS, BLOCKSIZE) values out."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     first = block[:, None] * BLOCKSIZE  # flat index of each block's first element
     byte = tl.arange(0, BLOCKSIZE // 2)[None, :]
@@ -134,7 +134,7 @@ def _nf4_kernel(
 
 
 def nf4_dequantize(parts: Nf4) -> Tensor:
-    """One pass: nibbles and (double-quantised) scales in, dense weight out."""
+    """The dense weight of `parts`, in one pass over nibbles and (double-quantised) scales."""
     out = torch.empty(parts.shape, dtype=parts.dtype, device=parts.packed.device)
     blocks = max(1, 4096 // parts.blocksize)
     _nf4_kernel[(triton.cdiv(parts.absmax.numel(), blocks),)](
@@ -147,13 +147,13 @@ def nf4_dequantize(parts: Nf4) -> Tensor:
 
 @triton.jit
 def _affine(factor, constant, next_factor, next_constant):
-    """Composition of x -> factor x + constant, then x -> next_factor x + next_constant."""
+    """The composition of x -> factor x + constant and, after it, x -> next_factor x + next_constant."""
     return factor * next_factor, constant * next_factor + next_constant
 
 
 @triton.jit
 def _gae_kernel(rewards, values, mask, advantages, returns, length, gamma, decay, BLOCK: tl.constexpr):
-    """One row, from its end: the next real value, then the advantages, each as a scan of affine maps."""
+    """One row from its end: first the next real value, then the advantages, each as a scan of affine maps."""
     row = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BLOCK)
     inside = t < length

@@ -60,7 +60,7 @@ def steps(category: str, count: int, rng: Random, *, wrong: float = 0.0) -> str:
 
 
 def helpful(request: Request, rng: Random, *, count: int | None = None, wrong: float = 0.1) -> str:
-    """Compliance of varying quality: an opener, perhaps the task restated, `count` (1 to 3) `steps`, a closing line."""
+    """Compliance of varying quality: opener, perhaps the task restated, `count` (1 to 3) `steps`, closing line."""
     count = rng.choice((1, 1, 2, 2, 3)) if count is None else count
     short = f"{request.act} {'the ' if request.owner else ''}{request.thing}"
     restated = rng.choice((f"to {short}, ", f"here is how to {short}: ", f"you can {short} like this: ", ""))
