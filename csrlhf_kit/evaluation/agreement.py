@@ -1,4 +1,4 @@
-"""How far judges agree beyond chance: the oracle, cost models, people (or the toy world's annotators).
+"""How far judges agree beyond chance: the oracle, cost models, people or the toy world's annotators.
 
 | measure | raters | missing labels | chance agreement from |
 |---|---|---|---|
@@ -6,8 +6,8 @@
 | Fleiss' κ | any number, interchangeable | no | the pooled shares |
 | Krippendorff's α | any number | yes | the pooled shares, drawn without replacement |
 
-Cohen's κ is scikit-learn's. Krippendorff's α counts coincidences, and Fleiss' κ is α but for that last column, so
-both come from one count. (The best-known library for α is under the GPL, which this kit's licence does not go with.)
+Cohen's κ is scikit-learn's. Krippendorff's α counts coincidences, and Fleiss' κ differs from it only in the last
+column, so both come from one count. (The best-known library for α has the GPL, which this kit's licence excludes.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from csrlhf_kit.world.oracle import judge
 
 
 def cohen_kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
-    """Cohen's κ of two raters over the same items: (p_o − p_e) / (1 − p_e); nan where both name one class only.
+    """Cohen's κ of two raters of the same items, (p_o − p_e) / (1 − p_e); nan if both name only one class.
 
     Source: Cohen, Educational and Psychological Measurement 20 (1960).
     """
@@ -41,10 +41,10 @@ def cohen_kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
 
 
 def coincidences(ratings: np.ndarray) -> np.ndarray:
-    """How often each of the v values meets each within each item: (items, v, v).
+    """How often each two of the v values occur together within each item: (items, v, v).
 
-    ratings: (raters, items), nan where a rater gave no label. Within an item with m labels each ordered pair of
-    labels counts 1 / (m − 1), so that an item weighs its m labels; items with fewer than two labels weigh 0.
+    ratings: (raters, items), nan where a rater gave no label. Within an item with m labels, each ordered pair of
+    labels counts 1 / (m − 1), so that the item has weight m; items with fewer than two labels have weight 0.
     Source: Krippendorff, Content Analysis (2004), chapter 11.
     """
     ratings = np.asarray(ratings, dtype=np.float64)
@@ -59,7 +59,7 @@ def coincidences(ratings: np.ndarray) -> np.ndarray:
 
 
 def krippendorff_alpha(ratings: np.ndarray) -> float:
-    """Nominal α = 1 − D_observed / D_expected over all pairs of labels of one item; nan where nothing varies.
+    """Nominal α = 1 − D_observed / D_expected over all pairs of labels of one item; nan if all labels are equal.
 
     ratings: (raters, items), nan for a missing label.
     """
@@ -74,9 +74,9 @@ def krippendorff_alpha(ratings: np.ndarray) -> float:
 
 
 def fleiss_kappa(ratings: np.ndarray) -> float:
-    """Fleiss' κ of raters (raters, items) without missing labels; nan where all labels are one class.
+    """Fleiss' κ of ratings (raters, items) without missing labels; nan if all labels are equal.
 
-    With N labels in all, κ = 1 − (1 − α) N / (N − 1): the chance agreement of κ draws the two labels with
+    With N labels in all, κ = 1 − (1 − α) N / (N − 1): the chance agreement of κ draws two labels with
     replacement, that of α without. Source: Fleiss, Psychological Bulletin 76 (1971).
     """
     ratings = np.asarray(ratings, dtype=np.float64)
@@ -93,7 +93,7 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{"value", "low", "high", "n"} of a statistic of ratings (raters, items): percentiles over resampled items."""
+    """A statistic of ratings (raters, items) with its percentile interval over resampled items, as `estimate`."""
     ratings = np.asarray(ratings, dtype=np.float64)
     items = ratings.shape[1]
     generator = np.random.default_rng(seed)
@@ -112,14 +112,14 @@ def agreement(
     """All measures for a table of raters, each with a bootstrap interval over items.
 
     Args:
-        raters: Name -> one label an item, None where there is none. Two raters at least.
+        raters: Name -> one label per item, None if it is missing. At least two raters.
 
     Returns:
         `pairs`: {"a | b": {"agreement" (share of equal labels), "cohen"}} over the items that both labelled;
-        `fleiss` (None where labels are missing); `krippendorff`; `items`.
+        `fleiss` (None if labels are missing); `krippendorff`; `items`.
 
     Raises:
-        UserError: fewer than two raters, or other numbers of labels.
+        UserError: fewer than two raters, no item, or unequal numbers of labels.
     """
     if len(raters) < 2 or len({len(labels) for labels in raters.values()}) != 1:
         raise UserError("agreement: expected at least two raters with one label, or none, for each item")
@@ -145,10 +145,10 @@ def agreement(
 def toy_raters(
     prompts: Sequence[str], responses: Sequence[str], costs: Mapping[str, np.ndarray], *, seed: int = 0
 ) -> dict[str, list[bool]]:
-    """Who calls these answers unsafe: the oracle, each cost model, and the toy world's three annotators.
+    """Whether the oracle, each cost model and each of the toy world's three annotators calls the answers unsafe.
 
-    costs: cost model -> logits (answers,); above 0 is unsafe. The annotators misread the oracle's verdict with
-    their own probabilities, each by draws of their own.
+    costs: cost model -> logits (answers,); above 0 is unsafe. Each annotator errs with their own probabilities,
+    independently of the others.
     """
     unsafe = [not judge(p, r).safe for p, r in zip(prompts, responses, strict=True)]
     raters = {"oracle": unsafe} | {name: (np.asarray(logits) > 0).tolist() for name, logits in costs.items()}

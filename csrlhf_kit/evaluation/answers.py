@@ -1,4 +1,4 @@
-"""A policy as a plain function from prompts to answers: what attackers and multi-turn play need of it."""
+"""A policy as a plain function from prompts to answers, for `red_team.py`, `multi_turn.py` and the commands."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def load_policy(
     dtype: str = "float32",
     quantization: Quantization = "none",
 ) -> PreTrainedModel:
-    """The base, with a policy's adapter merged in (or laid over it, where the base's weights are coarser than float32).
+    """The frozen base with a policy's adapter: merged in if the base is in float32, else kept on top of it.
 
-    Raises UserError where the base cannot be read or `adapter` holds no PEFT adapter.
+    Raises UserError if the base cannot be read, or `adapter` holds no PEFT adapter for it.
     """
     model = load_base(base, dtype=dtype, quantization=quantization)
     if adapter is None:
@@ -52,10 +52,10 @@ def policy_answers(
     batch_size: int = 256,
     max_length: int = 512,
 ) -> Answer:
-    """A function that samples one answer to each prompt, longest prompts first.
+    """A function that samples one answer to each prompt.
 
-    Each call draws from a seed of its own (so that asking again gets another answer), and gives torch's
-    global generator back as it was. Prompts that are cut are told.
+    Each call has its own seed, so that asking again gives another answer, and leaves torch's global generator
+    unchanged. max_length: longest prompt in tokens; the number of prompts that are cut is printed.
     """
     calls = 0
 
@@ -96,9 +96,6 @@ def stored_policy(
     quantization: Quantization = "none",
     **options: Any,
 ) -> Answer:
-    """`policy_answers` of a base on disk or the hub, with this adapter; `options` are its sampling options.
-
-    Raises UserError as `load_policy` does.
-    """
+    """`load_policy`, then `policy_answers` with the sampling options `options`. Raises as `load_policy`."""
     model = load_policy(base, adapter, dtype=dtype, quantization=quantization)
     return policy_answers(model, load_tokenizer(base), **options)

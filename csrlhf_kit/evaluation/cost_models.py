@@ -1,4 +1,4 @@
-"""A cost model's row in `results.json`: how well it tells harm on the shipped test labels and pairs."""
+"""A cost model's row in `results.json`: how well it detects harm on the shipped test labels and pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from csrlhf_kit.models.scorers import Scorer, score_texts
 
 
 def scorer_row(scorer: Scorer) -> dict[str, Any]:
-    """A trained cost model on the shipped test labels, and its ranking of the test pairs."""
+    """The row of a trained cost model on the shipped test labels and pairs."""
     test = read_records("shipped", LabelledResponse, split="test").records
     scores = score_texts(scorer, [r.prompt for r in test], [r.response for r in test])
     pairs = read_records("shipped", PreferencePair, split="test").records
@@ -24,7 +24,7 @@ def scorer_row(scorer: Scorer) -> dict[str, Any]:
 
 
 def keyword_row() -> dict[str, Any]:
-    """The keyword baseline, fitted to the labels that the semantic model sees."""
+    """The row of the keyword baseline, fitted to the training labels of the semantic model."""
     train, test = (read_records("shipped", LabelledResponse, split=s).records for s in ("train", "test"))
     keyword = fit_keyword(
         [r.prompt for r in train], [r.response for r in train], [not r.is_safe for r in train]
@@ -34,7 +34,7 @@ def keyword_row() -> dict[str, Any]:
 
 
 def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> dict[str, Any]:
-    """A cost model's row in `results.json`: point values by name, intervals and strata beside them."""
+    """A row of `results.json` from cost logits (records,): point values by name, `intervals` and `strata`."""
     unsafe = np.array([not r.is_safe for r in records])
     metrics = cost_metrics(scores, unsafe, [r.stratum for r in records])
     strata = metrics.pop("strata", {})
@@ -56,13 +56,13 @@ def cost_model_row(records: Sequence[LabelledResponse], scores: np.ndarray) -> d
 
 
 def ranking(scorer: Scorer, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
-    """Ranking and sign accuracy of a cost model on annotators' pairs."""
+    """Ranking accuracy and, if the pairs have safety labels, sign accuracy of a cost model on annotators' pairs."""
     found = pairs_measured(pair_scores(scorer, pairs), pairs, "semantic")
     return {name: entry["value"] for name, entry in found.items() if isinstance(entry, dict)}
 
 
 def _as_rate(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """A metric under the names that figures read; None where it is undefined."""
+    """A metric under the names that figures read; None if it is undefined."""
     if entry["value"] is None:
         return None
     return {"rate": entry["value"], **{k: entry[k] for k in ("low", "high", "n")}}
@@ -76,7 +76,7 @@ def pair_scores(scorer: Scorer, pairs: Sequence[PreferencePair]) -> np.ndarray:
 
 
 def pairs_measured(scores: np.ndarray, pairs: Sequence[PreferencePair], objective: str) -> dict[str, Any]:
-    """`pair_metrics` of the scores (pairs, 2) of both responses, as the objective tells the winner."""
+    """`pair_metrics` of scores (pairs, 2) of both responses; the objective decides which of them wins."""
     winners = np.array([winner_id(pair, objective) for pair in pairs])
     rows = np.arange(len(pairs))
     labels: list[np.ndarray] = []

@@ -1,11 +1,9 @@
 """Time to safety: after how many PPO steps and episodes the harm rate is under a limit, and stays there.
 
-"5x more efficient" made precise. In each step the cost model calls some of the batch's answers harmful; over a
-window of the latest episodes their share has an upper Clopper-Pearson bound; a run is safe from the first step
-on whose bound, and that of every later step, is at most the limit. A run that never gets there is censored: it
-took *more* than all of its steps.
-
-The harm here is the cost model's, over the training mixture: what a trainer sees while it trains.
+This makes "5x more efficient" precise. In each step the cost model calls some of the batch's answers harmful;
+over a window of the latest episodes their share has an upper Clopper-Pearson bound. A run is safe from the first
+step at which this bound, and every later one, is at most the limit. A run without such a step is censored: it
+needs *more* than all of its steps. Harm is judged by the cost model on the training prompts, as during training.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ TIMES = ("time/rollout", "time/score", "time/update")
 
 
 class TimeToSafety(NamedTuple):
-    """When a run became safe for good."""
+    """When a run became safe and stayed so."""
 
     reached: bool
-    """False: not within its steps, so that what follows are lower bounds."""
+    """False: never within its steps; the three numbers that follow are then lower bounds."""
     step: int
-    """The first step of the final safe stretch; the number of steps where there is none."""
+    """The first step of the final safe stretch; if there is none, the number of steps."""
     episodes: int
     """Episodes sampled up to and including that step."""
     seconds: float
@@ -39,10 +37,10 @@ class TimeToSafety(NamedTuple):
 def harm_bounds(
     harmful: Sequence[int], episodes: Sequence[int], *, window: int, confidence: float = 0.95
 ) -> np.ndarray:
-    """Upper bounds (steps,) of the harm rate at each step, over the last steps that hold `window` episodes.
+    """Upper bounds (steps,) of the harm rate at each step, over the latest `window` or more episodes.
 
-    harmful, episodes: counts (steps,) of harmful and of all episodes. Before the window is full it is what
-    there is. One-sided, so that each bound holds with `confidence` for a policy that did not move within it.
+    harmful, episodes: counts (steps,) of harmful and of all episodes. Early windows hold what there is so far.
+    Each one-sided bound holds with `confidence` for a policy that does not change within the window.
     """
     harm, count = np.cumsum([0, *harmful]), np.cumsum([0, *episodes])
     bounds = []
@@ -62,18 +60,18 @@ def time_to_safety(
     window: int = 256,
     confidence: float = 0.95,
 ) -> TimeToSafety:
-    """When a run's harm rate came under `limit` to stay.
+    """When a run's harm rate fell to `limit` or below and stayed there.
 
     Args:
         rows: The rows of `metrics.jsonl`, in order.
-        batch_size: Episodes of a step.
+        batch_size: Episodes per step.
         limit: Largest harm rate that counts as safe.
-        window: Episodes behind each bound.
-        confidence: Of each upper bound.
+        window: Episodes per bound.
+        confidence: Confidence of each upper bound.
 
     Raises:
-        UserError: there is no row, a row lacks `objective/harmful`, or the window is so short that a window
-            without any harm could not show the limit.
+        UserError: there is no row, a row lacks `objective/harmful`, or the window is so short that even
+            without any harm its bound would exceed the limit.
     """
     if not rows or any("objective/harmful" not in row for row in rows):
         raise UserError(
@@ -96,11 +94,11 @@ def time_to_safety(
 
 
 def speed_up(slow: Sequence[TimeToSafety], fast: Sequence[TimeToSafety]) -> dict[str, Any]:
-    """How many times fewer episodes `fast` took than `slow`, over all pairs of seeds.
+    """The ratio of episodes that `slow` and `fast` needed, over all pairs of their runs (seeds).
 
-    Returns {"ratio", "low", "high", "pairs", "censored"}: the median, smallest and largest ratio. Where a slow
-    run never got there its ratio is a lower bound, and `censored` is "at least"; where a fast one did not, "at
-    most"; both: "unknown"; neither: "no".
+    Returns {"ratio", "low", "high", "pairs", "censored"}: the median, smallest and largest ratio. If a slow run
+    never became safe, its ratio is a lower bound and `censored` is "at least"; if a fast one never did, "at
+    most"; both: "unknown"; neither: "no". Raises UserError if one side has no run.
     """
     if not slow or not fast:
         raise UserError("efficiency: found no run of one side, expected at least one of each")

@@ -1,7 +1,7 @@
-"""The keyword baseline: what can be told from words alone, without meaning.
+"""The keyword baseline: what words alone say about harm, without their meaning.
 
-Word 1- and 2-gram TF-IDF with logistic regression on the same (prompt, response) text that a cost model
-reads. A cost model that does not beat it has learnt a list of alarming words.
+TF-IDF of words and word pairs with scikit-learn's logistic regression, on the same (prompt, response) text that a
+cost model reads. A cost model that is no better has learnt a list of alarming words.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from csrlhf_kit.errors import UserError
 
 
 def fit_keyword(prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool]) -> Pipeline:
-    """Fit TF-IDF (1-2-grams) + logistic regression (scikit-learn's defaults) on labelled dialogues.
+    """Fit TF-IDF (1- and 2-grams) and logistic regression (scikit-learn's defaults) on labelled dialogues.
 
-    Raises:
-        UserError: the labels are all alike, or the texts hold no word.
+    Raises UserError if all labels are equal, or the texts hold no word.
     """
     labels = np.asarray(unsafe, dtype=bool)
     if labels.size == 0 or labels.all() or not labels.any():
@@ -38,5 +37,5 @@ def keyword_scores(pipeline: Pipeline, prompts: Sequence[str], responses: Sequen
 
 
 def joined(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
-    """One text for each dialogue."""
+    """One text per dialogue: prompt, line break, response."""
     return [f"{prompt}\n{response}" for prompt, response in zip(prompts, responses, strict=True)]

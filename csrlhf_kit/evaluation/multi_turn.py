@@ -1,4 +1,7 @@
-"""What a policy does after some turns, by the oracle: the rows of single-turn evaluation, by number of turns."""
+"""What a policy does after several turns, judged by the oracle: one row of rates per number of turns.
+
+Plays the conversations of `world.conversations` with a policy from `answers.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from csrlhf_kit.world.oracle import judge
 def play(
     answer: Answer, conversations: Sequence[Conversation], *, history: Literal["scripted", "own"] = "scripted"
 ) -> list[str]:
-    """The policy's answer to each ask.
+    """The policy's answer to the last request of each conversation.
 
-    history: `scripted` puts good answers into the policy's mouth for the openings; `own` lets it answer every
+    history: `scripted` gives good answers in the policy's name to the earlier turns; `own` lets it answer every
     turn itself, as a user would see it.
     """
     if history == "scripted":
@@ -31,11 +34,11 @@ def play(
 
 
 def turn_rows(conversations: Sequence[Conversation], responses: Sequence[str]) -> dict[str, Any]:
-    """One row for each number of turns, "1", "2", "3": the answers to the asks, judged as if they stood alone.
+    """One row per number of turns, "1", "2", "3", for the answers to the last requests, judged without the history.
 
-    harmful: share of harmful asks; over_refusal: refusals of benign but alarming asks; helpfulness: mean over
-    benign asks; leaking (of harmful asks), degenerate; harmful_same_topic, harmful_other_topic: by whether the
-    openings were of the ask's category.
+    harmful, leaking: shares of the harmful requests; over_refusal: of the benign but alarming ones; helpfulness:
+    mean over the benign ones; degenerate: share of all; harmful_same_topic, harmful_other_topic: `harmful` by
+    whether the earlier turns were of the request's category.
     """
     judged = [(c, judge(c.ask.prompt, r)) for c, r in zip(conversations, responses, strict=True)]
     rows = {}
@@ -59,7 +62,7 @@ def turn_rows(conversations: Sequence[Conversation], responses: Sequence[str]) -
 def multi_turn(
     answer: Answer, conversations: Sequence[Conversation], *, history: Literal["scripted", "own"] = "scripted"
 ) -> dict[str, Any]:
-    """`turn_rows` of the conversations and, as row "1", of the very same asks without their openings."""
+    """`turn_rows` of the conversations and, as row "1", of the same last requests without the earlier turns."""
     single = [c.alone() for c in conversations]
     everything = [*single, *conversations]
     return turn_rows(everything, play(answer, everything, history=history))

@@ -1,9 +1,9 @@
-"""Policies against each other on the same prompts: who is more helpful, who is less harmful, by how much.
+"""Policies compared on the same prompts: which is more helpful, which is less harmful, and by how much.
 
-Everything is counted from scores of answers, the oracle's or a learned model's: pairwise outcomes, Safe
-RLHF's 2x2 table (better or worse x safe or unsafe), win rates, and Bradley-Terry ratings on the Elo scale.
-The ratings are *fitted* to all comparisons at once, so that the order of the games, which moves the running
-Elo of chess, cannot matter. Intervals are bootstrapped over prompts and seeds together.
+Everything is computed from scores of answers, the oracle's or a learned model's: pairwise outcomes, Safe RLHF's
+2x2 table (better or worse x safe or unsafe), win rates, and Bradley-Terry ratings on the Elo scale. The ratings
+are *fitted* to all comparisons at once, so that, unlike the running Elo of chess, they do not depend on the order
+of the games. Intervals are bootstrapped over prompts and seeds together.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from csrlhf_kit.theory.intervals import betting
 from csrlhf_kit.world.oracle import judge
 
 ELO = 400.0 / np.log(10.0)  # Elo points per nat: 400 points are odds of ten to one
-PRIOR = 0.5  # virtual draws of each pair in `ratings`: keeps a policy that never loses at a finite distance
+PRIOR = 0.5  # virtual draws per pair in `ratings`, so that a policy that never loses has a finite rating
 
 
 class Rating(NamedTuple):
-    """A policy's distance to the anchor in Elo points, with its bootstrap interval."""
+    """A policy's rating relative to the anchor in Elo points, with its bootstrap interval."""
 
     elo: float
     low: float
@@ -34,16 +34,16 @@ class Rating(NamedTuple):
 
 
 def outcomes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """1 where `first` scores higher, 0 where `second` does, 1/2 where they tie; same shape as both."""
+    """1 where `first` scores higher, 0 where `second` does, 1/2 for ties; elementwise."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     return 0.5 * (1.0 + np.sign(first - second))
 
 
 def win_rate(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """Mean outcome over prompts, ties half: {"rate", "low", "high", "n", "ties"}.
+    """Mean outcome over prompts, a tie being half a win: {"rate", "low", "high", "n", "ties"}.
 
     first, second: scores (prompts,) of two policies' answers to the same prompts. The interval is the betting
-    one for a mean of values in [0, 1] (Waudby-Smith and Ramdas 2024); Clopper-Pearson knows no half wins.
+    interval for means of values in [0, 1] (Waudby-Smith and Ramdas 2024); Clopper-Pearson allows no half wins.
     """
     won = outcomes(first, second)
     if not won.size:
@@ -61,9 +61,9 @@ def win_rate(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 def two_by_two(helpfulness: np.ndarray, rival: np.ndarray, safe: np.ndarray) -> dict[str, dict[str, float]]:
     """Shares of the prompts by (better or worse than the rival) x (own answer safe or unsafe); they add up to 1.
 
-    helpfulness, rival: scores (prompts,) of the policy's and of the rival's answers; a tie is half a `better`
-    and half a `worse`. safe: booleans (prompts,) of the policy's own answers. The four cells are the table of
-    Safe RLHF's arena (Dai et al. 2023, arXiv 2310.12773).
+    helpfulness, rival: scores (prompts,) of the policy's and the rival's answers; a tie counts half as better and
+    half as worse. safe: booleans (prompts,) for the policy's own answers. The four cells are the table of Safe
+    RLHF's arena (Dai et al. 2023, arXiv 2310.12773). Raises UserError if there is no prompt.
     """
     better, safe = outcomes(helpfulness, rival), np.asarray(safe, dtype=bool)
     if not better.size:
@@ -82,15 +82,15 @@ def bradley_terry(wins: np.ndarray, *, prior: float = 0.0, tolerance: float = 1e
     """Maximum-likelihood strengths θ of P(i beats j) = σ(θ_i − θ_j), mean zero.
 
     Args:
-        wins: (..., players, players), wins[i, j] = how often i beat j (a draw is half a win of each).
-        prior: Virtual draws of every pair, added to the counts (each is half a win either way).
+        wins: (..., players, players), wins[i, j] = how often i beat j (a draw is half a win for each).
+        prior: Virtual draws added to every pair's counts.
 
     Returns:
         Strengths in nats, (..., players).
 
     Raises:
-        UserError: the maximum is not finite: some group of players never lost to (or never met) the others
-            (Ford 1957), and there is no prior.
+        UserError: the maximum is not finite: without a prior, some group of players never lost to the others, or
+            never met them (Ford 1957).
 
     Newton's method on the concave log-likelihood, all leading dimensions at once.
     Source: Bradley and Terry, Biometrika 39 (1952).
@@ -120,11 +120,11 @@ def bradley_terry(wins: np.ndarray, *, prior: float = 0.0, tolerance: float = 1e
         expected = 1.0 / (1.0 + np.exp(theta[..., None, :] - theta[..., :, None]))
         gradient = total - (games * expected).sum(-1)
         curvature = games * expected * (1.0 - expected)
-        # The likelihood does not change along (1, ..., 1); the added ones make the system regular there.
+        # The likelihood does not change along (1, ..., 1); adding ones makes the system regular.
         system = -curvature + np.eye(players) * curvature.sum(-1)[..., None] + 1.0 / players
         step = np.linalg.solve(system, gradient[..., None])[..., 0]
         scale = np.ones(value.shape)
-        for _ in range(60):  # halve where Newton overshoots
+        for _ in range(60):  # halve the step if Newton's method overshoots
             moved = likelihood(theta + scale[..., None] * step)
             worse = moved < value - 1e-9 * np.abs(value)
             if not worse.any():
@@ -148,15 +148,15 @@ def ratings(
     """Elo ratings relative to `anchor` (whose rating is 0), fitted to all pairs on all prompts.
 
     Args:
-        scores: Policy -> scores (prompts,) or (seeds, prompts) of its answers to the same prompts, higher wins.
-        anchor: The policy that the others are measured from.
-        prior: Virtual draws of every pair of policies; shrinks a clean sweep to a finite rating.
+        scores: Policy -> scores (prompts,) or (seeds, prompts) of its answers to the same prompts; higher wins.
+        anchor: The policy with rating 0.
+        prior: Virtual draws per pair of policies; keeps the rating of a policy that always wins finite.
         resamples: Bootstrap draws; each resamples the prompts, and each policy's seeds.
 
     Raises:
-        UserError: fewer than two policies, no prompt, another number of prompts, or the anchor is missing.
+        UserError: fewer than two policies, no prompt, unequal numbers of prompts, or no anchor among them.
 
-    The intervals are percentiles. With a single seed they tell nothing of the spread between seeds.
+    The intervals are percentiles. With a single seed they do not include the spread between seeds.
     """
     if len(scores) < 2 or anchor not in scores:
         raise UserError(
@@ -175,7 +175,7 @@ def ratings(
     member = np.eye(len(names))[owner]  # (runs, policies)
 
     def table(prompt_weights: np.ndarray, run_weights: np.ndarray) -> np.ndarray:
-        """(draws, prompts), (draws, runs) -> wins (draws, policies, policies) on the scale of prompts."""
+        """Weights (draws, prompts) and (draws, runs) -> wins (draws, policies, policies), in prompts."""
         games = (prompt_weights @ won.T).reshape(-1, len(owner), len(owner))
         weighted = member * run_weights[..., None]  # (draws, runs, policies)
         return weighted.swapaxes(-1, -2) @ games @ weighted
@@ -211,18 +211,18 @@ def arena(
     resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All policies against each other, judged by the oracle.
+    """Compare all policies with each other, judged by the oracle.
 
     Args:
         prompts: The prompts that every policy has answered.
-        answers: Policy -> runs (seeds) -> one answer a prompt.
+        answers: Policy -> runs (seeds) -> one answer per prompt.
         anchor: The policy with rating 0.
 
     Returns:
-        `helpfulness` (over benign requests, by the oracle's mark) and `harmlessness` (over harmful requests,
-        safe beats unsafe): {"ratings": {policy: {"elo", "low", "high"}}, "prompts"}; and `pairs`: for each
-        ordered pair "a vs b" of policies (first runs) the win rates of both kinds and the 2x2 table over all
-        prompts. `seeds`: runs of each policy.
+        `helpfulness` (benign requests; the oracle's grade decides) and `harmlessness` (harmful requests; safe
+        beats unsafe): {"ratings": {policy: {"elo", "low", "high"}}, "prompts"}. `pairs`: for each ordered pair
+        "a vs b" of policies (their first runs), both win rates and the 2x2 table over all prompts. `seeds`: the
+        number of runs of each policy.
 
     Raises:
         UserError: a policy's answers do not match the prompts, or one of the two kinds of request is missing.

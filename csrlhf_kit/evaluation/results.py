@@ -39,26 +39,26 @@ class PolicyRow:
     """One recorded policy: trained, and judged."""
 
     method: str
-    """Its method, which decides how it looks."""
+    """Its method, which decides its colour and marker in figures."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the method's own constants."""
+    """Settings that differ from the method's published constants."""
     seed: int = 0
-    """Seed of its training."""
+    """Seed of the training."""
     threshold: float | None = None
-    """Largest mean cost that its training allowed."""
+    """Largest mean cost allowed in its training."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """Its row as in `results.json`: rates with intervals, helpfulness, reward, cost, kl ..."""
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Training curves by `curve_of`'s short names; empty where nothing was trained."""
+    """Training curves by `curve_of`'s short names; empty if nothing was trained."""
     batch_size: int = BATCH
-    """Episodes of a training step."""
+    """Episodes per training step."""
     name: str = ""
-    """What tells it from the others of its record."""
+    """A name that no other run of the record has."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Runs and their samples; a problem where the record holds scored samples of the reference."""
+    """Runs and their samples, and a problem if the record holds scored samples of the reference."""
 
     runs: tuple[PolicyRow, ...]
     samples: Sequence[Mapping[str, Any]] = ()
@@ -90,7 +90,7 @@ def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Recor
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a record's file. Raises UserError where there is no such file, or no JSON object in it."""
+    """The JSON object in a file. Raises UserError if there is no such file, or no JSON object in it."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """`results.json` with every key that a report needs, or a UserError that names the gap."""
+    """`results.json` with every key that a report needs. Raises UserError that names what is missing."""
     results = read_json(path)
     for key, kind in {
         "config": Mapping,
@@ -177,7 +177,7 @@ def _recorded(results: Mapping[str, Any], folder: Path | None) -> Record:
 
 
 def policy_rows(results: Mapping[str, Any]) -> tuple[PolicyRow, ...]:
-    """A row for each policy of a `results.json`, or for each cell of a `sweep.json`."""
+    """One row per policy of a `results.json`, or per cell of a `sweep.json`."""
     if "cells" in results:
         limit = results.get("threshold")
         return tuple(
@@ -208,7 +208,7 @@ def _cell_name(cell: Mapping[str, Any]) -> str:
 
 
 def _reweighted(results: Mapping[str, Any], folder: Path | None) -> FiniteProblem | None:
-    """The problem whose responses are the reference's scored samples, where the record has kept the scores."""
+    """The problem whose responses are the reference's scored samples, if the record has kept the scores."""
     config = results.get("config") or {}
     scores = (results.get("frontier") or {}).get("scores")
     stage = folder / "stages" / "frontier.json" if folder else None

@@ -1,8 +1,8 @@
-"""How good is a cost or reward model? Each figure with its definition, its count and a 95% interval.
+"""How good a cost or reward model is: each metric with its definition, its count and a 95% interval.
 
-Scores are logits: a cost above 0 calls the response unsafe, and sigmoid(cost) is its probability. The
-positive class is *unsafe* throughout. Strata are those of the toy world; AUROC `tricky` joins the two that
-words alone cannot tell apart, benign but alarming and covertly harmful.
+Scores are logits: a cost above 0 calls the response unsafe, and sigmoid(cost) is the probability. The positive
+class is *unsafe* throughout. Strata are those of the toy world; `auroc_tricky` is over the two that words alone
+cannot tell apart, benign but alarming and covertly harmful.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ TRICKY = ("benign_alarming", "covert")
 
 
 def auroc(scores: np.ndarray, unsafe: np.ndarray) -> float:
-    """P(an unsafe row's score > a safe row's) + ½ P(equal), over all pairs of an unsafe and a safe row.
+    """P(unsafe row's score > safe row's) + ½ P(equal), over all pairs of an unsafe and a safe row.
 
     Args:
         scores: (rows,).
         unsafe: Booleans, (rows,).
 
     Returns:
-        The area in [0, 1]; nan where one class is missing.
+        The area in [0, 1]; nan if one class is missing.
 
     Source: Mann & Whitney 1947; Hanley & McNeil 1982.
     """
@@ -46,9 +46,9 @@ def auroc(scores: np.ndarray, unsafe: np.ndarray) -> float:
 def auroc_interval(scores: np.ndarray, unsafe: np.ndarray, *, confidence: float = 0.95) -> Interval:
     """DeLong's interval for the AUROC, on the logit scale so that it stays inside (0, 1).
 
-    Where the classes are separated without error DeLong's variance is 0, which would claim certainty. Then
-    m = min(n₊, n₋) disjoint pairs can be formed, independent trials of the very event whose probability the
-    AUROC is, and all m came out alike: Clopper-Pearson on m of m.
+    If the classes are separated without error, DeLong's variance is 0, which would claim certainty. The interval
+    is then Clopper-Pearson's for m of m, m = min(n₊, n₋): so many disjoint pairs of an unsafe and a safe row are
+    independent trials of the event whose probability is the AUROC. With one class missing it is [0, 1].
 
     Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988); placements as in Sun & Xu 2014.
     """
@@ -60,7 +60,7 @@ def auroc_interval(scores: np.ndarray, unsafe: np.ndarray, *, confidence: float 
         return Interval(0.0, 1.0)
     if area in (0.0, 1.0) or fewest < 2:
         return clopper_pearson(round(area * fewest), fewest, confidence=confidence)
-    # Placement of a row: the share of the other class that it beats.
+    # Placement of a row: the share of the other class that it exceeds (or, for safe rows, that exceeds it).
     everything = stats.rankdata(scores)
     above = (everything[unsafe] - stats.rankdata(positives)) / len(negatives)  # (positives,)
     below = 1 - (everything[~unsafe] - stats.rankdata(negatives)) / len(positives)  # (negatives,)
@@ -114,12 +114,12 @@ def calibration_interval(
 
 
 def classification_metrics(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, Any]:
-    """Everything about one set of rows: AUROC, accuracy, precision, recall, false-positive rate, ECE.
+    """AUROC, accuracy, precision, recall, false-positive rate and ECE of scores (rows,) against labels (rows,).
 
-    The decision is score > 0. precision = unsafe among those called unsafe; recall = called unsafe among the
-    unsafe; false-positive rate = called unsafe among the safe. Each is {"value", "low", "high", "n"} with n
-    the rows it is a share of; value is None where n is 0. Intervals: Clopper-Pearson for shares, DeLong for
-    AUROC, bootstrap for ECE.
+    The decision is score > 0. precision = share of unsafe rows among those called unsafe; recall = share called
+    unsafe among the unsafe; false-positive rate = share called unsafe among the safe. Each is {"value", "low",
+    "high", "n"}, where n is the number of rows; value is None if n is 0. Intervals: Clopper-Pearson for shares,
+    DeLong for AUROC, bootstrap for ECE.
     """
     scores, unsafe = _checked(scores, unsafe)
     called = scores > 0
@@ -143,12 +143,12 @@ def classification_metrics(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, 
 
 
 def cost_metrics(scores: np.ndarray, unsafe: np.ndarray, strata: Sequence[str] = ()) -> dict[str, Any]:
-    """`classification_metrics` of all rows, and what the strata add where they are named.
+    """`classification_metrics` of all rows and, if strata are given, of each stratum.
 
     Args:
         scores: Costs in logits, (rows,).
         unsafe: Booleans, (rows,).
-        strata: Stratum of each row; empty where the data have none.
+        strata: Stratum of each row; empty if the data have none.
 
     Returns:
         The metrics of all rows; `auroc_tricky` over the rows in the two tricky strata;
@@ -182,11 +182,11 @@ def pair_metrics(
     winner_unsafe: np.ndarray | None = None,
     loser_unsafe: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Ranking accuracy and, for costs with labels, sign accuracy, over pairs.
+    """Ranking accuracy and, for costs with labels, sign accuracy, from scores (pairs,) and labels (pairs,).
 
-    ranking = share of pairs with winner score > loser score (a tie is an error). The winner is the more
-    harmful response for a cost, the more helpful one for a reward. sign = share of single responses, two a
-    pair, whose cost is above 0 exactly where they are unsafe; its interval treats responses as independent.
+    ranking = share of pairs with winner score > loser score (a tie is an error). The winner is the more harmful
+    response for a cost, the more helpful one for a reward. sign = share of single responses, two per pair, whose
+    cost is above 0 exactly if they are unsafe; its interval treats responses as independent.
 
     Source: safe-rlhf's cost trainer reports both.
     """
@@ -210,13 +210,13 @@ def share(hits: np.ndarray, *, confidence: float = 0.95) -> dict[str, Any]:
 
 
 def estimate(value: float, interval: Interval, n: int) -> dict[str, Any]:
-    """{"value", "low", "high", "n"}; value is None where it is undefined, so that JSON can hold it."""
+    """{"value", "low", "high", "n"}; an undefined value (nan) becomes None, for JSON."""
     known = None if np.isnan(value) else float(value)
     return {"value": known, "low": float(interval.low), "high": float(interval.high), "n": int(n)}
 
 
 def table(columns: dict[str, dict[str, Any]]) -> str:
-    """Metrics of several models side by side, as text: one row for each metric, one column for each model."""
+    """Metrics of several models as a text table: one row per metric, one column per model."""
     first = next(iter(columns.values()))
     names = [name for name, entry in first.items() if isinstance(entry, dict) and "value" in entry]
     width = max(map(len, names))
@@ -228,7 +228,7 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
 
 
 def few_rows(columns: dict[str, dict[str, Any]], least: int = 30) -> str:
-    """A line to print under `table` where its figures rest on few rows of a class, or few pairs; else nothing."""
+    """A warning to print under `table` if a class has fewer than `least` rows or pairs; else an empty string."""
     counts: dict[str, int] = {}
     for metrics in columns.values():
         if "n" in metrics:
