@@ -1,4 +1,4 @@
-"""LoRA adapters of a PEFT model: read from a folder, mounted, filled and copied, and what they act on."""
+"""LoRA adapters of a PEFT model: reading them from folders, mounting, filling and copying them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORE_HEADS = ("score", "classifier")  # what AutoModelForSequenceClassification
 
 
 def read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """LoRA's shape and tensors in a folder. Raises UserError where it holds no LoRA adapter."""
+    """The config and tensors of the LoRA adapter in a folder. Raises UserError if it holds none."""
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise UserError(f"{folder} is no {role} model: expected a PEFT adapter (adapter_model.safetensors)")
@@ -31,7 +31,7 @@ def read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]
 
 
 def without_dropout(config: LoraConfig, model: nn.Module) -> LoraConfig:
-    """The same LoRA shape, to be mounted on the causal LM `model`: no dropout, and heads are kept outside peft."""
+    """A copy of `config` to mount on the causal LM `model`: without dropout, and with heads kept outside peft."""
     config = copy.deepcopy(config)
     config.lora_dropout, config.modules_to_save, config.task_type = 0.0, None, "CAUSAL_LM"
     config.inference_mode, config.fan_in_fan_out = False, has_conv1d(model)
@@ -39,11 +39,11 @@ def without_dropout(config: LoraConfig, model: nn.Module) -> LoraConfig:
 
 
 def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: Path) -> None:
-    """Give the adapter `name` the tensors that `folder` held. Raises UserError where they do not fit, or were trained on
-    another base.
+    """Copy `state`, the tensors of `folder`, to the adapter `name`. Raises UserError if names or shapes differ, or if
+    they were trained on another base.
     """
     check_base(folder, model.get_base_model().name_or_path)
-    # "auto" would look for the base's config on the hub where the folder named in the adapter is not at hand.
+    # "auto" would look for the base's config on the hub if the folder named in the adapter is missing.
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     odd = sorted(expected.keys() ^ state.keys()) or [k for k in state if state[k].shape != expected[k].shape]
     if odd:
@@ -54,7 +54,7 @@ def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: 
 
 
 def mount_scorer(model: PeftModel, name: str, folder: Path, hidden_size: int) -> nn.Linear:
-    """Mount a SEQ_CLS adapter on the causal LM; return its score head. The trunks' key names are the same."""
+    """Mount a SEQ_CLS adapter on the causal LM; returns its score head. Raises UserError if either does not fit."""
     config, state = read_adapter(folder, name)
     model.add_adapter(name, without_dropout(config, model))
     heads = {key: value for key, value in state.items() if key.split(".")[-2] in SCORE_HEADS}
@@ -72,7 +72,7 @@ def mount_scorer(model: PeftModel, name: str, folder: Path, hidden_size: int) ->
 
 
 def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Fill the adapter `name` from a folder whose adapter has the same rank and scale."""
+    """Fill the adapter `name` from a folder. Raises UserError unless that adapter has the same rank and alpha."""
     config, state = read_adapter(folder, name)
     own = model.peft_config[name]
     if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
@@ -84,18 +84,18 @@ def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
 
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:
-    """Give the adapter `target` the weights of `source`."""
+    """Copy the weights of the adapter `source` to the adapter `target`."""
     state = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
     set_peft_model_state_dict(model, {k: v.clone() for k, v in state.items()}, adapter_name=target)
 
 
 def _layer_index(name: str) -> int:
-    """The number in a parameter's name, which is its layer's; 0 without one."""
+    """The layer number in a parameter's name; 0 if there is none."""
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
 def lowest_layer(model: PeftModel, adapter: str) -> int:
-    """The first layer that an adapter acts on."""
+    """The index of the first layer that an adapter acts on."""
     return min(
         _layer_index(name)
         for name, layer in model.named_modules()
@@ -104,7 +104,7 @@ def lowest_layer(model: PeftModel, adapter: str) -> int:
 
 
 def folds(layer: nn.Module, adapter: str) -> bool:
-    """Whether base + adapter is one dense float32 matrix, up to rounding."""
+    """Whether base and adapter can be folded into one dense float32 matrix, up to rounding."""
     if adapter not in getattr(layer, "lora_A", {}):
         return True
     base, up = layer.get_base_layer(), layer.lora_B[adapter]

@@ -1,12 +1,12 @@
 """One frozen base and its tokenizer, with one dtype policy.
 
 Every model in the kit is loaded here: on a CPU or a GPU, dense or in NF4 (QLoRA, Dettmers et al. 2023,
-arXiv 2305.14314), from a folder or from the hub, as safetensors, and never with remote code.
+arXiv 2305.14314), from a folder or from the hub, as safetensors, and never with remote code. Builds on places.py.
 
-The dtype policy: frozen weights are kept, and multiplied, in the `dtype` that was asked for (NF4 ones are unpacked
-to it); embeddings, norms and language-model head are never quantised. What is trained (adapters, score and
-value heads) is float32, and is cast where it meets the base. Log-probabilities, advantages and losses are
-float32. Autocast would do the same, so only `transformers.Trainer` uses it.
+The dtype policy: frozen weights are stored and multiplied in the given `dtype` (NF4 weights are unpacked to it);
+embeddings, norms and language-model head are never quantised. Trained weights (adapters, score and value heads) are
+float32, and are cast when combined with the base. Log-probabilities, advantages and losses are float32.
+This is what autocast would do, so only `transformers.Trainer` uses autocast.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ LESS_MEMORY = "take --quantization nf4 or a smaller base; `csrlhf plan` says wha
 
 
 def load_tokenizer(path: str | Path, *, scores: bool = False, config: Any = None) -> Any:
-    """Tokenizer of `path` (folder or hub id; an adapter's without one has its base's) with a pad token: a policy's, or a scorer's.
+    """Tokenizer of `path` (folder or hub id; for an adapter without one, its base's), with a pad token.
 
-    A policy's pads on the left, which is what generation needs; one without a pad token gets its EOS token, which
-    is safe here because no mask in the kit is derived from token ids.
+    A policy's tokenizer pads on the left, as generation needs it; without a pad token, it pads with EOS, which
+    is safe because the kit derives no mask from token ids.
 
-    scores: a scorer's pads with another token than its end token. transformers' classifiers read a score at the last
-    token whose *id* is not the pad token's: where the end token pads too, that is the token before the end, while PPO
-    reads scores at the end. Since each dialogue ends in the end token, any other will do; the opening one, if any.
+    scores: a scorer's tokenizer, whose pad token must differ from its end token. transformers' classifiers read the
+    score at the last token whose *id* is not the pad token's; if the end token were the pad token, that would be the
+    token before the end, while PPO reads scores at the end. The opening token is taken, if there is one.
 
-    config: the model's configuration, where it is at hand.
+    config: the model's configuration, if it is already loaded.
 
-    Raises UserError where the tokenizer cannot be loaded, has no end token (an episode could never end), or writes
+    Raises UserError if the tokenizer cannot be loaded, has no end token (an episode could never end), or writes
     tokens that the model has no embedding for.
     """
     name = find_base(path)
@@ -82,8 +82,8 @@ def load_tokenizer(path: str | Path, *, scores: bool = False, config: Any = None
 
 
 def check_tokens(tokenizer: Any, config: Any, path: str | Path) -> None:
-    """Raise UserError where text, or the kit itself, would become tokens that the model of `config` has no embedding
-    for. Control tokens that nobody writes do no harm: Gemma 3's smaller models have one for images.
+    """Raise UserError if text or the chat format may become tokens that the model of `config` has no embedding for.
+    Control tokens that are never written do no harm: Gemma 3's smaller models have one for images.
     """
     rows = config.get_text_config().vocab_size
     beyond = {index for index in tokenizer.get_vocab().values() if index >= rows}
@@ -107,34 +107,33 @@ def load_base(
     quantization: Quantization = "none",
     device: str | torch.device | None = None,
 ) -> PreTrainedModel:
-    """Frozen causal language model of `path` (see `places.find_base`), in evaluation mode; a policy's adapter is merged
-    into its base, dense, before anything is quantised.
+    """The frozen causal language model of `path` (see `places.find_base`), in evaluation mode.
 
-    dtype: "float32", "bfloat16" or "float16": the dtype of the dense weights, and of the arithmetic of NF4
-    ones.
+    A policy's adapter is merged into its dense base before any quantization.
+    dtype: "float32", "bfloat16" or "float16": of dense weights, and of the arithmetic with NF4 weights.
     quantization: "none", or "nf4" for 4-bit weights with double-quantised scales (bitsandbytes).
-    device: where it goes; by default this process's GPU, else the CPU.
+    device: by default this process's GPU, else the CPU.
 
     Raises UserError for an unknown dtype or quantization, a missing path, an unreachable or gated model, a missing
-    library, or a GPU on which there is no room.
+    library, or a GPU without enough memory.
     """
     options = load_options(dtype=dtype, quantization=quantization, device=device)
     model = load_model(AutoModelForCausalLM, path, **options)
-    # A base may ship top_p, top_k or a repetition penalty: they would bend the policy's distribution unseen.
+    # A base may ship top_p, top_k or a repetition penalty, which would silently change the policy's distribution.
     model.shipped, kept = model.generation_config, ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(model.shipped, name) for name in kept})
     return freeze(model)
 
 
 def save_model(model: Any, tokenizer: Any, folder: str | Path, **options: Any) -> None:
-    """`save_pretrained` of a model from `load_base`, or of an adapter around it, with what others need to use it."""
+    """Save a model from `load_base`, or an adapter around it, with its tokenizer and generation config."""
     model.save_pretrained(folder, **options)
     save_tokenizer(tokenizer, model.shipped, folder)
 
 
 def save_tokenizer(tokenizer: Any, shipped: GenerationConfig, folder: str | Path) -> None:
-    """The tokenizer, and the generation config that the base has shipped, with all that ends an answer here: plain
-    transformers then stops where the kit stops.
+    """Save the tokenizer, and the generation config that the base shipped with all of the kit's end tokens, so that
+    plain transformers stops where the kit stops.
     """
     tokenizer.save_pretrained(folder)
     generation = copy.deepcopy(shipped)
@@ -145,7 +144,7 @@ def save_tokenizer(tokenizer: Any, shipped: GenerationConfig, folder: str | Path
 
 
 def shipped_generation(path: str | Path) -> GenerationConfig:
-    """The generation config of a model that is not loaded."""
+    """The generation config of a model (folder or hub id), without loading it."""
     try:
         return GenerationConfig.from_pretrained(whole_model(path))
     except OSError:  # older models have none
@@ -155,9 +154,7 @@ def shipped_generation(path: str | Path) -> GenerationConfig:
 def load_options(
     *, dtype: str = "float32", quantization: Quantization = "none", device: str | torch.device | None = None
 ) -> dict[str, Any]:
-    """`from_pretrained` arguments of the kit's dtype policy (the same for causal LMs and sequence
-    classifiers).
-    """
+    """Arguments of `from_pretrained` for the kit's dtype policy. Raises UserError for unknown options."""
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     if quantization not in ("none", "nf4"):
@@ -170,13 +167,13 @@ def load_options(
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Evaluation mode, no gradients, and 4-bit layers that any CPU reads alike (see `mend_4bit`)."""
+    """Put `model` into evaluation mode without gradients, with 4-bit layers mended by `mend_4bit`; returns it."""
     mend_4bit(model)
     return model.requires_grad_(False).eval()
 
 
 def is_packed(model: Any) -> bool:
-    """Whether a model has quantised weights, as asked for or as its folder has them: no adapter folds into them."""
+    """Whether a model's weights are quantised, by option or in its folder: adapters cannot be folded into them."""
     return getattr(model, "is_quantized", False)
 
 
@@ -197,7 +194,7 @@ def _nf4(compute_dtype: torch.dtype) -> Any:
 
 
 def why_not_loaded(error: BaseException) -> str:
-    """The reason behind an error of `from_pretrained`, and what to do about it, in half a sentence."""
+    """Why `from_pretrained` failed and what to do about it, as part of a sentence."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, GatedRepoError):
@@ -212,7 +209,7 @@ def why_not_loaded(error: BaseException) -> str:
 
 
 def load_config(base: str | Path) -> Any:
-    """The configuration of a base. Raises UserError as `load_model` does."""
+    """The configuration of a base (folder or hub id). Raises UserError as `load_model` does."""
     name = whole_model(base)
     if os.path.isdir(name) and not os.path.isfile(f"{name}/config.json"):
         raise UserError(f"{name} holds no config.json: expected a model saved by `save_pretrained`")
@@ -221,10 +218,8 @@ def load_config(base: str | Path) -> Any:
 
 
 def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
-    """`auto.from_pretrained` of a base (see `places`), from safetensors; a policy's adapter is merged into its own base
-    first, dense, whatever `options` ask for.
-
-    Raises UserError with the reason for a failure in one sentence.
+    """`auto.from_pretrained` of a base (see `places`), from safetensors; a policy's adapter is first merged into its
+    dense base, whatever the `options`. Raises UserError with the reason for a failure in one sentence.
     """
     name = find_base(base)
     options |= {"use_safetensors": True, "trust_remote_code": False}
@@ -248,9 +243,9 @@ def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
 
 
 def _merged(adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The base of a policy's adapter with the adapter folded in, on the CPU.
+    """The dense base of a policy's adapter with the adapter folded in, on the CPU.
 
-    An adapter that was folded into 4-bit weights would be lost to their rounding.
+    Folding it into 4-bit weights would lose it to rounding.
     """
     if PeftConfig.from_pretrained(str(adapter)).task_type == TaskType.SEQ_CLS:
         raise UserError(f"{adapter} is the adapter of a reward or cost model: expected a base, or a policy")
@@ -269,7 +264,7 @@ def _merged(adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def _told(name: str, what: str) -> Iterator[None]:
-    """The reason for which loading fails in one sentence; no bar where loading takes less time than reading it."""
+    """Turn errors of loading into a UserError with one sentence; no progress bar for small local models."""
     local = os.path.isdir(name)
     small = local and sum(f.stat().st_size for f in Path(name).glob("*.safetensors")) < SMALL
     bars = transformers_logging.is_progress_bar_enabled()

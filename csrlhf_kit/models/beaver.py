@@ -5,8 +5,8 @@ A Beaver checkpoint is a Llama trunk with a linear `score_head`, of a class that
     score(x, y) = w · h,   h: last hidden state at the end token of
     <s>BEGINNING OF CONVERSATION: USER: {x} ASSISTANT:{y}</s>
 
-For a cost, score > 0 means unsafe: the kit's own sign. The text is tokenised as one, since that is what the
-model was trained on; the trunk is read as a `LlamaForSequenceClassification`.
+For a cost, score > 0 means unsafe, as everywhere in the kit. Prompt and response are tokenised together, as in the
+model's training; the trunk is loaded as a `LlamaForSequenceClassification`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ARCHITECTURES = ("LlamaForScore", "LlamaModelForScore")
 
 
 def is_beaver(config: Any) -> bool:
-    """Whether a configuration is that of a Beaver checkpoint."""
+    """Whether a model configuration is that of a Beaver checkpoint."""
     return any(name in ARCHITECTURES for name in config.architectures or ())
 
 
 def load_beaver(path: str | Path, *, dtype: str = "float32", quantization: Quantization = "none") -> Scorer:
-    """A Beaver reward or cost model of a folder or hub id (safetensors: versions 2 and later have them).
+    """Load a Beaver reward or cost model from a folder or hub id (versions 2 and later, which have safetensors).
 
-    Raises UserError where it does not load, or its score is not the plain linear map of the module's docstring.
+    Raises UserError if it does not load, or its score is not the linear map described above.
     """
     config = load_config(path)
     if not is_beaver(config):
@@ -60,7 +60,7 @@ def load_beaver(path: str | Path, *, dtype: str = "float32", quantization: Quant
 def encode_beaver(
     scorer: Scorer, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` of each dialogue in Beaver's format; one that is too long loses the start of prompt, then response."""
+    """`input_ids` of each dialogue in Beaver's format; the start of the prompt, then of the response, may be cut."""
 
     def ids(texts: list[str]) -> list[int]:
         text = TEMPLATE.format(prompt=texts[0], response=texts[1])
@@ -74,7 +74,7 @@ def encode_beaver(
 def beaver_scorer(
     path: str | Path, *, dtype: str = "float32", quantization: Quantization = "none", batch_size: int = 16
 ) -> TextScorer:
-    """A function (prompts, responses) -> scores (batch,), as `Roles` takes it; raises as `load_beaver`."""
+    """A function (prompts, responses) -> scores (batch,), as `Roles` takes it. Raises as `load_beaver` does."""
     scorer = load_beaver(path, dtype=dtype, quantization=quantization)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:

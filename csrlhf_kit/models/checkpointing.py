@@ -1,10 +1,9 @@
-"""Trade time for memory: keep only what enters each layer, and compute the rest again in the backward pass.
+"""Activation checkpointing: keep only the input of each layer, and recompute the rest in the backward pass.
 
-Two things could go wrong with many adapters on one base, silently. A layer that is computed again under another
-adapter than the first time would give wrong gradients: here each layer remembers its adapter. And transformers
-checkpoints a layer only "in training", which would also switch dropout on and drop the key-value cache of
-`generate`: here a layer is in training, without its children, for as long as a forward pass with gradients
-takes.
+With many adapters on one base, two things could silently go wrong. A layer recomputed with another adapter would give
+wrong gradients, so each layer remembers its adapter. And transformers checkpoints a layer only in training mode,
+which would also switch dropout on and drop the key-value cache of `generate`, so a layer (without its children)
+is in training mode only during a forward pass with gradients. Builds on roles.py.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from csrlhf_kit.models.roles import Roles
 
 
 def checkpoint_activations(roles: Roles) -> None:
-    """Make every differentiated pass of `roles` keep one state a layer (Chen et al. 2016, arXiv 1604.06174).
+    """Make every pass of `roles` with gradients keep one state per layer (Chen et al. 2016, arXiv 1604.06174).
 
     Raises UserError for an architecture that transformers cannot checkpoint.
     """
@@ -39,8 +38,8 @@ def checkpoint_activations(roles: Roles) -> None:
 
     options = {"use_reentrant": False, "context_fn": contexts}
     roles.trunk.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    roles.trunk.disable_input_require_grads()  # which only the older, reentrant form needs
-    roles.lean = None  # keeps more, and is for models so small that memory is no matter
+    roles.trunk.disable_input_require_grads()  # only the older, reentrant form needs them
+    roles.lean = None  # it keeps more, as it is for models so small that memory does not matter
 
     def enter(*_: object) -> None:
         for layer in layers:
@@ -57,22 +56,22 @@ def checkpoint_activations(roles: Roles) -> None:
 
 
 def evaluated(layer: nn.Module, checkpoint: Callable[..., Any], *given: Any) -> Any:
-    """`checkpoint` of a layer that is in training no longer: some drop out by their own flag, and would do so in the
-    forward pass alone.
+    """Call `checkpoint` with the layer in evaluation mode, since some layers apply dropout by their own flag, which
+    would be set in the forward pass but not when recomputing.
     """
     layer.training = False
     return checkpoint(*given)
 
 
 def active(roles: Roles) -> str | None:
-    """The adapter in use; None where all are off."""
+    """The active adapter; None if all are off."""
     layer = roles._layers[0]
     return None if layer._disable_adapters else layer._active_adapter[0]
 
 
 @contextlib.contextmanager
 def again_under(roles: Roles, adapter: str | None) -> Iterator[None]:
-    """`adapter` is the one in use within the block, and the former one after it."""
+    """Activate `adapter` within the block, and the former one after it."""
     before = active(roles)
     roles.activate(adapter)
     try:

@@ -1,4 +1,4 @@
-"""What a scorer is made of: transformers' configurations and sequence classifiers, and their parts."""
+"""The parts of scorers: transformers' configurations and sequence classifiers, and helpers for their layers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def load_classifier(base: str | Path, *, config: Any, **options: Any) -> Any:
 
 
 def is_decoder(config: Any) -> bool:
-    """Whether an architecture is a causal language model (and not one that also fills masks, like BERT)."""
+    """Whether an architecture is a causal language model, and not also a masked one, like BERT."""
     kind = type(config)
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def fitting_length(config: Any, max_length: int) -> int:
-    """`max_length`, or the longest input that learnt position embeddings allow, whichever is less."""
+    """`max_length`, or the longest input (tokens) that an encoder's position embeddings allow, if that is less."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and not is_decoder(config):
         # RoBERTa and its kin have 514 rows for 512 tokens: two are spent on padding.
@@ -48,7 +48,7 @@ def set_dropout(config: Any, probability: float) -> None:
 
 
 def linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
-    """Last names (`q_proj`, `dense` ...) of the backbone's linear maps, as LoRA's `target_modules`."""
+    """Last names (`q_proj`, `dense` ...) of the backbone's linear layers but `fresh`: LoRA's `target_modules`."""
     backbone = getattr(model, model.base_model_prefix)
     names = {
         name.rpartition(".")[2]
@@ -59,24 +59,24 @@ def linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
 
 
 def has_conv1d(model: nn.Module) -> bool:
-    """Whether the linear maps are GPT-2's `Conv1D`, (in, out): LoRA's `fan_in_fan_out`."""
+    """Whether linear layers are GPT-2's `Conv1D` with weights (in, out): LoRA's `fan_in_fan_out`."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def fresh_modules(model: nn.Module, missing: Sequence[str]) -> list[str]:
-    """Modules that the base had no weights for: LoRA has nothing to adapt there, they are trained whole."""
+    """Modules without weights in the base (`missing`): they are trained whole, as LoRA has nothing to adapt there."""
     prefix = f"{model.base_model_prefix}."
     names = {key.rpartition(".")[0] if key.startswith(prefix) else key.partition(".")[0] for key in missing}
-    # peft adds every module whose name ends in one of these two; named twice, it would be wrapped twice.
+    # peft itself adds modules whose names end in one of these; named again, they would be wrapped twice.
     return sorted(name for name in names if not name.endswith(("classifier", "score")))
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
-    """The linear map that writes the score: the last one with a single output that is in use."""
+    """The score head: the last linear layer with one output that is in use. Raises UserError if there is none."""
     layers = [
         module
         for name, module in model.named_modules()
-        # PEFT keeps the head's first values under `original_module`; they are not in use.
+        # PEFT keeps the head's initial values under `original_module`, which is not in use.
         if isinstance(module, nn.Linear) and module.out_features == 1 and "original_module" not in name
     ]
     if not layers:
@@ -87,7 +87,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
 
 
 def last_layers(count: int, layers: int | None) -> list[int] | None:
-    """The indices of the last `layers` of `count` layers, as peft reads them; None: all."""
+    """Indices of the last `layers` of `count` layers for peft; None means all. Raises UserError if out of range."""
     if layers is None:
         return None
     if not 0 < layers <= count:
@@ -96,13 +96,13 @@ def last_layers(count: int, layers: int | None) -> list[int] | None:
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
-    """Number of parameters, or only of those that training moves."""
+    """Number of parameters, or of trainable parameters only."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars, and its report that the head is new and the base's own head unused."""
+    """Silence transformers' progress bars, and its report that the head is new and the base's own head unused."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     bars = transformers.logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""Next-token logits, one token a row at a time: what the sampling loop asks of a model.
+"""Next-token logits, one token per row at a time: the interface between the sampling loop and a model.
 
-A decoder has three methods. `start(ids, mask, room)` reads left-padded prompts, `step(tokens)` one more token of
-each row, and both return the logits (batch, vocabulary) of the token that comes next; `keep(rows)` goes on
-with some of the rows only, so that finished answers cost nothing.
+A decoder has three methods. `start(ids, mask, room)` reads left-padded prompts, and `step(tokens)` one more token of
+each row; both return the logits (batch, vocabulary) of the next token. `keep(rows)` drops all other rows, so that
+finished answers cost nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from transformers.cache_utils import DynamicLayer
 from csrlhf_kit.kernels.masks import position_ids
 
 Sampler = Literal["loop", "static"]
-"""How answers are sampled: token by token here; by `generate` with a cache of fixed size."""
+"""How answers are sampled. loop: by the kit, token by token; static: by `generate` with a cache of fixed size."""
 
 
 class Decoder(Protocol):
-    """Reads prompts once, then a token a row."""
+    """Reads prompts once, then one token per row and step."""
 
     def start(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
         """Logits (batch, vocabulary) after left-padded `ids` (batch, length) with their `mask`; at most `room`
@@ -32,15 +32,15 @@ class Decoder(Protocol):
         """Logits (batch, vocabulary) after one more token (batch,) of each row."""
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these (indices into the rows that there are)."""
+        """Drop all rows but these (indices into the current rows)."""
 
 
 def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its distribution function.
+    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its cumulative distribution.
 
-    logits: (batch, vocabulary); noise: (batch,), uniform in [0, 1), float64. A token of probability zero is
-    never drawn. temperature 0 takes the most likely token. One pass over the logits, where
-    `torch.multinomial` draws an exponential number for each of them.
+    logits: (batch, vocabulary); noise: (batch,), uniform in [0, 1), float64. A token of probability zero is never
+    drawn. temperature 0 takes the most likely token. This needs one random number per row, where
+    `torch.multinomial` draws one per logit.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -50,7 +50,7 @@ def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
 
 
 class CachedForward:
-    """A `Decoder` on a Hugging Face causal LM's own forward pass and its growing key-value cache."""
+    """A `Decoder` that uses a Hugging Face causal LM's forward pass and a growing key-value cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -58,7 +58,7 @@ class CachedForward:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether the model's memory is a key-value cache from which rows can be dropped."""
+        """Whether the model works with a plain key-value cache, from which rows can be dropped."""
         if (
             model.config.is_encoder_decoder
             or model._is_stateful

@@ -1,12 +1,12 @@
-"""A generative judge as a cost model: how likely is it to begin its verdict with "unsafe" rather than "safe"?
+"""A generative judge as a cost model: how likely does its verdict begin with "unsafe" rather than "safe"?
 
     cost(x, y) = log P("unsafe" | x, y) − log P("safe" | x, y)
 
-so that sigmoid(cost) is P(unsafe) among the two verdicts, read from one forward pass without sampling. This is how
-Llama Guard is scored (Inan et al. 2023, arXiv 2312.06674, section 4.3: the first token's probability).
+so that sigmoid(cost) is P(unsafe) given one of the two verdicts, from one forward pass without sampling. Llama Guard
+is scored like this (Inan et al. 2023, arXiv 2312.06674, section 4.3: the first token's probability).
 
-A guard (Llama Guard and its kin) has a chat template that makes a dialogue into a question about it. Any other
-instruction-tuned model is asked in words.
+The chat template of a guard (Llama Guard and similar models) turns a dialogue into a question about it. Any other
+instruction-tuned model is asked `QUESTION`.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ QUESTION = (
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The two verdicts that are compared, and how the dialogue is put to the judge."""
+    """The two verdicts that are compared, and how the judge is asked."""
 
     style: Literal["guard", "ask"] = "guard"
-    """guard: the judge's own chat template takes the dialogue; ask: `QUESTION` does."""
+    """guard: the dialogue goes into the judge's own chat template; ask: it goes into `QUESTION`."""
     safe: str = "safe"
-    """What it says of a harmless answer."""
+    """The verdict on a harmless answer."""
     unsafe: str = "unsafe"
-    """What it says of a harmful one."""
+    """The verdict on a harmful one."""
     opening: str = "\n\n"
-    """What it writes before either (Llama Guard 2 and 3: two line breaks); empty for style `ask`."""
+    """What the judge writes before either (Llama Guard 2 and 3: two line breaks); ignored for style `ask`."""
 
 
 def verdict_tokens(tokenizer: Any, verdicts: Verdicts) -> tuple[list[int], int, int]:
-    """(tokens that both verdicts begin with, first token of safe, first token of unsafe).
+    """(tokens that both verdicts begin with, next token of safe, next token of unsafe).
 
-    Raises UserError where the tokenizer spells them alike for as long as the shorter lasts.
+    Raises UserError if the tokens of one verdict are a prefix of the other's.
     """
     opening = "" if verdicts.style == "ask" else verdicts.opening
     options = {"add_special_tokens": False}
@@ -77,8 +77,8 @@ def judge_scorer(
 ) -> TextScorer:
     """A function (prompts, responses) -> costs (batch,), as `Roles` takes it.
 
-    Raises UserError where the judge does not load, has no chat template for style `guard`, or has verdicts that
-    its tokenizer cannot tell apart.
+    Raises UserError if the judge does not load, has no chat template for style `guard`, or has verdicts that its
+    tokenizer cannot tell apart.
     """
     verdicts = verdicts or Verdicts()
     tokenizer = load_tokenizer(path)
@@ -101,7 +101,7 @@ def judge_scorer(
 
 
 def _turns(verdicts: Verdicts, tokenizer: Any, prompt: str, response: str, max_length: int) -> Any:
-    """What the judge is asked; where `QUESTION` would be cut, the request in it is, and then the answer."""
+    """The prompt for the judge. If `QUESTION` is too long, the request in it is cut, and then the answer."""
     if verdicts.style == "guard":
         return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 

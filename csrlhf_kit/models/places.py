@@ -1,8 +1,9 @@
 """Where a base is, and whether its weights are those that an adapter was trained on.
 
-A base is named by a folder, by a hub id, or as `shipped`: the tiny base beside the toy world. The folder of a policy's
-adapter, or of its run, names that policy: its base with the adapter merged in. Folders move, and two may have one
-name, so `base.json` beside an adapter keeps a fingerprint of its base's weights and the way to them.
+A base is given as a folder, a hub id, or `shipped`, the tiny base beside the toy world. The folder of a policy's
+adapter, or of its run, stands for the policy: its base with the adapter merged in. Folders move, and several may have
+the same name, so `base.json` beside an adapter holds a fingerprint of its base's weights and a relative path.
+Builds on contents.py of the hall.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 
 SHIPPED = "shipped"
-FORMERLY = "data/tiny_base"  # what runs of earlier versions call the shipped base
+FORMERLY = "data/tiny_base"  # the shipped base in runs of earlier versions
 ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
 
 
 def find_base(name: str | Path) -> str:
     """The folder or hub id that `name` stands for.
 
-    Raises UserError for a path that is not there, and for a hub id that is not cached while the hub is out of reach.
+    Raises UserError for a path that does not exist, and for a hub id that is not cached if the hub is out of reach.
     """
     name = str(name)
     if name == SHIPPED or (name == FORMERLY and not os.path.isdir(name)):
@@ -50,10 +51,10 @@ def find_base(name: str | Path) -> str:
             f"{name} is not a folder: expected a model saved by `save_pretrained`, or a hub id owner/name"
         )
     if not constants.HF_HUB_OFFLINE:
-        try:  # one question, since `from_pretrained` tries for half a minute
+        try:  # a single request, since `from_pretrained` would retry for half a minute
             HfApi().model_info(name, timeout=10)
         except HfHubHTTPError:
-            pass  # it is there, or gated, or unknown: `from_pretrained` tells which
+            pass  # the hub answers, so `from_pretrained` will say whether it is gated or unknown
         except Exception as error:
             raise UserError(
                 f"could not load {name}: the hub cannot be reached and the cache does not hold it; connect, or give "
@@ -63,7 +64,7 @@ def find_base(name: str | Path) -> str:
 
 
 def adapter_in(folder: str | Path) -> Path | None:
-    """The folder of the PEFT adapter that `folder` is, or holds as a run does; None for any other."""
+    """The folder of a PEFT adapter: `folder` itself, or `adapter` in it as in a run; None if there is none."""
     for place in (Path(folder), Path(folder) / "adapter"):
         if (place / ADAPTER_FILE).is_file() and not any(Path(folder).glob("model*.safetensors")):
             return place
@@ -71,7 +72,7 @@ def adapter_in(folder: str | Path) -> Path | None:
 
 
 def whole_model(name: str | Path) -> str:
-    """The folder or hub id of the model under all adapters that `name` stands for."""
+    """The folder or hub id of the whole model below all adapters of `name`."""
     name = find_base(name)
     while adapter := adapter_in(name):
         name = base_of(adapter)
@@ -79,12 +80,12 @@ def whole_model(name: str | Path) -> str:
 
 
 def base_of(adapter: Path, given: str | Path | None = None) -> str:
-    """The base of an adapter: `given`, or the first of these that is there, with the weights it was trained on.
+    """The base of an adapter: `given`, or the first of these that exists and has the weights it was trained on.
 
-    The folder that the adapter names; the same way from the adapter as when it was stored; what its run was asked for,
-    from the working directory or from a folder above the run; a folder above it with the base's name; a hub id.
+    The folder that the adapter names; the relative path in `base.json`; the base in its run's settings, relative to
+    the working directory or to a folder above the run; a folder above it with the base's name; a hub id.
 
-    Raises UserError where none is there, or has other weights.
+    Raises UserError if none exists, or its weights differ.
     """
     if given is not None:
         check_base(adapter, given)
@@ -121,7 +122,7 @@ def base_of(adapter: Path, given: str | Path | None = None) -> str:
 
 
 def note_base(folder: str | Path, base: str) -> None:
-    """Write beside the adapter in `folder` what its base is: the whole path, the way to it, and a fingerprint."""
+    """Note the base of an adapter: its absolute path in the config, relative path and fingerprint in `base.json`."""
     folder = Path(folder)
     if not base or not (folder / ADAPTER_FILE).is_file():
         return
@@ -134,14 +135,14 @@ def note_base(folder: str | Path, base: str) -> None:
 
 
 def fits(adapter: Path, base: str | Path) -> bool | None:
-    """Whether `base` has the weights that an adapter was trained on; None where that was not kept, or cannot be read."""
+    """Whether `base` has the weights that an adapter was trained on; None if a fingerprint is missing."""
     noted = _noted(adapter).get("fingerprint")
     own = fingerprint(find_base(base)) if noted and str(base) else None
     return noted == own if noted and own else None
 
 
 def check_base(adapter: Path, base: str | Path) -> None:
-    """Raise UserError where an adapter was trained on other weights than those of `base`."""
+    """Raise UserError if an adapter was trained on weights other than those of `base`."""
     if fits(adapter, base) is False:
         raise UserError(_other(adapter, base))
 
@@ -153,8 +154,8 @@ def _other(adapter: Path, base: str | Path) -> str:
 
 
 def fingerprint(base: str | Path) -> str | None:
-    """A fingerprint of the weights in a folder, or of a hub id that is cached. An adapter's is that of its base and of
-    its own tensors and scale. None where there are no weights in safetensors to read.
+    """A fingerprint of the weights in a folder or of a cached hub id; for an adapter, of its base, tensors and scale
+    together. None if there are no weights in safetensors.
     """
     folder = str(base) if os.path.isdir(base) else _snapshot(str(base))
     if folder is None:
@@ -171,12 +172,12 @@ def fingerprint(base: str | Path) -> str | None:
     return content_of(folder, (files,)) if any(Path(folder).glob(files)) else None
 
 
-# --- what stands beside a model -------------------------------------------------------------------------
+# --- files beside a model -------------------------------------------------------------------------------
 
 
 def run_settings(run: Path) -> dict[str, Any]:
-    """What a run was asked for: `config.json` of `csrlhf ppo`, or the `config` in `sft.json` and `scorer.json`; for
-    the `adapter` folder in a run, and for one policy of `csrlhf run`, what that run was asked for.
+    """The settings of a run: `config.json` of `csrlhf ppo`, or `config` in `sft.json` and `scorer.json`. For the
+    `adapter` folder in a run, and with those of `csrlhf run` for one of its policies. Empty if there are none.
     """
     run = run.resolve()
     run = run.parent if run.name == "adapter" else run
@@ -200,16 +201,16 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _snapshot(name: str) -> str | None:
-    """The folder of a hub id in the cache, if it is there."""
+    """The folder of a hub id in the cache; None if it is not cached."""
     try:
         file = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no name that a hub could know
+    except ValueError:  # no valid hub id
         return None
     return str(Path(file).parent) if isinstance(file, str) else None
 
 
 def adapter_folder(run: Path) -> Path:
-    """The folder in `run` that holds a PEFT adapter. Raises UserError where there is none."""
+    """The folder of the PEFT adapter in `run`. Raises UserError if there is none."""
     if place := adapter_in(run):
         return place
     if (run / "sft.json").is_file() or (run / "scorer.json").is_file():
@@ -220,7 +221,7 @@ def adapter_folder(run: Path) -> Path:
 
 
 def numbers_of(run: Path | None, dtype: str | None, quantization: str | None) -> dict[str, Any]:
-    """`dtype` and `quantization` to load a run's base with: those that are given, else the run's own."""
+    """`dtype` and `quantization` for loading a run's base: those given, else those in the run's settings."""
     stored = run_settings(run) if run is not None else {}
     return {
         "dtype": dtype or stored.get("dtype", "float32"),

@@ -1,8 +1,8 @@
-"""One frozen base, many roles: policy, reference, reward, cost and critic are adapters on the same weights.
+"""One frozen base, many roles: policy, reward, cost and critic are adapters on the same weights.
 
 Safe RLHF keeps six models in memory. Here one base (dense or NF4) carries four LoRA adapters (Hu et al. 2021,
-arXiv 2106.09685) and three small heads; the reference policy is the base with its adapters off, and the
-values of reward and cost are two outputs of one critic trunk.
+arXiv 2106.09685) and three small heads; the reference policy is the base without adapters, and one critic predicts
+the values of both reward and cost. Builds on adapters.py, open_scorer.py and kernels/.
 """
 
 from __future__ import annotations
@@ -47,28 +47,26 @@ def _before(actions: Tensor) -> Tensor:
 
 
 class Roles(nn.Module):
-    """A frozen causal LM with adapters `policy`, `critic` and, where they share its base, `reward` and
-    `cost`.
+    """A frozen causal LM with adapters `policy`, `critic` and, if they share its base, `reward` and `cost`.
 
-    base: causal LM from `load_base`; it is wrapped by peft in place.
-    reward, cost: a folder with a PEFT SEQ_CLS adapter, or whatever else `open_scorer` takes, or any `TextScorer`.
+    base: causal LM from `load_base`; peft wraps it in place.
+    reward, cost: a source for `open_scorer`, such as a folder with a PEFT SEQ_CLS adapter, or any `TextScorer`.
     policy: optional folder of a PEFT CAUSAL_LM adapter to start from (the reference stays the bare base).
-    rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero: PPO's ratio must not see noise.
-    critic_from: the scorer whose trunk the critic starts from, where it shares the base; None: a fresh one.
-        Safe RLHF starts from the reward model. The cost model is the better start here: its trunk knows what a
-        prompt asks for, which is most of what a cost value is, and serves the reward's value nearly as well
+    rank, alpha, targets: LoRA shape of fresh adapters. Dropout is zero, to keep noise out of PPO's ratio.
+    critic_from: the scorer from whose adapter the critic starts, if it shares the base; None: a fresh adapter.
+        Safe RLHF starts from the reward model. Here the cost model is better: it has learnt what a prompt asks
+        for, which mostly determines the cost value, and predicts the reward value nearly as well
         (benchmarks/results/critic_start.csv).
-    layers: how many of the last layers fresh adapters act on; None: all. Layers below every scorer's and the
-        critic's adapters are shared: on a lean trunk one pass of the base serves the reference, critic, reward and
-        cost (and the policy, where it leaves them alone too), and no gradient of theirs goes there.
-    fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, where the base's layers allow it.
-    lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.kernels.cpu_trunk`, which computes the same
-    numbers with less work and keeps one folded copy of the layers' weights between forward and backward.
-    sampler: how answers are sampled, see `rollout.sample`; the lean trunk knows the loop only.
-    seed: fresh adapters are drawn from it; the global generators are left alone.
+    layers: how many of the last layers fresh adapters act on; None: all. Layers below all adapters of scorers and
+        critic are shared: on a lean trunk, one pass through them serves reference, critic, reward and cost
+        (and the policy if its adapter does not reach lower), without gradients.
+    fused: run the LoRA layers by `csrlhf_kit.kernels.lora_linear`, if the base's layers allow it.
+    lean: run a small dense Llama-family base on a CPU by `csrlhf_kit.kernels.cpu_trunk`: the same numbers with less
+        work, at the cost of a folded copy of the layers' weights between forward and backward.
+    sampler: how answers are sampled, see `rollout.sample`; the lean trunk is used for "loop" only.
+    seed: seed of fresh adapters; the global generators are not changed.
 
-    Only `policy`, `critic` and `value_head` can have gradients. Raises UserError for an adapter that does
-    not fit.
+    Only `policy`, `critic` and `value_head` are trainable. Raises UserError for an adapter that does not fit.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class Roles(nn.Module):
             self.scorers: dict[str, TextScorer] = {}
             self.score_heads = nn.ModuleDict()
             for name, source in (("reward", reward), ("cost", cost)):
-                if not callable(source):  # on another base than this one, it is a model of its own
+                if not callable(source):  # an adapter on another base becomes a `TextScorer`
                     dtype = str(base.dtype).removeprefix("torch.")
                     source = open_scorer(source, name, base=base.name_or_path or None, dtype=dtype)
                 if callable(source):
@@ -139,7 +137,7 @@ class Roles(nn.Module):
                 ".policy." in name or ".critic." in name or name.startswith("value_head.")
             )
         for parameter in self.trainable("policy") + self.trainable("critic"):
-            parameter.data = parameter.data.float()  # small, and Adam's steps vanish in half precision
+            parameter.data = parameter.data.float()  # in half precision, Adam's steps would round to nothing
         self.lean = Trunk(base) if lean and fits(base) else None
         self.lowest = {name: lowest_layer(self.model, name) for name in self.model.peft_config}
         self.shared = min(layer for name, layer in self.lowest.items() if name != "policy")
@@ -152,9 +150,9 @@ class Roles(nn.Module):
         return self.value_head.weight.device
 
     def activate(self, adapter: str | None) -> None:
-        """Make `adapter` the one in use; None switches all off (the reference policy).
+        """Make `adapter` the active one; None switches all off (the reference policy).
 
-        peft's own `set_adapter` also rewrites `requires_grad`, which would give the frozen scorers gradients.
+        Not by peft's `set_adapter`, which also sets `requires_grad` and would give the frozen scorers gradients.
         """
         for layer in self._layers:
             layer._disable_adapters = adapter is None
@@ -163,7 +161,7 @@ class Roles(nn.Module):
 
     @contextlib.contextmanager
     def decoder(self, adapter: str | None) -> Iterator[Decoder | nn.Module]:
-        """What `sample` reads answers from under `adapter`, as fast as this base allows."""
+        """The fastest model or decoder with `adapter` active that `sample` can use for this base."""
         if self.lean is not None and self.sampler == "loop":
             yield TrunkDecoder(self.lean, self.lm_head, adapter)
         else:
@@ -172,12 +170,11 @@ class Roles(nn.Module):
 
     @contextlib.contextmanager
     def merged(self, adapter: str | None) -> Iterator[nn.Module]:
-        """The causal LM under `adapter`, folded into the base's weights meanwhile where that is exact to float
-        rounding.
+        """The causal LM with `adapter` folded into its weights within the block, if that is exact up to rounding.
 
-        That is: plain LoRA on dense float32 layers; it takes a second copy of their weights. Others (NF4,
-        half precision, DoRA ...) run with the adapter beside the base. Afterwards each layer has its own
-        weights back, untouched, and `adapter` is the one in use.
+        It is for plain LoRA on dense float32 layers, and takes a second copy of their weights. Other models (NF4,
+        half precision, DoRA ...) run with the adapter beside the base. Afterwards each layer has its original
+        weights, and `adapter` is active.
         """
         kept: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(adapter)
@@ -199,7 +196,7 @@ class Roles(nn.Module):
         """Last hidden states (batch, length, hidden) of `ids` (batch, length) under `adapter`.
 
         mask: (batch, length), true at real tokens, which are contiguous in each row; padding on either side.
-        Rows padded on the right only need no mask at all: a causal model never looks at what follows.
+        The model needs it only for padding on the left, since a causal model ignores later tokens.
         """
         self.activate(adapter)
         if bool(mask[:, 0].all()):
@@ -221,8 +218,8 @@ class Roles(nn.Module):
         return self.lean.hidden(ids, mask, adapter, read, below=below, first=self.shared)
 
     def below(self, ids: Tensor, mask: Tensor) -> Tensor | None:
-        """The states (batch, length, hidden) that scorers and critic start from, to be computed once an episode;
-        None where one of them acts on the first layer already, or the trunk is not lean.
+        """The states (batch, length, hidden) after the shared layers, to be computed once per episode; None if there
+        are no shared layers, or the trunk is not lean.
         """
         if self.lean is None or self.shared == 0:
             return None
@@ -240,10 +237,9 @@ class Roles(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (nats) of each action token under softmax(logits / temperature).
 
-        ids, mask, actions: (batch, length); `actions` is true at the tokens that the policy chose. Returns
-        two float32 tensors (batch, length), zero elsewhere. Column t belongs to token t, predicted from t -
-        1. The language-model head runs at action positions only. below: what `below` gave for these rows, where
-        it is at hand.
+        ids, mask, actions: (batch, length); `actions` is true at the tokens that the policy chose. Returns two
+        float32 tensors (batch, length), zero elsewhere; column t is for token t, predicted from those before it. The
+        language-model head runs at action positions only. below: the result of `below` for these rows, if known.
         """
         log_probs, entropy = linear_logprob(
             self.hidden_at(ids, mask, adapter, _before(actions), below),  # (tokens, hidden)
@@ -262,8 +258,8 @@ class Roles(nn.Module):
     ) -> Tensor:
         """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0.
 
-        actions: (batch, length), the tokens whose values are wanted, others are zero; None: all of them, and
-        the one after the last. below: what `below` gave for these rows, where it is at hand.
+        actions: (batch, length), true at the tokens whose values are computed, others are zero; None: at all
+        tokens, and at the one after the last. below: the result of `below` for these rows, if known.
         """
         read = _before(actions if actions is not None else nn.functional.pad(mask[:, :-1], (1, 0)))
         values = self.value_head(self.hidden_at(ids, mask, "critic", read, below).float())  # (read tokens, 2)
@@ -271,14 +267,14 @@ class Roles(nn.Module):
         return empty.masked_scatter(nn.functional.pad(read[:, :-1], (1, 0)).unsqueeze(-1), values)
 
     def score(self, name: str, ids: Tensor, mask: Tensor, below: Tensor | None = None) -> Tensor:
-        """Logit (batch,) of the `reward` or `cost` adapter, read at the last real token of each row.
+        """Logit (batch,) of the `reward` or `cost` adapter at the last real token of each row of ids (batch, length).
 
-        below: what `below` gave for these rows, where it is at hand.
+        below: the result of `below` for these rows, if known.
         """
         last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_true(mask).unsqueeze(1), True)
         return self.score_heads[name](self.hidden_at(ids, mask, name, last, below).float()).squeeze(-1)
 
-    # --- what is trained, and how it is stored ---
+    # --- trained weights ---
 
     def trainable(self, role: str) -> list[nn.Parameter]:
         """Parameters of the `policy` or of the `critic` (with its value head), in a fixed order."""
@@ -290,13 +286,13 @@ class Roles(nn.Module):
         return found + (list(self.value_head.parameters()) if role == "critic" else [])
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Tensors that training changes, by name: policy adapter, critic adapter, value head."""
+        """All trained tensors by name: policy adapter, critic adapter, value head."""
         return {
             name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad
         }
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Undo of `trained_state`. Raises UserError where the names or shapes differ."""
+        """Load what `trained_state` returned. Raises UserError if names or shapes differ."""
         own = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
             odd = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
@@ -323,9 +319,7 @@ class Roles(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Some models scale or cap their logits after the head; their log-probabilities would be silently
-        wrong.
-        """
+        """Raise UserError if the model scales or caps its logits after the head: log-probabilities would be wrong."""
         ids = torch.arange(4, device=self.device).unsqueeze(0)
         logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
         ours = self.lm_head(
@@ -337,7 +331,7 @@ class Roles(nn.Module):
                 f"{type(self.lm_head).__name__} of {self.model.config.model_type} is not the whole head: "
                 "expected logits that are a linear function of the last hidden state (no scale, no soft cap)"
             )
-        if self.lean is not None:  # a switch in the configuration that `fits` does not know would show here
+        if self.lean is not None:  # `fits` may not know every option of a configuration
             mask = torch.ones_like(ids, dtype=torch.bool)
             theirs, ours = self.hidden(ids, mask, None)[mask], self.lean.hidden(ids, mask, None, mask)
             if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):

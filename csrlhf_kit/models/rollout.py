@@ -1,7 +1,8 @@
-"""Episodes: what the policy answers, and everything about those answers that training needs.
+"""Episodes: sampling the policy's answers, and computing all that training needs to know about them.
 
-A prompt is padded on the left, answered token by token, and stored contiguously with padding on the right, so
-that a mini-batch can be trimmed to its longest row and no attention mask is needed.
+Prompts are padded on the left and answered token by token; then prompt and response are stored contiguously and
+padded on the right, so that a mini-batch can be trimmed to its longest row and needs no attention mask.
+Builds on roles.py.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ class Episodes(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Episodes with everything that is known before the update."""
+    """Episodes with everything that is computed before the update."""
 
     ids: Tensor  # (batch, length)
     mask: Tensor  # (batch, length)
     actions: Tensor  # (batch, length)
     ended: Tensor  # (batch,)
-    log_probs: Tensor  # (batch, length), of the sampling policy, from the training path
+    log_probs: Tensor  # (batch, length), of the sampling policy, computed as in training
     reference_log_probs: Tensor  # (batch, length)
     entropy: Tensor  # (batch, length), of the sampling policy
     values: Tensor  # (batch, length, 2), before each action
     reward: Tensor  # (batch,), logits
     cost: Tensor  # (batch,), logits; > 0 is unsafe
-    below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
+    below: Tensor | None = None  # (batch, length, hidden), states after the shared layers, if known
 
 
 Ends = int | Sequence[int]
-"""What ends an answer ("EOS"): one token, or any of several."""
+"""The token, or several tokens, that end an answer ("EOS")."""
 
 
 def response_mask(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
-    """(actions, ended) of generated `tokens` (batch, response length).
+    """Masks (batch, response length) of the actions, and (batch,) of the ended rows, of generated `tokens`.
 
-    EOS is an action, since the policy chose to stop; everything after the first one is not. Padding is told
-    by its place, never by its id, so a tokenizer whose pad token is its EOS token is fine.
+    The first EOS is an action, since the policy chose to stop; nothing after it is. Padding is recognised by its
+    place, never by its id, so the pad token may be the EOS token.
     """
     is_eos = torch.isin(tokens, torch.as_tensor(eos_token_id, device=tokens.device))
     earlier_eos = is_eos.long().cumsum(1) - is_eos.long()
@@ -61,10 +62,10 @@ def response_mask(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
 
 
 def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Move each row's real tokens to the left edge and drop the columns that nobody uses.
+    """Move each row's real tokens to the left edge, and drop columns without real tokens.
 
-    ids, mask, actions: (batch, length) with padding before, after, or both; each row's real tokens
-    contiguous.
+    ids, mask, actions: (batch, length); real tokens are contiguous, with padding on either side or both.
+    Returns all three, (batch, longest row).
     """
     start = mask.long().argmax(1, keepdim=True)  # (batch, 1)
     lengths = mask.sum(1, keepdim=True)  # (batch, 1)
@@ -75,12 +76,12 @@ def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Te
     return packed_ids, packed_mask, actions.gather(1, source) & packed_mask
 
 
-SHRINK = 0.75  # finished rows are dropped once the rows still going are at most this share
+SHRINK = 0.75  # finished rows are dropped when at most this share of the rows is unfinished
 
 
 def sampling_noise(batch: int, max_new_tokens: int, device: torch.device) -> Tensor:
-    """Uniform numbers (batch, max_new_tokens), float64, of torch's global generator: one for each token that can
-    be sampled, all drawn at once, so that an answer does not depend on who answers the other prompts.
+    """Uniform numbers (batch, max_new_tokens), float64, from torch's global generator: one per possible token, all
+    drawn at once, so that an answer does not depend on how long the other rows go on.
     """
     return torch.rand(batch, max_new_tokens, dtype=torch.float64, device=device)
 
@@ -97,15 +98,14 @@ def decode(
     noise: Tensor | None = None,
     shrink: float = SHRINK,
 ) -> Tensor:
-    """Answer each left-padded prompt: tokens (batch, at most max_new_tokens), whatever follows EOS is noise.
+    """Answer left-padded prompts (batch, length): tokens (batch, at most max_new_tokens), arbitrary after EOS.
 
-    noise: as `sampling_noise` draws it (None: it is drawn here). Which rows are dropped when (shrink) changes no
-    draw.
+    noise: a result of `sampling_noise`; None draws it here. shrink: see `SHRINK`; it changes no draw.
     """
     batch, device = prompt_ids.shape[0], prompt_ids.device
     noise = sampling_noise(batch, max_new_tokens, device) if noise is None else noise
     tokens = torch.full((batch, max_new_tokens), pad_token_id, device=device)
-    rows = torch.arange(batch, device=device)  # that the decoder still goes on with
+    rows = torch.arange(batch, device=device)  # the rows that the decoder still has
     going = torch.ones(batch, dtype=torch.bool, device=device)
     ends = torch.as_tensor(eos_token_id, device=device)
     logits = decoder.start(prompt_ids, prompt_mask, max_new_tokens - 1)
@@ -125,7 +125,7 @@ def decode(
 
 
 class Draw(LogitsProcessor):
-    """Makes Hugging Face's greedy search take the tokens that `pick` draws."""
+    """Makes Hugging Face's greedy search choose the tokens that `pick` draws."""
 
     def __init__(self, noise: Tensor, temperature: float, prompt_length: int) -> None:
         self.noise, self.temperature, self.prompt_length = noise, temperature, prompt_length
@@ -147,12 +147,12 @@ def generate(
     noise: Tensor | None = None,
     static_cache: bool = False,
 ) -> Tensor:
-    """What `decode` does, by Hugging Face's `generate`: for models whose memory is no plain key-value cache, or
-    with a cache of fixed size, which transformers compiles on a GPU, so that a token is one CUDA graph.
+    """As `decode`, by Hugging Face's `generate`: for models without a plain key-value cache, or with a cache of fixed
+    size, which transformers compiles on a GPU, so that a token is one CUDA graph.
 
-    The tokens are those of `decode` with the same noise. Every setting is explicit, so that nothing a base ships
-    (top_p, repetition penalty ...) bends the distribution away from softmax(logits / temperature), which is what
-    the log-probabilities assume.
+    The tokens are those of `decode` with the same noise. Every setting is explicit, so that no default of a base
+    (top_p, repetition penalty ...) changes the distribution from softmax(logits / temperature), which the
+    log-probabilities assume.
     """
     if noise is None:
         noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
@@ -193,9 +193,9 @@ def sample(
     """Answer each left-padded prompt once.
 
     model: a causal LM, or a `Decoder`. prompt_ids, prompt_mask: (batch, prompt length). temperature: 0 decodes
-    greedily; else tokens follow softmax(logits / temperature), whatever settings a base ships.
-    noise: as `sampling_noise` draws it; None: drawn here. sampler: with a causal LM, the kit's own `decode`, or
-    `generate` with a cache of fixed size; both draw the same tokens.
+    greedily; otherwise tokens follow softmax(logits / temperature), whatever a base's generation config says.
+    noise: a result of `sampling_noise`; None draws it here. sampler: for a causal LM, "loop" is the kit's own
+    `decode`, "static" is `generate` with a cache of fixed size; both draw the same tokens.
     """
     if noise is None:
         noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
@@ -231,7 +231,7 @@ def sample_episodes(
     temperature: float = 1.0,
     noise: Tensor | None = None,
 ) -> Episodes:
-    """`sample` with one of the roles' adapters (None: the reference); leading padding columns are dropped."""
+    """`sample` with an adapter of `roles` (None: the reference); common left padding is dropped."""
     first = int(prompt_mask.long().argmax(1).min())
     with roles.decoder(adapter) as model:
         return sample(
@@ -250,7 +250,7 @@ def sample_episodes(
 def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]:
     """Decoded responses, without EOS and other special tokens."""
     rows = [
-        ids[actions].tolist()[: -1 if ended else None]  # EOS need not be one of the special tokens
+        ids[actions].tolist()[: -1 if ended else None]  # EOS may be no special token
         for ids, actions, ended in zip(episodes.ids, episodes.actions, episodes.ended.tolist(), strict=True)
     ]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -267,9 +267,7 @@ def respond(
     temperature: float = 1.0,
     batch_size: int = 128,
 ) -> list[str]:
-    """Answer `prompts` as text with one of the roles' adapters (None: the reference), longest prompts
-    first.
-    """
+    """One response text per prompt, by an adapter of `roles` (None: the reference); samples longest prompts first."""
     encoded = encode_prompts(tokenizer, list(prompts), max_length=max_prompt_length)
     order = encoded["attention_mask"].sum(1).argsort(descending=True, stable=True)
     answers = [""] * len(prompts)
@@ -289,7 +287,7 @@ def respond(
 
 
 def by_length(mask: Tensor, rows: Tensor, size: int) -> list[tuple[Tensor, int]]:
-    """Split `rows` (indices into `mask`) into chunks of similar length: [(rows, longest), ...]."""
+    """Split `rows` (indices into `mask`) into chunks of similar length: [(rows, longest length), ...]."""
     lengths = mask[rows].sum(1)
     order = lengths.argsort(stable=True)
     return [(rows[chunk], int(lengths[chunk].max())) for chunk in order.split(size)]
@@ -307,13 +305,12 @@ def score_episodes(
     policy: bool = True,
     critic: bool = True,
 ) -> Trajectory:
-    """Log-probabilities of policy and reference, values, reward and cost of each episode: each computed once.
+    """Log-probabilities of policy and reference, values, reward and cost of each episode, each computed once.
 
-    policy, critic: whether the log-probabilities (and the entropy), and the values, are wanted; else zeros.
-
-    prompts: the requests as text, read by scorers that do not share the policy's base. The old
-    log-probabilities come from the same path as training's, not from `generate`, whose cached attention
-    rounds differently. Scorers that read ids find the end token that they were trained with, whichever it was.
+    prompts: the requests as text, for scorers that do not share the policy's base. policy, critic: whether to compute
+    log-probabilities and entropy, and values; otherwise they are zero. chunk_size: rows per forward pass.
+    Log-probabilities are computed as in training, not taken from sampling, whose cached attention rounds differently.
+    For scorers, the token that ended an answer is replaced by the end token of training.
     """
     batch, length = episodes.ids.shape
     empty = torch.zeros(batch, length, device=episodes.ids.device)
@@ -336,7 +333,7 @@ def score_episodes(
             )
         if critic:
             values[rows, :longest] = roles.values(ids, mask, actions, known)
-        if critic and known is not None:  # an update will read it again
+        if critic and known is not None:  # the update needs it again
             below = empty.new_zeros(batch, length, known.shape[2]) if below is None else below
             below[rows, :longest] = known
         read = closed[rows, :longest]

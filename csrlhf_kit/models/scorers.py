@@ -2,12 +2,12 @@
 
     score(x, y) = w · h(x, y) + b
 
-A decoder reads the dialogue in the kit's chat format and h is the state of its last real token; an encoder
-reads the pair (prompt, response) as it was pre-trained to, and h is what its own architecture pools. A cost
-above 0 means unsafe, and sigmoid(cost) = P(unsafe). A reward is on a scale whose standard deviation is 1.
+A decoder reads the dialogue in the kit's chat format, and h is the state of its last real token; an encoder reads
+the pair (prompt, response) as in its pre-training, and h is what its architecture pools. A cost above 0 means
+unsafe, and sigmoid(cost) = P(unsafe). Rewards are scaled to a standard deviation of 1.
 
-What is saved is what plain `AutoModelForSequenceClassification` loads (and `peft`, where LoRA was used): no
-class of ours is needed to read it. `scorer.json` beside it only says how its text is to be encoded.
+A saved scorer can be loaded by plain `AutoModelForSequenceClassification` (and `peft` if LoRA was used), without
+the kit; `scorer.json` beside it only says how to encode its text. Builds on base.py and classifiers.py.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Scorer:
     decoder: bool
     """Whether the backbone is a causal language model (chat format) or an encoder (text pair)."""
     max_length: int = MAX_LENGTH
-    """Most tokens of a dialogue; what is beyond is cut."""
+    """The most tokens of a dialogue; longer ones are cut."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What `scorer.json` says besides: objective, temperature, and so on."""
+    """Further contents of `scorer.json`: objective, temperature, and so on."""
     cut: int = 0
-    """Of how many dialogues it has read the prompt was too long, so that its beginning was cut off."""
+    """The number of dialogues read so far whose prompt was too long and was cut at the beginning."""
 
     @property
     def device(self) -> torch.device:
@@ -97,24 +97,24 @@ def new_scorer(
     quantization: Quantization = "none",
     seed: int = 0,
 ) -> Scorer:
-    """Put a fresh scoring head on a base model, and LoRA adapters around it where asked.
+    """Put a fresh score head and, with `lora`, fresh adapters on a base model.
 
     Args:
         base: A folder, or a hub id.
-        adaptation: `full` trains every weight; `lora` trains adapters on every linear map of the backbone,
-            and the head; `auto` is `lora` for decoders and `full` for encoders.
+        adaptation: `full` trains every weight; `lora` trains the head, and adapters on every linear layer of the
+            backbone; `auto` is `lora` for decoders and `full` for encoders.
         rank: LoRA's rank.
         alpha: LoRA's scale; the update is alpha / rank · B A.
         layers: How many of the last layers the adapters act on; None: all.
-        dropout: Every dropout probability of the backbone while training; None leaves an encoder's own,
-            and switches a decoder's off.
-        max_length: Most tokens of a dialogue.
-        dtype: Number format of frozen weights, `float32` or `bfloat16`; what is trained stays float32.
-        quantization: `none`, or `nf4` for a frozen backbone in 4 bit (needs adapters).
-        seed: Seed of the head's and the adapters' first values.
+        dropout: Every dropout probability of the backbone in training; None keeps an encoder's own, and
+            switches a decoder's off.
+        max_length: The most tokens of a dialogue.
+        dtype: Number format of frozen weights, `float32` or `bfloat16`; trained weights are float32.
+        quantization: `none`, or `nf4` for a frozen backbone in 4 bits (needs adapters).
+        seed: Seed of the initial head and adapters; sets torch's global generator.
 
     Raises:
-        UserError: `base` cannot be loaded, or an option has no such value.
+        UserError: `base` cannot be loaded, or an option has a wrong value.
     """
     if adaptation not in ("auto", "lora", "full"):
         raise UserError(f"adaptation: found {adaptation!r}, expected auto, lora or full")
@@ -163,17 +163,17 @@ def load_scorer(
     dtype: str = "float32",
     quantization: Quantization = "none",
 ) -> Scorer:
-    """Load a saved scorer: our own, or any sequence classifier with one output, with or without LoRA.
+    """Load a saved scorer: the kit's own, or any sequence classifier with one output, with or without LoRA.
 
     Args:
         path: Its folder (or hub id).
         base: The base model, if it is no longer where the adapter says.
-        merge: Fold the adapters into the weights: faster, the same scores up to rounding. Not for 4-bit weights.
+        merge: Fold adapters into the weights: faster, the same scores up to rounding. Not done for 4-bit weights.
         dtype: Number format of the weights.
-        quantization: `none`, or `nf4` for a backbone in 4 bit.
+        quantization: `none`, or `nf4` for a backbone in 4 bits.
 
     Raises:
-        UserError: there is no such model, or it has more than one output.
+        UserError: there is no such model, or it is no trained classifier with one output.
     """
     options = load_options(dtype=dtype, quantization=quantization)
     path = Path(path) if Path(path).exists() else path
@@ -190,7 +190,7 @@ def load_scorer(
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
             model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
-        check_base(path, base)  # once more, since a hub id may have been fetched just now
+        check_base(path, base)  # again, since a hub id may only now be in the cache
         if merge and not is_packed(model):
             model = model.merge_and_unload()
     else:
@@ -199,7 +199,7 @@ def load_scorer(
             raise UserError(f"scorer {path}: found {config.num_labels} outputs, expected a classifier with 1")
         tokenizer = load_tokenizer(path, scores=True, config=config)
         text = config.get_text_config()
-        if text.pad_token_id is None:  # else it reads scores where it was trained to
+        if text.pad_token_id is None:  # otherwise keep its own, which says where it reads scores
             text.pad_token_id = tokenizer.pad_token_id
         with quiet():
             model, info = load_classifier(path, config=config, output_loading_info=True, **options)
@@ -211,7 +211,7 @@ def load_scorer(
 
 
 def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
-    """Write the model (safetensors), its tokenizer, `scorer.json` and a README with plain loading code."""
+    """Write the model (safetensors), its tokenizer, `scorer.json` and a README with code that loads it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -231,7 +231,7 @@ def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
 def encode(
     scorer: Scorer, prompts: Sequence[str], responses: Sequence[str], *, chunk: int = 1024
 ) -> list[dict[str, list[int]]]:
-    """Token ids of each dialogue, unpadded: `input_ids`, and an encoder's `token_type_ids` where it has them.
+    """Token ids of each dialogue, unpadded: `input_ids`, and for some encoders `token_type_ids`.
 
     Raises:
         UserError: the lists differ in length, or `max_length` leaves no room for a response.
@@ -256,7 +256,7 @@ def encode(
 
 
 def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad encoded rows to the longest of them: long tensors, (batch, length), with attention mask."""
+    """Encoded rows, right-padded to the longest: long tensors (batch, length), with `attention_mask`."""
     length = max(len(row["input_ids"]) for row in rows)
     batch = {"attention_mask": np.zeros((len(rows), length), dtype=np.int64)}
     for name in rows[0]:
@@ -270,7 +270,7 @@ def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Te
 
 @torch.inference_mode()
 def score_rows(scorer: Scorer, rows: Sequence[dict[str, list[int]]], *, batch_size: int = 64) -> np.ndarray:
-    """Scores (logits) of encoded rows, float64, (rows,): sorted by length inside, original order outside."""
+    """Scores (logits) of encoded rows, float64, (rows,), in their order; batches hold rows of similar length."""
     model = scorer.model.eval()
     options = {"use_cache": False} if scorer.decoder else {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
@@ -291,13 +291,13 @@ def score_texts(
     responses: Sequence[str],
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Score dialogues: one logit for each (prompt, response), float64, (dialogues,), in the order given.
+    """Scores (logits) of dialogues, float64, (dialogues,), in the order given.
 
     Args:
         model: A saved scorer's folder (or hub id), or a loaded `Scorer`.
-        prompts: The bare requests, without chat template.
-        responses: One response for each prompt.
-        batch_size: Rows of one forward pass.
+        prompts: The requests, without chat template.
+        responses: One response per prompt.
+        batch_size: Rows per forward pass.
 
     Raises:
         UserError: there is no such model, or the lists differ in length.
@@ -307,7 +307,7 @@ def score_texts(
 
 
 def fold_temperature(scorer: Scorer, temperature: float) -> None:
-    """Divide every later score by `temperature`: the head's weight and bias, in place (Guo et al. 2017).
+    """Divide all future scores by `temperature`, by changing the head in place (Guo et al. 2017).
 
     Raises:
         ValueError: `temperature` is not a positive finite number.
@@ -322,7 +322,7 @@ def fold_temperature(scorer: Scorer, temperature: float) -> None:
 
 
 def _encode_pairs(scorer: Scorer, prompts: list[str], responses: list[str]) -> list[dict[str, list[int]]]:
-    """[CLS] prompt [SEP] response [SEP], the longer of the two cut first; control tokens in text are text."""
+    """[CLS] prompt [SEP] response [SEP], the longer of the two cut first; control tokens are encoded as text."""
     least = scorer.tokenizer.num_special_tokens_to_add(pair=True) + 2
     if scorer.max_length < least:
         raise UserError(
