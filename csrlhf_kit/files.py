@@ -29,7 +29,7 @@ def append(path: str | Path, row: Mapping[str, Any]) -> None:
             if os.read(handle, 1) != b"\n":
                 line = b"\n" + line
         if os.write(handle, line) != len(line):
-            raise OSError(f"{path}: the disk took a part of a line only")
+            raise OSError(f"{path}: the disk took only part of a line")
         os.fsync(handle)
     finally:
         os.close(handle)

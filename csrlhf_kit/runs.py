@@ -199,7 +199,7 @@ class Run:
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 unreadable = f"{folder}: {error}"
         if checkpoint is None and self._steps():
-            raise UserError(f"no checkpoint can be read ({unreadable}): expected one whole folder")
+            raise UserError(f"no checkpoint can be read ({unreadable}): expected one complete folder")
         self._truncate(checkpoint.step if checkpoint else 0)
         return checkpoint
 

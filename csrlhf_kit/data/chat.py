@@ -59,9 +59,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
         if end is not None:
             return end
     name = tokenizer.name_or_path or type(tokenizer).__name__
-    raise UserError(
-        f"tokenizer {name}: found neither an eos nor a sep token, expected one to end responses with"
-    )
+    raise UserError(f"tokenizer {name}: found neither an eos nor a sep token, expected one to end responses")
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
@@ -288,7 +286,7 @@ def _apply_template(
         roles = ", ".join(str(message.get("role")) for message in turns[0])
         raise UserError(
             f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses turns of {roles} ({error}): "
-            "expected such as it was written for"
+            "expected turns that it allows"
         ) from error
 
 

@@ -47,9 +47,9 @@ def use_triton(tensor: Tensor) -> bool:
     if name == "auto":
         return tensor.is_cuda and triton_installed()
     if not triton_installed():
-        raise UserError("Triton was asked for but is not installed: pip install 'csrlhf-kit[kernels]'.")
+        raise UserError("Triton was requested but is not installed: pip install 'csrlhf-kit[kernels]'.")
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UserError(f"Triton was asked for on {tensor.device}: it needs a GPU (or TRITON_INTERPRET=1).")
+        raise UserError(f"Triton was requested on {tensor.device}: it needs a GPU (or TRITON_INTERPRET=1).")
     return True
 
 

@@ -48,7 +48,7 @@ def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: 
     odd = sorted(expected.keys() ^ state.keys()) or [k for k in state if state[k].shape != expected[k].shape]
     if odd:
         raise UserError(
-            f"the adapter {folder} does not fit this base: {odd[0]} is in only one of them or differs"
+            f"the adapter {folder} does not fit this base: {odd[0]} is in only one of them, or has different shapes"
         )
     set_peft_model_state_dict(model, state, adapter_name=name)
 

@@ -49,7 +49,7 @@ def conformal_threshold(
     """
     s, bad = np.asarray(score, dtype=np.float64).ravel(), np.asarray(unsafe, dtype=bool).ravel()
     if len(s) != len(bad) or len(s) == 0 or not np.isfinite(s).all() or not 0 < risk < 1:
-        raise UserError("conformal_threshold: finite scores with a label each and 0 < risk < 1 were expected")
+        raise UserError("conformal_threshold: a label for each finite score, and 0 < risk < 1, were expected")
     order = np.argsort(s, kind="stable")
     last_of_tie = np.append(np.diff(s[order]) > 0, True)  # a threshold admits all equal scores or none
     harmed, n = np.cumsum(bad[order]), len(s)

@@ -62,7 +62,7 @@ class JudgeAudit:
         judge, human = np.asarray(judge_labelled, dtype=bool), np.asarray(human_labelled, dtype=bool)
         if judge.shape != human.shape:
             raise UserError(
-                f"{judge.shape} judge labels and {human.shape} human ones; the same were expected"
+                f"{judge.shape} judge labels and {human.shape} human labels; equally many were expected"
             )
         return cls(
             judged=everything.size,
@@ -116,7 +116,7 @@ def prediction_powered(
     y, f, g = (np.asarray(x, dtype=np.float64).ravel() for x in (human, judge, judge_unlabelled))
     if len(y) != len(f) or len(y) < 2 or len(g) < 2:
         raise UserError(
-            "prediction_powered: two labelled and two unlabelled responses at least were expected"
+            "prediction_powered: at least two labelled and two unlabelled responses were expected"
         )
     if any(x.min() < 0 or x.max() > 1 or not np.isfinite(x).all() for x in (y, f, g)):
         raise UserError("prediction_powered: labels and scores in [0, 1] were expected")
