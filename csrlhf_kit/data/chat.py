@@ -52,9 +52,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a response in training: what the chat template writes after an assistant's message, else
-    eos, else sep (encoders). Raises UserError if there is none.
-    """
+    """The token that ends a response in training: the chat template's, else eos, else sep; UserError if none."""
     for end in (_end_of_turn(tokenizer), tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
         if end is not None:
             return end

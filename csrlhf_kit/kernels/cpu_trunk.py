@@ -197,9 +197,11 @@ class Trunk:
         return x.new_zeros(*ids.shape, x.shape[1]).masked_scatter(mask.bool().unsqueeze(-1), x)
 
     def final_norm(self, x: Tensor) -> Tensor:
+        """The model's last norm of states x (tokens, hidden)."""
         return Norm.apply(x, self.model.norm.weight, self.model.norm.variance_epsilon)
 
     def layout(self, ids: Tensor, mask: Tensor) -> Layout:
+        """Pack rows of token ids (batch, length) by their mask."""
         mask = mask.bool()
         rows, _ = mask.nonzero(as_tuple=True)
         positions = position_ids(mask)[mask]

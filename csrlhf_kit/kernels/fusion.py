@@ -79,13 +79,14 @@ if hasattr(lora, "Linear4bit"):  # PEFT has it if bitsandbytes is installed
 
 @dataclass
 class Fused:
-    """The result of `fuse`. `undo()`, or leaving a `with` block, gives the layers their PEFT class back."""
+    """The result of `fuse`; leaving a `with` block calls `undo`."""
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)  # layer name: why it is not fused
     _classes: dict[str, type] = field(default_factory=dict)
 
     def undo(self) -> None:
+        """Give the layers their PEFT class back."""
         for name, layer in self.layers.items():
             layer.__class__ = self._classes[name]
         self.layers, self._classes = {}, {}

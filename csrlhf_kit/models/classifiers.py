@@ -41,6 +41,7 @@ def fitting_length(config: Any, max_length: int) -> int:
 
 
 def set_dropout(config: Any, probability: float) -> None:
+    """Set every dropout probability of a model configuration, in place."""
     text = config.get_text_config()
     for name, value in text.to_dict().items():
         if name.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(value, int | float):

@@ -218,9 +218,7 @@ class Roles(nn.Module):
         return self.lean.hidden(ids, mask, adapter, read, below=below, first=self.shared)
 
     def below(self, ids: Tensor, mask: Tensor) -> Tensor | None:
-        """The states (batch, length, hidden) after the shared layers, to be computed once per episode; None if there
-        are no shared layers, or the trunk is not lean.
-        """
+        """The states (batch, length, hidden) after the shared layers; None if there are none, or no lean trunk."""
         if self.lean is None or self.shared == 0:
             return None
         return self.lean.states_below(ids, mask, None, self.shared)
