@@ -3,7 +3,7 @@
 A base is given as a folder, a hub id, or `shipped`, the tiny base beside the toy world. The folder of a policy's
 adapter, or of its run, stands for the policy: its base with the adapter merged in. Folders move, and several may have
 the same name, so `base.json` beside an adapter holds a fingerprint of its base's weights and a relative path.
-Builds on contents.py of the hall.
+Builds on contents.py and outputs.py of the hall.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from csrlhf_kit.contents import content_of
 from csrlhf_kit.data.sources import data_folder, may_be_on_hub
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
+from csrlhf_kit.outputs import NEW
 
 SHIPPED = "shipped"
 FORMERLY = "data/tiny_base"  # the shipped base in runs of earlier versions
@@ -130,7 +131,8 @@ def note_base(folder: str | Path, base: str) -> None:
     if os.path.isdir(base):
         config = _json(folder / ADAPTER_FILE) | {"base_model_name_or_path": str(Path(base).resolve())}
         write_atomic(folder / ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
-        noted["path"] = os.path.relpath(Path(base).resolve(), folder.resolve())
+        home = folder.parent if folder.name == NEW else folder  # written in the folder that it replaces
+        noted["path"] = os.path.relpath(Path(base).resolve(), home.resolve())
     write_atomic(folder / BASE_FILE, json.dumps(noted, indent=1) + "\n")
 
 

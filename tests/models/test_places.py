@@ -191,6 +191,15 @@ def test_policies_and_critics_are_refused_on_another_base(tmp_path):
 # --- another working directory, other places ---
 
 
+def test_an_adapter_that_replaces_another_notes_the_way_from_where_it_will_be(tmp_path):
+    base = build_random_base(tmp_path / "base")
+    roles = Roles(load_base(base), reward=flat, cost=flat, rank=4)
+    for _ in range(2):
+        adapter = roles.save_policy(tmp_path / "run" / "adapter")
+        noted = json.loads((adapter / "base.json").read_text())["path"]
+        assert (adapter / noted).resolve() == base.resolve()
+
+
 def test_a_base_is_found_from_elsewhere_and_after_a_move(tmp_path, monkeypatch):
     place = tmp_path / "here"
     build_random_base(place / "base")
