@@ -18,6 +18,7 @@ test: .venv/.test ## lint, unit tests, every notebook; numbers and notebooks aga
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check csrlhf_kit tests benchmarks notebooks/course
+	$(BIN)/python -m mypy
 
 # One thread a worker: two workers with two threads each would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope

@@ -19,7 +19,7 @@ This is the only file of `csrlhf_kit.data` that imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jinja2 import TemplateError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Turns = str | Sequence[dict[str, str]]
 """One request as text, or all messages so far; the last one is the user's."""
+T = TypeVar("T", bound=Turns)
 
 PLAIN_FORMAT = "User:\n{prompt}\n\nAssistant:\n"
 """Replaces the chat template of a tokenizer that has none. It ends in a line break, so that no tokenizer merges
@@ -86,7 +87,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns], *, max_length: int
 ) -> dict[str, torch.Tensor]:
     """Encode prompts for generation, LEFT padded, cut as `fit_prompts` cuts them.
 
@@ -106,8 +107,8 @@ def encode_prompts(
 
 
 def fit_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns], *, max_length: int, tell: bool = False
-) -> list[Turns]:
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[T], *, max_length: int, tell: bool = False
+) -> list[T]:
     """The prompts as `encode_prompts` encodes them: those with more than `max_length` tokens are cut.
 
     The template, with opening token and headers, and a system prompt are never cut. A conversation loses its oldest
@@ -129,7 +130,7 @@ def tell_cut(count: int, total: int, max_length: int, what: str = "prompts") -> 
 
 
 def encode_dialogues(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Turns], responses: list[str], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns], responses: list[str], *, max_length: int
 ) -> dict[str, torch.Tensor]:
     """Encode dialogues for scoring or supervised training, RIGHT padded, each closed by `end_token`.
 
@@ -197,10 +198,10 @@ def _without_first(tokenizer: PreTrainedTokenizerBase, text: str, count: int) ->
 
 def _fit(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Turns],
+    prompts: Sequence[T],
     max_length: int,
     tails: Sequence[int] | None = None,
-) -> list[tuple[Turns, list[int], int]]:
+) -> list[tuple[T, list[int], int]]:
     """(prompt cut to `max_length` minus `tails` tokens, its ids, how it was cut) of each prompt.
 
     tails: the number of tokens after each prompt. For how it was cut, see `encode_dialogues`.
@@ -221,7 +222,7 @@ def _fit(
     return rows
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, prompt: Turns, room: int) -> tuple[Turns, list[int], bool]:
+def _cut(tokenizer: PreTrainedTokenizerBase, prompt: Turns, room: int) -> tuple[Any, list[int], bool]:
     """A prompt cut to `room` tokens, its ids, and whether anything of the request is left."""
     messages = _messages(prompt)
     requests = [place for place, message in enumerate(messages) if message["role"] == "user"] or [0]

@@ -4,6 +4,8 @@ and a faster forward pass for small models on CPUs (cpu_trunk.py). Builds on `er
 
 from __future__ import annotations
 
+from typing import Any
+
 from csrlhf_kit.kernels.backend import backend
 from csrlhf_kit.kernels.gae import gae
 from csrlhf_kit.kernels.logprob import linear_logprob
@@ -13,7 +15,7 @@ from csrlhf_kit.kernels.nf4 import dequantize_nf4
 __all__ = ["backend", "dequantize_nf4", "fuse", "gae", "linear_logprob", "lora_linear"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "fuse":  # slow to import, since it imports peft and transformers
         from csrlhf_kit.kernels.fusion import fuse
 

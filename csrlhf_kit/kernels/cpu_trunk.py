@@ -19,12 +19,11 @@ For a pass with gradients, one folded copy of the layers' weights is kept until 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
-from transformers import PreTrainedModel
 
 from csrlhf_kit.kernels.cpu_trunk_ops import Folded, Gate, Norm, RotateAndPad, Unpad, swap
 from csrlhf_kit.kernels.masks import position_ids
@@ -33,7 +32,7 @@ FAMILIES = ("llama", "mistral", "qwen2")
 LARGEST = 50_000_000  # parameters; larger models gain little here, and the copies cost memory
 
 
-def fits(base: PreTrainedModel) -> bool:
+def fits(base: Any) -> bool:
     """Whether `Trunk` can replace this model: by family, size, dense float32 weights, on a CPU."""
     config, trunk = base.config, base.base_model
     parameters = list(base.parameters())
@@ -47,13 +46,13 @@ def fits(base: PreTrainedModel) -> bool:
     )
 
 
-def _linears(layer: nn.Module) -> list[nn.Module]:
+def _linears(layer: Any) -> list[Any]:
     attention, mlp = layer.self_attn, layer.mlp
     return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
             mlp.gate_proj, mlp.up_proj, mlp.down_proj]  # fmt: skip
 
 
-def _plain(module: nn.Module) -> bool:
+def _plain(module: Any) -> bool:
     """Whether a module is a dense linear layer, with plain LoRA adapters or none."""
     base = getattr(module, "base_layer", module)
     ups = getattr(module, "lora_B", {})
@@ -83,7 +82,7 @@ class Projection(NamedTuple):
 
 
 @torch.no_grad()
-def fold(modules: Sequence[nn.Module], adapter: str | None) -> Projection:
+def fold(modules: Sequence[Any], adapter: str | None) -> Projection:
     """One `Projection` of linear or LoRA layers with `adapter` active (None: the base only)."""
     bases = [getattr(module, "base_layer", module) for module in modules]
     sizes = [base.out_features for base in bases]
@@ -140,7 +139,7 @@ class Reading(NamedTuple):
 class Trunk:
     """The transformer below the language-model head of a (PEFT-wrapped) causal LM, for any of its adapters."""
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, base: Any) -> None:
         self.model, config = base.base_model, base.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -153,7 +152,7 @@ class Trunk:
         for index, layer in list(enumerate(self.model.layers))[first:stop]:
             q, k, v, o, gate, up, down = _linears(layer)
             apart = split_last and index + 1 == len(self.model.layers)
-            norms = (layer.input_layernorm, layer.post_attention_layernorm)
+            before, after = layer.input_layernorm, layer.post_attention_layernorm
             folded.append(
                 Layer(
                     query=fold([q], adapter) if apart else None,
@@ -161,7 +160,7 @@ class Trunk:
                     out=fold([o], adapter),
                     gate_up=fold([gate, up], adapter),
                     down=fold([down], adapter),
-                    norms=tuple((norm.weight, norm.variance_epsilon) for norm in norms),
+                    norms=((before.weight, before.variance_epsilon), (after.weight, after.variance_epsilon)),
                 )
             )
         return folded
@@ -254,6 +253,7 @@ class Trunk:
                 q = q.view(batch, width, self.heads, self.head_size).transpose(1, 2)
                 seen, at, chosen = None, layout.at, x
             else:
+                assert reading is not None
                 kv = RotateAndPad.apply(
                     layer.attend(h), *layout.turn, self.kv_heads, layout.at, batch * width
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft.tuners import lora
@@ -15,9 +16,10 @@ from csrlhf_kit.kernels.nf4 import is_quantised, read_params4bit
 
 # On a GPU, bitsandbytes multiplies so few tokens by packed weights directly, so decoding is left to it.
 DECODE_TOKENS = 16
+_Layer: Any = object  # the mixin reads what is in the layer that it is mixed into
 
 
-class _FusedForward:
+class _FusedForward(_Layer):
     """Mixed into a PEFT layer: the usual case of training runs fused, all others run PEFT's own forward."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
@@ -81,7 +83,7 @@ if hasattr(lora, "Linear4bit"):  # PEFT has it if bitsandbytes is installed
 class Fused:
     """The result of `fuse`; leaving a `with` block calls `undo`."""
 
-    layers: dict[str, nn.Module] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)  # layer name: why it is not fused
     _classes: dict[str, type] = field(default_factory=dict)
 
@@ -109,7 +111,7 @@ def fuse(model: nn.Module) -> Fused:
     Raises UserError, and changes nothing, for a model without LoRA layers, or one that bitsandbytes has already
     repacked for AVX512 inference.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, lora.LoraLayer)}
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, lora.LoraLayer)}
     if not found:
         raise UserError("fuse found no LoRA layer: expected a PEFT model with a LoRA adapter.")
     result = Fused()
@@ -128,7 +130,7 @@ def fuse(model: nn.Module) -> Fused:
     return result
 
 
-def _why_not(layer: nn.Module) -> str | None:
+def _why_not(layer: Any) -> str | None:
     """Why a LoRA layer cannot be fused; None if it can."""
     base = layer.base_layer
     if isinstance(layer, _FusedForward):

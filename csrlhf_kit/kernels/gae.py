@@ -55,5 +55,6 @@ def gae(
 
         length = rewards.shape[-1]
         flat = [x.float().reshape(-1, length) for x in (rewards, values, mask.expand(rewards.shape))]
-        return tuple(x.view(rewards.shape).to(rewards.dtype) for x in gae_scan(*flat, gamma, lam))
+        advantages, returns = gae_scan(flat[0], flat[1], flat[2], gamma, lam)
+        return advantages.view_as(rewards).to(rewards.dtype), returns.view_as(rewards).to(rewards.dtype)
     return gae_reference(rewards, values, mask, gamma, lam)

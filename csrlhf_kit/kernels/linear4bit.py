@@ -9,6 +9,7 @@ the block, since blocks then extend beyond the ends of rows.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,9 +21,10 @@ CAUTION = (
     "Rows of this 4-bit base are no multiple of the block of weights that share a scale. On CPUs with AVX512, "
     "bitsandbytes (0.50) unpacks such rows wrongly: plain transformers gives other scores there than the kit does."
 )
+_Layer: Any = object  # the mixin reads what is in the layer that it is mixed into
 
 
-class _UnpackedHere:
+class _UnpackedHere(_Layer):
     """Mixed into a `Linear4bit`: on a CPU, `dequantize_nf4` unpacks its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def mend_4bit(model: nn.Module) -> None:
         if layer.in_features % weight.blocksize == 0 or isinstance(layer, _UnpackedHere):
             continue
         if weight.quant_type == "nf4":
-            layer.__class__ = _unpacked_here(type(layer))
+            layer.__class__ = _unpacked_here(layer.__class__)
         elif weight.device.type == "cpu":
             raise UserError(
                 f"{name} is quantised as {weight.quant_type}, in blocks of {weight.blocksize} that do not fit its "

@@ -100,6 +100,7 @@ class _Chunk:
             self.logits = matmul_wide(rows, self.weight.t())
             self.log_total, picked, self.entropy = logprob_statistics(self.logits, self.bias, targets, scale)
             return picked, self.entropy
+        assert self.second is not None
         logits, log_probs = self.buffer[:n], self.second[:n]
         if rows.dtype != self.wide:  # half precision: round the product as the reference does
             product = torch.nn.functional.linear(rows, self.weight, self.bias)
@@ -119,6 +120,7 @@ class _Chunk:
         if self.triton:
             from csrlhf_kit.kernels.triton_kernels import logprob_gradient
 
+            assert self.logits is not None
             out, scale = self.buffer[: targets.shape[0]], 1 / self.temperature
             return logprob_gradient(self.logits, self.bias, targets, scale, self.log_total, out)
         slope = self.probabilities

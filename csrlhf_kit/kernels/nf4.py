@@ -9,6 +9,7 @@ Source: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; layout as in bitsandbyte
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def is_quantised(weight: Tensor) -> bool:
     return getattr(weight, "quant_state", None) is not None
 
 
-def read_params4bit(weight: Tensor, quant_state: object | None = None) -> Nf4:
+def read_params4bit(weight: Tensor, quant_state: Any = None) -> Nf4:
     """Views of the parts of a bitsandbytes `Params4bit`, or of packed bytes with their `QuantState`.
 
     Raises UserError if the weight is not quantised, not NF4, or repacked by bitsandbytes for AVX512.
@@ -60,6 +61,7 @@ def dequantize_nf4_reference(parts: Nf4) -> Tensor:
     if parts.code2 is None:
         scale = parts.absmax.float()
     else:
+        assert parts.absmax2 is not None and parts.offset is not None  # the three come together
         block = torch.arange(parts.absmax.numel(), device=parts.absmax.device)
         scale = parts.code2[parts.absmax.int()] * parts.absmax2[block // parts.blocksize2] + parts.offset
     size = math.prod(parts.shape)
@@ -75,7 +77,7 @@ def dequantize_nf4_reference(parts: Nf4) -> Tensor:
     return torch.cat((head.reshape(-1), tail)).view(parts.shape).to(parts.dtype)
 
 
-def dequantize_nf4(weight: Tensor | Nf4, quant_state: object | None = None) -> Tensor:
+def dequantize_nf4(weight: Tensor | Nf4, quant_state: Any = None) -> Tensor:
     """The dense weight of a bitsandbytes NF4 parameter, plain or double-quantised, bit for bit as theirs.
 
     weight: a `Params4bit`, packed bytes with their `quant_state`, or a result of `read_params4bit`.

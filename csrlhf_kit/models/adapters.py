@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -42,7 +43,8 @@ def fill_adapter(model: PeftModel, name: str, state: dict[str, Tensor], folder: 
     """Copy `state`, the tensors of `folder`, to the adapter `name`. Raises UserError if names or shapes differ, or if
     they were trained on another base.
     """
-    check_base(folder, model.get_base_model().name_or_path)
+    base: Any = model.get_base_model()
+    check_base(folder, base.name_or_path)
     # "auto" would look for the base's config on the hub if the folder named in the adapter is missing.
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     odd = sorted(expected.keys() ^ state.keys()) or [k for k in state if state[k].shape != expected[k].shape]
@@ -74,7 +76,7 @@ def mount_scorer(model: PeftModel, name: str, folder: Path, hidden_size: int) ->
 def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
     """Fill the adapter `name` from a folder. Raises UserError unless that adapter has the same rank and alpha."""
     config, state = read_adapter(folder, name)
-    own = model.peft_config[name]
+    own: Any = model.peft_config[name]
     if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
         raise UserError(
             f"{folder} has rank {config.r} and alpha {config.lora_alpha}: expected "
@@ -99,11 +101,11 @@ def lowest_layer(model: PeftModel, adapter: str) -> int:
     return min(
         _layer_index(name)
         for name, layer in model.named_modules()
-        if isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
     )
 
 
-def folds(layer: nn.Module, adapter: str) -> bool:
+def folds(layer: Any, adapter: str) -> bool:
     """Whether base and adapter can be folded into one dense float32 matrix, up to rounding."""
     if adapter not in getattr(layer, "lora_A", {}):
         return True

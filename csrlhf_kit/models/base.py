@@ -62,7 +62,7 @@ def load_tokenizer(path: str | Path, *, scores: bool = False, config: Any = None
         return load_tokenizer(base_of(adapter), scores=scores, config=config)
     with _told(name, "a tokenizer"):
         side = {} if scores else {"padding_side": "left"}
-        tokenizer = AutoTokenizer.from_pretrained(str(adapter or name), trust_remote_code=False, **side)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(adapter or name), trust_remote_code=False, **side)
     try:
         end = end_token(tokenizer)
     except UserError:
@@ -224,13 +224,14 @@ def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
     name = find_base(base)
     options |= {"use_safetensors": True, "trust_remote_code": False}
     what = "a causal language model" if auto is AutoModelForCausalLM else "a sequence classifier"
+    source: str | None = name
     with _told(name, what):
         if adapter := adapter_in(name):
             merged = _merged(adapter, options["dtype"])
             config = options.pop("config", merged.config)
-            auto, name = auto._model_mapping[type(config)], None
+            auto, source = auto._model_mapping[type(config)], None
             options |= {"config": config, "state_dict": merged.state_dict()}
-        loaded = auto.from_pretrained(name, **options)
+        loaded = auto.from_pretrained(source, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(

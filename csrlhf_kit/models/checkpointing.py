@@ -26,7 +26,7 @@ def checkpoint_activations(roles: Roles) -> None:
 
     Raises UserError for an architecture that transformers cannot checkpoint.
     """
-    layers = [m for m in roles.trunk.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers: list[Any] = [m for m in roles.trunk.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
             f"{type(roles.trunk).__name__} has no layers that can be checkpointed: expected a model with such layers, or "

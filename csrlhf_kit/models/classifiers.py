@@ -48,7 +48,7 @@ def set_dropout(config: Any, probability: float) -> None:
             setattr(text, name, probability)
 
 
-def linear_names(model: nn.Module, fresh: Sequence[str]) -> list[str]:
+def linear_names(model: Any, fresh: Sequence[str]) -> list[str]:
     """Last names (`q_proj`, `dense` ...) of the backbone's linear layers but `fresh`: LoRA's `target_modules`."""
     backbone = getattr(model, model.base_model_prefix)
     names = {

@@ -7,15 +7,17 @@ finished answers cost nothing.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from csrlhf_kit.kernels.masks import position_ids
 
+CausalLM = Any
+"""A causal language model of transformers, or a `PeftModel` around one: what both can do, neither's type tells."""
 Sampler = Literal["loop", "static"]
 """How answers are sampled. loop: by the kit, token by token; static: by `generate` with a cache of fixed size."""
 
@@ -52,12 +54,12 @@ def pick(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
 class CachedForward:
     """A `Decoder` that uses a Hugging Face causal LM's forward pass and a growing key-value cache."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: CausalLM) -> None:
         self.model = model
         self.options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
 
     @staticmethod
-    def fits(model: PreTrainedModel) -> bool:
+    def fits(model: CausalLM) -> bool:
         """Whether the model works with a plain key-value cache, from which rows can be dropped."""
         if (
             model.config.is_encoder_decoder

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from csrlhf_kit.data.chat import cut_texts, encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.masks import position_ids
 from csrlhf_kit.models.base import Quantization, load_base, load_tokenizer
+from csrlhf_kit.models.decoding import CausalLM
 from csrlhf_kit.models.scorers import TextScorer
 
 QUESTION = (
@@ -114,9 +114,7 @@ def _turns(verdicts: Verdicts, tokenizer: Any, prompt: str, response: str, max_l
 
 
 @torch.inference_mode()
-def _costs(
-    model: PreTrainedModel, encoded: dict[str, Tensor], shared: list[int], safe: int, unsafe: int
-) -> Tensor:
+def _costs(model: CausalLM, encoded: dict[str, Tensor], shared: list[int], safe: int, unsafe: int) -> Tensor:
     """Costs (batch,) of left-padded questions, with the verdicts' common beginning appended."""
     rows = len(encoded["input_ids"])
     ids = torch.cat([encoded["input_ids"], torch.tensor([shared] * rows, dtype=torch.long)], 1)

@@ -39,7 +39,7 @@ def open_scorer(
     role: "reward" or "cost", for messages. Raises UserError if `source` is nothing in the table above.
     """
     name, folder = str(source), Path(source).expanduser()
-    options = {"dtype": dtype, "quantization": quantization}
+    options: dict[str, Any] = {"dtype": dtype, "quantization": quantization}
     style, _, judge = name.partition(":")
     if style in ("judge", "ask") and judge:
         return judge_scorer(judge, Verdicts("guard" if style == "judge" else "ask"), **options)
@@ -89,7 +89,9 @@ def shares_base(folder: Path, base: str | Path | None) -> bool:
 def open_scorers(config: Any) -> dict[str, Any]:
     """The `reward` and `cost` of a configuration as `Roles` takes them. Raises as `open_scorer`, `signed_cost` do."""
     options = {"base": config.base, "dtype": config.dtype, "quantization": config.quantization}
-    found = {name: open_scorer(getattr(config, name), name, **options) for name in ("reward", "cost")}
+    found: dict[str, Any] = {
+        name: open_scorer(getattr(config, name), name, **options) for name in ("reward", "cost")
+    }
     # The sign of a cost model of the kit follows from its labels.
     trained_here = (config.cost / SCORER_FILE).is_file() or not callable(found["cost"])
     if trained_here and config.cost_sign == "flipped":

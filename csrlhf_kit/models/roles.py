@@ -12,13 +12,12 @@ import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
@@ -34,7 +33,7 @@ from csrlhf_kit.models.adapters import (
 )
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.classifiers import has_conv1d, last_layers, linear_names
-from csrlhf_kit.models.decoding import Decoder, Sampler
+from csrlhf_kit.models.decoding import CausalLM, Decoder, Sampler
 from csrlhf_kit.models.open_scorer import open_scorer
 from csrlhf_kit.models.places import note_base
 from csrlhf_kit.models.scorers import TextScorer
@@ -71,7 +70,7 @@ class Roles(nn.Module):
 
     def __init__(
         self,
-        base: PreTrainedModel,
+        base: CausalLM,
         *,
         reward: str | Path | TextScorer,
         cost: str | Path | TextScorer,
@@ -104,7 +103,7 @@ class Roles(nn.Module):
             # peft asks transformers for an attribute that was renamed
             warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
-            self.model = PeftModel(base, copy.deepcopy(fresh), adapter_name="policy")
+            self.model: Any = PeftModel(base, copy.deepcopy(fresh), adapter_name="policy")
             self.scorers: dict[str, TextScorer] = {}
             self.score_heads = nn.ModuleDict()
             for name, source in (("reward", reward), ("cost", cost)):
@@ -115,21 +114,22 @@ class Roles(nn.Module):
                     self.scorers[name] = source
                 else:
                     self.score_heads[name] = mount_scorer(self.model, name, source, hidden_size)
-            start = self.model.peft_config[critic_from] if critic_from in self.score_heads else None
-            self.model.add_adapter("critic", without_dropout(start or fresh, base))
+            start = critic_from if critic_from and critic_from in self.score_heads else None
+            shape: Any = self.model.peft_config[start] if start else fresh
+            self.model.add_adapter("critic", without_dropout(shape, base))
             self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         if policy is not None:
             load_adapter(self.model, "policy", Path(policy))
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        if start is not None:
-            copy_adapter(self.model, critic_from, "critic")
+        if start:
+            copy_adapter(self.model, start, "critic")
         if fused:
             fuse(self.model)
         self.to(base.device)
         self.trunk = base.base_model  # the transformer without its language-model head
         self.lm_head = base.get_output_embeddings()
-        self._layers = [layer for layer in self.model.modules() if isinstance(layer, BaseTunerLayer)]
+        self._layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         self.eval()
         freeze(base)
         for name, parameter in self.named_parameters():
@@ -139,7 +139,7 @@ class Roles(nn.Module):
         for parameter in self.trainable("policy") + self.trainable("critic"):
             parameter.data = parameter.data.float()  # in half precision, Adam's steps would round to nothing
         self.lean = Trunk(base) if lean and fits(base) else None
-        self.lowest = {name: lowest_layer(self.model, name) for name in self.model.peft_config}
+        self.lowest: dict[str | None, int] = {a: lowest_layer(self.model, a) for a in self.model.peft_config}
         self.shared = min(layer for name, layer in self.lowest.items() if name != "policy")
         self._check_head()
 
@@ -160,7 +160,7 @@ class Roles(nn.Module):
                 layer._active_adapter = [adapter]
 
     @contextlib.contextmanager
-    def decoder(self, adapter: str | None) -> Iterator[Decoder | nn.Module]:
+    def decoder(self, adapter: str | None) -> Iterator[CausalLM | Decoder]:
         """The fastest model or decoder with `adapter` active that `sample` can use for this base."""
         if self.lean is not None and self.sampler == "loop":
             yield TrunkDecoder(self.lean, self.lm_head, adapter)
@@ -169,7 +169,7 @@ class Roles(nn.Module):
                 yield model
 
     @contextlib.contextmanager
-    def merged(self, adapter: str | None) -> Iterator[nn.Module]:
+    def merged(self, adapter: str | None) -> Iterator[CausalLM]:
         """The causal LM with `adapter` folded into its weights within the block, if that is exact up to rounding.
 
         It is for plain LoRA on dense float32 layers, and takes a second copy of their weights. Other models (NF4,

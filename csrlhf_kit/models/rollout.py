@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from csrlhf_kit.data.chat import encode_prompts, end_token, end_tokens
 from csrlhf_kit.kernels.masks import last_true
-from csrlhf_kit.models.decoding import CachedForward, Decoder, Sampler, pick
+from csrlhf_kit.models.decoding import CachedForward, CausalLM, Decoder, Sampler, pick
 from csrlhf_kit.models.roles import Roles
 
 
@@ -136,7 +136,7 @@ class Draw(LogitsProcessor):
 
 
 def generate(
-    model: PreTrainedModel,
+    model: CausalLM,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     *,
@@ -166,7 +166,7 @@ def generate(
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
         use_cache=True,
-        cache_implementation="static" if static_cache else None,
+        cache_implementation="static" if static_cache and model._supports_default_dynamic_cache() else None,
     )
     output = model.generate(
         input_ids=prompt_ids,
@@ -179,7 +179,7 @@ def generate(
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel | Decoder,
+    model: CausalLM | Decoder,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     *,
@@ -199,7 +199,7 @@ def sample(
     """
     if noise is None:
         noise = sampling_noise(prompt_ids.shape[0], max_new_tokens, prompt_ids.device)
-    settings = {
+    settings: dict[str, Any] = {
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "max_new_tokens": max_new_tokens,
@@ -209,8 +209,7 @@ def sample(
     if not isinstance(model, nn.Module):
         tokens = decode(model, prompt_ids, prompt_mask, **settings)
     elif sampler == "static" or not CachedForward.fits(model):
-        static = sampler == "static" and model._supports_default_dynamic_cache()
-        tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=static)
+        tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=sampler == "static")
     else:
         tokens = decode(CachedForward(model), prompt_ids, prompt_mask, **settings)
     actions, ended = response_mask(tokens, eos_token_id)

@@ -59,7 +59,7 @@ TextScorer = Callable[[Sequence[str], Sequence[str]], torch.Tensor]
 class Scorer:
     """A reward or cost model with the tokenizer and the length that it was trained with."""
 
-    model: nn.Module
+    model: Any
     """`AutoModelForSequenceClassification` with one output, or a `PeftModel` around one."""
     tokenizer: Any
     """The backbone's tokenizer."""
@@ -141,7 +141,7 @@ def new_scorer(
         shape = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=rank,
-            lora_alpha=alpha,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # a float too: peft divides it by the rank
             lora_dropout=0.0,
             target_modules=linear_names(model, fresh),
             layers_to_transform=last_layers(config.get_text_config().num_hidden_layers, layers),
@@ -181,7 +181,7 @@ def load_scorer(
     if isinstance(path, Path) and (path / SCORER_FILE).exists():
         notes = json.loads((path / SCORER_FILE).read_text())
     if isinstance(path, Path) and (path / ADAPTER_FILE).exists():
-        if PeftConfig.from_pretrained(path).task_type != TaskType.SEQ_CLS:
+        if PeftConfig.from_pretrained(str(path)).task_type != TaskType.SEQ_CLS:
             raise UserError(f"{path} is a policy's adapter: expected a reward or cost model")
         base = base_of(path, base)
         config = load_config(base)
@@ -189,7 +189,7 @@ def load_scorer(
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
-            model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
+            model: Any = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
         check_base(path, base)  # again, since a hub id may only now be in the cache
         if merge and not is_packed(model):
             model = model.merge_and_unload()
@@ -218,7 +218,8 @@ def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
         scorer.model.save_pretrained(folder, safe_serialization=True)
         scorer.tokenizer.save_pretrained(folder)
     if isinstance(scorer.model, PeftModel):
-        note_base(folder, scorer.model.get_base_model().name_or_path)
+        base: Any = scorer.model.get_base_model()
+        note_base(folder, base.name_or_path)
     notes = {"max_length": scorer.max_length, "decoder": scorer.decoder, **scorer.notes}
     write_atomic(folder / SCORER_FILE, json.dumps(notes, indent=2) + "\n")
     write_atomic(folder / "README.md", _readme(scorer))
@@ -316,9 +317,9 @@ def fold_temperature(scorer: Scorer, temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, found {temperature}")
     head = output_layer(scorer.model)
     with torch.no_grad():
-        head.weight /= temperature
+        head.weight.div_(temperature)
         if head.bias is not None:
-            head.bias /= temperature
+            head.bias.div_(temperature)
 
 
 def _encode_pairs(scorer: Scorer, prompts: list[str], responses: list[str]) -> list[dict[str, list[int]]]:

@@ -10,7 +10,7 @@ raise UserError for other values and for samples outside [0, 1].
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy  # its parts are loaded when they are first used
@@ -45,14 +45,14 @@ class Estimate(NamedTuple):
     """Prompts or requests behind it, all seeds together."""
 
     @classmethod
-    def of(cls, entry: Mapping[str, float] | float, seeds: int | None = None, name: str = "rate") -> Estimate:
+    def of(cls, entry: Mapping[str, Any] | float, seeds: int | None = None, name: str = "rate") -> Estimate:
         """From a record's {`name`, "low", "high", and "n" where it is known}; a bare number is its own interval."""
         if not isinstance(entry, Mapping):
             return cls(float(entry), float(entry), float(entry), seeds)
         return cls(float(entry[name]), float(entry["low"]), float(entry["high"]), seeds, entry.get("n"))
 
     @classmethod
-    def pooled(cls, entries: Iterable[Mapping[str, float]]) -> Estimate:
+    def pooled(cls, entries: Iterable[Mapping[str, Any]]) -> Estimate:
         """All events of {"rate", "n"} entries over all their trials, with its Clopper-Pearson interval."""
         counts = [(round(e["rate"] * e["n"]), e["n"]) for e in entries]
         events, n = sum(k for k, _ in counts), sum(m for _, m in counts)

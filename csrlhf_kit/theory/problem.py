@@ -178,7 +178,7 @@ class FiniteProblem:
                 f"the smallest reachable cost is {self.smallest_cost():.6g}"
             )
         price = self._solve_multiplier()
-        status = "tight" if np.isinf(price) else "active" if price > 0 else "slack"
+        status: Status = "tight" if np.isinf(price) else "active" if price > 0 else "slack"
         return self.evaluate(self._tilt(price, self._excess), price, status)
 
     def penalised_optimum(self, penalty: float, kind: Penalty = "rectified") -> Solution:

@@ -254,6 +254,7 @@ def train_direct(
 
     Raises UserError for an unknown method, missing labels, and settings that differ on resume.
     """
+    steps: list[tuple[list[Ranked], float, str | None]]
     if method == "mocan":
         if offline is None:
             raise UserError("mocan: expected scored answers of the base (offline)")
@@ -273,7 +274,7 @@ def train_direct(
         ranked = (
             safedpo_order(pairs, config.offset)
             if method == "safedpo"
-            else by_label(pairs, method.removeprefix("dpo_"))
+            else by_label(pairs, "safer" if method == "dpo_safer" else "better")
         )
         steps = [(ranked, config.beta, None)]
     else:

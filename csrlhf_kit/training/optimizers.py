@@ -33,7 +33,7 @@ def make_optimizer(
     """
     import torch
 
-    options = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
     if name == "adamw":
         return torch.optim.AdamW(parameters, **options, fused=True)
     if name not in BYTES_PER_PARAMETER:

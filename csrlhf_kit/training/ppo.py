@@ -98,7 +98,7 @@ def ppo_step(
         temperature=config.temperature,
         chunk_size=config.microbatch_size,
     )
-    trajectory = Trajectory(*distributed.gathered(trajectory))
+    trajectory = Trajectory._make(distributed.gathered(trajectory))
     clocks.append(_clocks())
     updated = update(
         roles, optimizers, trajectory, constraint, config,
@@ -206,8 +206,8 @@ def train_ppo(
     name = type(constraint).__name__
     with tqdm(total=config.steps, initial=first, desc=name, unit="step", **distributed.bar()) as bar:
         for step in range(first, config.steps):
-            for role, optimizer in optimizers.items():
-                optimizer.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
+            for role, stepped in optimizers.items():
+                stepped.param_groups[0]["lr"] = rates[role] * learning_rate_factor(step, config)
             each = config.samples_per_prompt
             rows = prompt_rows(len(prompts), config.batch_size // each, step, config.seed)
             rows = [row for row in rows for _ in range(each)]

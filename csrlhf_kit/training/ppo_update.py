@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class Batch(NamedTuple):
 
     def take(self, rows: Tensor, longest: int) -> Batch:
         """The given rows, trimmed to `longest` tokens."""
-        return Batch(*(None if tensor is None else tensor[rows, :longest] for tensor in self))
+        return Batch._make(None if tensor is None else tensor[rows, :longest] for tensor in self)
 
 
 def estimate(
@@ -256,7 +256,8 @@ def update(
     continues, since its targets remain valid.
     """
     batch, scale = estimate(trajectory, constraint, config, groups=groups)
-    policy_rows, critic_rows, imitation = [], [], []
+    policy_rows: list[tuple[float, ...]] = []
+    critic_rows, imitation = [], []
     largest_first, stopped = 0.0, critic_only
     for _ in range(config.epochs):
         for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
@@ -276,11 +277,11 @@ def update(
                     imitation.append(imitate())
                 norm = 0.0 if stopped else _descend(optimizers["policy"], config.max_grad_norm)
                 policy_rows.append((loss, kl, clipped, entropy, norm))
-            losses = sum(critic_backward(roles, part, tokens, config) for part in parts)
+            losses: Any = sum(critic_backward(roles, part, tokens, config) for part in parts)
             critic_rows.append(distributed.summed(losses).tolist())
             _descend(optimizers["critic"], config.max_grad_norm)
     names = ("policy/loss", "policy/approxkl", "policy/clipfrac", "policy/entropy", "policy/grad_norm")
-    policy_means = torch.tensor(policy_rows or [[0.0] * len(names)], dtype=torch.float64).mean(0).tolist()
+    policy_means = torch.tensor(policy_rows or [(0.0,) * len(names)], dtype=torch.float64).mean(0).tolist()
     value_losses = torch.tensor(critic_rows, dtype=torch.float64).mean(0).tolist()
     return {
         **dict(zip(names, policy_means, strict=True)),

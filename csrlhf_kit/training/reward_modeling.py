@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -156,21 +156,23 @@ def encode_records(
         found = next(type(record).__name__ for record in records if not isinstance(record, kind))
         raise UserError(f"objective {objective}: found records of kind {found}, expected {kind.__name__}")
     if objective == "semantic":
-        rows = encode(scorer, [r.prompt for r in records], [r.response for r in records])
-        labels = np.array([not record.is_safe for record in records], dtype=np.float32)
+        labelled = cast(Sequence[LabelledResponse], records)
+        rows = encode(scorer, [r.prompt for r in labelled], [r.response for r in labelled])
+        labels = np.array([not record.is_safe for record in labelled], dtype=np.float32)
         return EncodedRows([(row,) for row in rows], labels)
-    if objective == "safe_rlhf" and any(None in record.safety for record in records):
+    pairs = cast(Sequence[PreferencePair], records)
+    if objective == "safe_rlhf" and any(None in pair.safety for pair in pairs):
         raise UserError("objective safe_rlhf: found pairs without safety labels, expected is_response_*_safe")
-    winners = [winner_id(record, objective) for record in records]
+    winners = [winner_id(pair, objective) for pair in pairs]
     rows = encode(
         scorer,
-        [record.prompt for record in records for _ in range(2)],
-        [record.responses[i] for record, w in zip(records, winners, strict=True) for i in (w, 1 - w)],
+        [pair.prompt for pair in pairs for _ in range(2)],
+        [pair.responses[i] for pair, w in zip(pairs, winners, strict=True) for i in (w, 1 - w)],
     )
-    signs = np.zeros((len(records), 2), dtype=np.float32)
+    signs = np.zeros((len(pairs), 2), dtype=np.float32)
     if objective == "safe_rlhf":
-        for index, (record, winner) in enumerate(zip(records, winners, strict=True)):
-            signs[index] = [-1.0 if record.safety[i] else 1.0 for i in (winner, 1 - winner)]
+        for index, (pair, winner) in enumerate(zip(pairs, winners, strict=True)):
+            signs[index] = [-1.0 if pair.safety[i] else 1.0 for i in (winner, 1 - winner)]
     return EncodedRows(list(zip(rows[::2], rows[1::2], strict=True)), signs)
 
 
@@ -182,7 +184,7 @@ class ScorerTrainer(Trainer):
 
     def __init__(self, *, objective: Objective, regularization: float, **options: Any) -> None:
         super().__init__(**options)
-        self.objective = objective
+        self.objective: Objective = objective
         self.regularization = regularization
         # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps.
         self.loss_is_scaled_for_ga = False
@@ -200,8 +202,9 @@ class ScorerTrainer(Trainer):
         loss = objective_loss(self.objective, scores, targets, regularization=self.regularization)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset: EncodedRows | None = None) -> EpochSampler:
-        return EpochSampler(self, (train_dataset or self.train_dataset).lengths())
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        rows: Any = train_dataset or self.train_dataset
+        return EpochSampler(self, rows.lengths())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """0: counting would visit every parameter at every step, and nothing here reads the count."""

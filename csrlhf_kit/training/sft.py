@@ -136,7 +136,7 @@ def train_sft(
 
 def response_rows(
     tokenizer: Any, records: Sequence[LabelledResponse], *, max_length: int
-) -> list[dict[str, list[int]]]:
+) -> list[dict[str, Any]]:
     """`input_ids`, `labels` and `cut` (whether the prompt is cut) of each dialogue.
 
     Labels are −100 on the prompt, ids on response and end token. Dialogues without room for a prompt are left out.
@@ -200,7 +200,7 @@ class SFTTrainer(Trainer):
     """transformers' Trainer with its own loss, averaged over the response tokens of a batch."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows = train_dataset if train_dataset is not None else self.train_dataset
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         return EpochSampler(self, [len(row["input_ids"]) for row in rows])
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -219,7 +219,7 @@ def _check(config: SFTConfig) -> None:
         raise UserError("sharded needs several processes: expected torchrun --nproc-per-node N")
 
 
-def _model(config: SFTConfig) -> torch.nn.Module:
+def _model(config: SFTConfig) -> Any:
     dtype = config.dtype if config.adaptation == "lora" else "float32"
     torch.manual_seed(config.seed)
     device = "cpu" if config.sharded else None  # Accelerate then gives each GPU its share
@@ -229,7 +229,7 @@ def _model(config: SFTConfig) -> torch.nn.Module:
     shape = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a float too: peft divides it by the rank
         lora_dropout=0.0,
         target_modules="all-linear",
         fan_in_fan_out=has_conv1d(model),

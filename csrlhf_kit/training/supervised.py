@@ -110,7 +110,7 @@ def training_arguments(
         optim=OPTIMIZERS[config.optimizer],
         activation_checkpointing=config.gradient_checkpointing and not sharded,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        fsdp=sharded or None,
+        fsdp=sharded or None,  # type: ignore[arg-type]  # a bool, as its documentation says
         fsdp_config={"version": 2, "activation_checkpointing": config.gradient_checkpointing}
         if sharded
         else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.training.constraints.base import Constraint
@@ -49,5 +50,5 @@ def make_constraint(method: str, *, threshold: float, penalty: float) -> Constra
     """
     if method not in CONSTRAINTS:
         raise UserError(f"method {method!r} is unknown: expected one of {', '.join(CONSTRAINTS)}")
-    kind = CONSTRAINTS[method]
+    kind: Any = CONSTRAINTS[method]
     return kind(threshold=threshold, **({"penalty": penalty} if hasattr(kind, "penalty") else {}))

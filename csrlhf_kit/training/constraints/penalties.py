@@ -74,6 +74,7 @@ class FixedPenalty(Constraint):
         self.open_share = float(self.gates.mean())
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
+        assert self.gates is not None  # `observe` comes first
         return mix(reward_advantages, cost_advantages, self.strength * self.gates.unsqueeze(1))
 
 
@@ -194,6 +195,7 @@ class RectifiedPrompt(LinearPenalty):
         super().observe(costs, groups)
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
+        assert self.gates is not None  # `observe` comes first
         return mix(reward_advantages, cost_advantages, self.penalty * self.gates.unsqueeze(1))
 
 

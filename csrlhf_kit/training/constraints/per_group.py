@@ -27,7 +27,6 @@ class PerGroup(Constraint):
     constraints: dict[str, Constraint] = field(default_factory=dict)
     """Group -> its constraint; the one of "" is for all other groups."""
     current: float = field(default=0.0, init=False, repr=False)
-    parts = ()  # (constraint, its rows), of the step observed last
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +40,7 @@ class PerGroup(Constraint):
                     "the advantages"
                 )
         self.threshold = self.constraints[""].threshold
+        self.parts: list[tuple[Constraint, Tensor]] = []  # (constraint, its rows), of the last step
 
     @property
     def violation(self) -> float:
