@@ -29,7 +29,7 @@ def checkpoint_activations(roles: Roles) -> None:
     layers: list[Any] = [m for m in roles.trunk.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
-            f"{type(roles.trunk).__name__} has no layers that can be checkpointed: expected a model with such layers, or "
+            f"{type(roles.trunk).__name__} has no layers that can be checkpointed: expected one with such layers, or "
             "--no-gradient-checkpointing"
         )
 
