@@ -244,7 +244,7 @@ def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
 
 
 def _merged(adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The base of a policy's adapter, dense and on the CPU, with the adapter folded in (4 bits would round it off)."""
+    """The base of a policy's adapter, dense, on the CPU, with the adapter folded in (4 bits would round it off)."""
     if PeftConfig.from_pretrained(str(adapter)).task_type == TaskType.SEQ_CLS:
         raise UserError(f"{adapter} is the adapter of a reward or cost model: expected a base, or a policy")
     base = load_model(AutoModelForCausalLM, base_of(adapter), dtype=dtype, device_map={"": "cpu"})
