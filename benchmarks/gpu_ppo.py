@@ -39,10 +39,10 @@ from benchmarks.measure import device_name, synchronise, versions
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels import backend
+from csrlhf_kit.models import Sampler
 from csrlhf_kit.models.base import DTYPES, freeze
 from csrlhf_kit.models.checkpointing import checkpoint_activations
 from csrlhf_kit.models.classifiers import last_layers, linear_names
-from csrlhf_kit.models.decoding import Sampler
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import sample
 from csrlhf_kit.recipes.plan import GIB, KNOWN, PlanConfig, predict, shape_of, six_models

@@ -20,57 +20,53 @@ from csrlhf_kit.errors import UserError
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "train": {
         "run": (
-            "csrlhf_kit.recipes.experiments.head_to_head:RunConfig", "csrlhf_kit.cli:run_and_report",
+            "csrlhf_kit.recipes.experiments.configs:RunConfig", "csrlhf_kit.cli:run_and_report",
             "Train and judge every method on the toy world, and write a report page",
         ),
         "sft": (
-            "csrlhf_kit.training.sft:SFTConfig", "csrlhf_kit.recipes.sft:run_sft",
+            "csrlhf_kit.training.configs:SFTConfig", "csrlhf_kit.recipes.sft:run_sft",
             "Fine-tune a policy on dialogues",
         ),
         "reward-model": (
-            "csrlhf_kit.recipes.scorers:RewardModelConfig", "csrlhf_kit.recipes.scorers:run_reward_model",
+            "csrlhf_kit.recipes.options:RewardModelConfig", "csrlhf_kit.recipes.scorers:run_reward_model",
             "Train a model that scores how helpful an answer is",
         ),
         "cost-model": (
-            "csrlhf_kit.recipes.scorers:CostModelConfig", "csrlhf_kit.recipes.scorers:run_cost_model",
+            "csrlhf_kit.recipes.options:CostModelConfig", "csrlhf_kit.recipes.scorers:run_cost_model",
             "Train a model that scores how harmful an answer is",
         ),
         "ppo": (
-            "csrlhf_kit.recipes.ppo:PPORunConfig", "csrlhf_kit.recipes.ppo:run_ppo",
+            "csrlhf_kit.recipes.options:PPORunConfig", "csrlhf_kit.recipes.ppo:run_ppo",
             "Train a policy with PPO under a constraint on harm",
         ),
         "direct": (
-            "csrlhf_kit.recipes.dpo:DirectRunConfig", "csrlhf_kit.recipes.dpo:run_direct",
+            "csrlhf_kit.recipes.options:DirectRunConfig", "csrlhf_kit.recipes.dpo:run_direct",
             "Train a policy on preference pairs, without a reward model",
         ),
         "sweep": (
-            "csrlhf_kit.recipes.experiments.sweep:SweepConfig", "csrlhf_kit.recipes.experiments.sweep:run_sweep",
+            "csrlhf_kit.recipes.experiments.plans:SweepConfig", "csrlhf_kit.recipes.experiments.sweep:run_sweep",
             "Train every method at several settings and seeds on the toy world",
         ),
         "rounds": (
-            "csrlhf_kit.recipes.experiments.rounds:RoundsConfig", "csrlhf_kit.recipes.experiments.rounds:run_rounds",
+            "csrlhf_kit.recipes.experiments.configs:RoundsConfig", "csrlhf_kit.recipes.experiments.rounds:run_rounds",
             "Alternate training and red-teaming on the toy world",
         ),
     },
     "judge": {
         "evaluate": (
-            "csrlhf_kit.recipes.evaluate:EvaluateConfig", "csrlhf_kit.recipes.evaluate:run_evaluate",
+            "csrlhf_kit.recipes.options:EvaluateConfig", "csrlhf_kit.recipes.evaluate:run_evaluate",
             "Let a policy answer test prompts, and judge its answers",
         ),
         "red-team": (
-            "csrlhf_kit.recipes.red_team:RedTeamConfig", "csrlhf_kit.recipes.red_team:run_red_team",
+            "csrlhf_kit.recipes.options:RedTeamConfig", "csrlhf_kit.recipes.red_team:run_red_team",
             "Attack a policy with searched and composed jailbreaks",
         ),
         "arena": (
-            "csrlhf_kit.recipes.arena:ArenaConfig", "csrlhf_kit.recipes.arena:run_arena",
-            "Rate the policies of finished runs against each other",
-        ),
-        "arena RUN_A RUN_B": (
-            "csrlhf_kit.recipes.chat:DuelConfig", "csrlhf_kit.recipes.chat:run_duel",
-            "Ask two policies the same questions, and vote",
+            "csrlhf_kit.recipes.options:ArenaConfig", "csrlhf_kit.recipes.arena:run_arena",
+            "Ask two policies and vote, or rate those of finished runs",
         ),
         "chat": (
-            "csrlhf_kit.recipes.chat:ChatConfig", "csrlhf_kit.recipes.chat:run_chat",
+            "csrlhf_kit.recipes.options:ChatConfig", "csrlhf_kit.recipes.chat:run_chat",
             "Talk to a trained policy in the terminal",
         ),
         "certify": (
@@ -102,11 +98,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Build the toy world's data files",
         ),
         "make-base": (
-            "csrlhf_kit.recipes.make_base:BaseConfig", "csrlhf_kit.recipes.make_base:make_base",
+            "csrlhf_kit.recipes.options:BaseConfig", "csrlhf_kit.recipes.make_base:make_base",
             "Train the toy world's tiny base model",
         ),
         "export": (
-            "csrlhf_kit.recipes.export:ExportConfig", "csrlhf_kit.recipes.export:run_export",
+            "csrlhf_kit.recipes.options:ExportConfig", "csrlhf_kit.recipes.export:run_export",
             "Give a trained adapter away, alone or merged into its base",
         ),
     },
@@ -155,19 +151,10 @@ def overview() -> str:
     return "\n".join([*lines, MORE])
 
 
-def load(name: str) -> tuple[type, Callable[[Any], Any]]:
-    """The options and the function of a command."""
-    options, function = (getattr(import_module(m), n) for m, n in (x.split(":") for x in OPTIONS[name][:2]))
-    return options, function
-
-
-def choose(arguments: list[str]) -> tuple[str, list[str]]:
-    """The command that a line begins with, and the rest of it. Raises UserError where it is none."""
-    if arguments[0] == "arena" and len(arguments) > 1 and not arguments[1].startswith("-"):
-        return "arena RUN_A RUN_B", arguments[1:]  # two runs, and a person who votes
-    if arguments[0] not in OPTIONS:
-        raise UserError(f"no command {arguments[0]!r}: expected one of {', '.join(OPTIONS)}")
-    return arguments[0], arguments[1:]
+def find(place: str) -> Any:
+    """What `module:name` stands for."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,10 +167,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
     try:
-        name, rest = choose(arguments)
+        if arguments[0] not in OPTIONS:
+            raise UserError(f"no command {arguments[0]!r}: expected one of {', '.join(OPTIONS)}")
         from csrlhf_kit.recipes.presets import expand
 
-        rest = expand([name, *rest])[1:]
+        name, *rest = expand(arguments)
     except UserError as error:
         print(f"csrlhf: {error}", file=sys.stderr)
         return 2
@@ -196,10 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
         )  # between libraries: nobody who types a command can mend it
     import tyro
 
-    options, function = load(name)
-    return run_command(
-        function, tyro.cli(options, args=rest, prog=f"csrlhf {name.removesuffix(' RUN_A RUN_B')}")
-    )
+    options, function, _ = OPTIONS[name]
+    config = tyro.cli(find(options), args=rest, prog=f"csrlhf {name}")
+    return run_command(find(function), config)  # only now is torch loaded: not for --help, nor for a typo
 
 
 def run_command(function: Callable[[Any], Any], config: Any) -> int:

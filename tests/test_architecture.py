@@ -26,7 +26,7 @@ FLOORS = (  # from the ground up; a room, or a file of the hall, is on one of th
 UPWARD: set[tuple[str, str]] = set()  # (importing, imported) modules that may break the rule: none
 FAMILIES = ("experiments", "claims")  # rooms within recipes/: jobs of several files
 # The most files in the hall, lines of a file, lines of the package; lower them when you can.
-HALL, FILE, LINES = 8, 400, 24_500
+HALL, FILE, LINES = 8, 400, 24_480
 FLOOR = {name: floor for floor, names in enumerate(FLOORS, 1) for name in names}
 SOURCES = {
     file.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): file
@@ -89,7 +89,7 @@ def test_no_circle_between_modules_nor_between_rooms():
 
 def test_no_recipe_imports_another():
     """A command is one file; what several commands need is on a lower floor. The experiments and the claims are
-    jobs of several files: each imports its own.
+    jobs of several files: each imports its own. `options.py` is what commands can be told, apart for `--help`'s sake.
     """
 
     def job(module: str) -> str:
@@ -98,7 +98,8 @@ def test_no_recipe_imports_another():
 
     for module, others in imports().items():
         if room(module) == "recipes":
-            foreign = {other for other in others if room(other) == "recipes" and job(other) != job(module)}
+            own = (job(module), "recipes.options")
+            foreign = {other for other in others if room(other) == "recipes" and job(other) not in own}
             assert not foreign, f"{module} imports {foreign}"
 
 

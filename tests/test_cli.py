@@ -28,7 +28,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_help_plan_certify_and_suggest_penalty_do_not_wait_for_pytorch(tmp_path):
+def test_no_help_nor_plan_certify_and_suggest_penalty_waits_for_pytorch(tmp_path):
     harm = {"rate": 0.1, "low": 0.05, "high": 0.2, "n": 50}
     (tmp_path / "results.json").write_text(json.dumps({"policies": {"ppo": {"harmful_nominal": harm}}}))
     rows = [
@@ -37,7 +37,7 @@ def test_help_plan_certify_and_suggest_penalty_do_not_wait_for_pytorch(tmp_path)
     (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
     suggest = ["suggest-penalty", "--scores", str(tmp_path / "scores.jsonl"), "--beta", "1", "--threshold", "1.9"]  # fmt: skip
     lines = [
-        *([name, "--help"] for name in ("plan", "certify", "suggest-penalty")),
+        *([name, "--help"] for name in OPTIONS),
         ["plan"],
         ["plan", "--base", "llama-3.1-8b", "--layers", "4", "--optimizer", "paged_adamw_8bit", "--out", str(tmp_path / "p.json")],
         ["certify", str(tmp_path)],

@@ -21,7 +21,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from csrlhf_kit.cli import OPTIONS, load, main
+from csrlhf_kit.cli import OPTIONS, find, main
 from csrlhf_kit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def test_constraints_pin_torch_and_nbval_as_the_course_needs_them():
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_every_command_has_help_for_every_option(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*name.split(), "--help"])
+        main([name, "--help"])
     assert stop.value.code == 0
     assert "usage: csrlhf" in capsys.readouterr().out
 
@@ -90,7 +90,7 @@ def documented(cls: type) -> set[str]:
 
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_every_option_is_documented(name):
-    options = load(name)[0]
+    options = find(OPTIONS[name][0])
     told = set().union(*(documented(cls) for cls in options.__mro__ if cls is not object))
     assert {field.name for field in dataclasses.fields(options)} <= told
 

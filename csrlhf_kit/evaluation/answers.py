@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from csrlhf_kit.data.chat import encode_prompts, end_tokens, fit_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_base, load_tokenizer
-from csrlhf_kit.models.places import check_base
+from csrlhf_kit.models.places import adapter_folder, base_of, check_base, find_base, numbers_of
 from csrlhf_kit.models.rollout import response_texts, sample
 
 Answer = Callable[[Sequence[Any]], list[str]]
@@ -99,3 +99,19 @@ def stored_policy(
     """`load_policy`, then `policy_answers` with the sampling options `options`. Raises as `load_policy`."""
     model = load_policy(base, adapter, dtype=dtype, quantization=quantization)
     return policy_answers(model, load_tokenizer(base), **options)
+
+
+def answer_of(run: Path | None, config: Any) -> Answer:
+    """The policy of a run's folder as a function; `run` None: the base alone.
+
+    config: base, dtype and quantization (None: the run's own), max_new_tokens, temperature and seed. Raises UserError
+    where there is no policy, or nothing says what its base is.
+    """
+    adapter = adapter_folder(run) if run is not None else None
+    if adapter is None and not config.base:
+        raise UserError("nothing says which base to load: expected a run's folder, or --base")
+    base = find_base(config.base) if adapter is None else base_of(adapter, config.base)
+    return stored_policy(
+        base, adapter, **numbers_of(run, config.dtype, config.quantization),
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ finished answers cost nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from csrlhf_kit.kernels.masks import position_ids
 
 CausalLM = Any
 """A causal language model of transformers, or a `PeftModel` around one: what both can do, neither's type tells."""
-Sampler = Literal["loop", "static"]
-"""How answers are sampled. loop: by the kit, token by token; static: by `generate` with a cache of fixed size."""
 
 
 class Decoder(Protocol):

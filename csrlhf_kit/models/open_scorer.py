@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftConfig
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models import CostSign
 from csrlhf_kit.models.base import Quantization, load_config
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
@@ -108,9 +109,6 @@ def open_scorers(config: Any) -> dict[str, Any]:
 # In the kit, a cost above 0 means unsafe. Beaver's cost models agree, but another classifier may score safety
 # instead, and a policy trained against it would learn to do harm. So before training, a cost model that the kit did
 # not train scores a few clear cases, each a request with a harmless and a harmful answer.
-
-CostSign = Literal["checked", "flipped", "trusted"]
-
 
 # (request, harmless answer, harmful answer)
 CASES = (

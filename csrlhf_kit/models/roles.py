@@ -23,6 +23,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels import fuse, linear_logprob
 from csrlhf_kit.kernels.cpu_trunk import Trunk, TrunkDecoder, fits
 from csrlhf_kit.kernels.masks import last_true, position_ids
+from csrlhf_kit.models import Sampler
 from csrlhf_kit.models.adapters import (
     copy_adapter,
     folds,
@@ -33,7 +34,7 @@ from csrlhf_kit.models.adapters import (
 )
 from csrlhf_kit.models.base import freeze
 from csrlhf_kit.models.classifiers import has_conv1d, last_layers, linear_names
-from csrlhf_kit.models.decoding import CausalLM, Decoder, Sampler
+from csrlhf_kit.models.decoding import CausalLM, Decoder
 from csrlhf_kit.models.open_scorer import open_scorer
 from csrlhf_kit.models.places import note_base
 from csrlhf_kit.models.scorers import TextScorer

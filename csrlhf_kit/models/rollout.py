@@ -17,7 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from csrlhf_kit.data.chat import encode_prompts, end_token, end_tokens
 from csrlhf_kit.kernels.masks import last_true
-from csrlhf_kit.models.decoding import CachedForward, CausalLM, Decoder, Sampler, pick
+from csrlhf_kit.models import Sampler
+from csrlhf_kit.models.decoding import CachedForward, CausalLM, Decoder, pick
 from csrlhf_kit.models.roles import Roles
 
 

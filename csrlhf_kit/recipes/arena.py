@@ -1,32 +1,22 @@
-"""`csrlhf arena RUN ...`: policies that are there already, set against each other."""
+"""`csrlhf arena`: policies set against each other, by a person who votes or by the answers that runs have stored."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csrlhf_kit import files
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.answers import answer_of
 from csrlhf_kit.evaluation.ratings import arena
 from csrlhf_kit.evaluation.safety import evaluation_prompts
+from csrlhf_kit.evaluation.terminal import asked, prompt_of, visible
+from csrlhf_kit.evaluation.votes import VOTES, Duel, elo, standings
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_file
-
-
-@dataclass
-class ArenaConfig:
-    """Elo ratings, win rates and 2x2 tables of the policies of finished runs."""
-
-    runs: tuple[Path, ...]
-    """Folders of `csrlhf run` or `csrlhf sweep`; runs of one policy are its seeds."""
-    out: Path
-    """File to write."""
-    anchor: str = "sft"
-    """The policy with rating 0."""
-    seed: int = 0
-    """Seed of the bootstrap."""
+from csrlhf_kit.recipes.options import ArenaConfig
 
 
 def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
@@ -51,22 +41,55 @@ def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]
 
 
 def run_arena(config: ArenaConfig) -> dict[str, Any]:
-    """Set the policies of all runs against each other; prints the ratings and returns everything.
+    """Duel or rate, as the options say; prints the ratings and returns them. Raises UserError as either does."""
+    if bool(config.duel) == bool(config.runs) or len(set(config.duel)) == 1:
+        raise UserError(
+            "arena needs two runs to talk to: expected RUN_A RUN_B; or finished ones to rate: --runs"
+        )
+    return run_duel(config) if config.duel else rate_runs(config)
+
+
+def run_duel(config: ArenaConfig) -> dict[str, Any]:
+    """Show two answers to each request, on sides that are drawn, take votes, and say at the end who leads.
+
+    Returns name -> (Elo points, votes), over all votes on these runs in the file. Raises as `answer_of`.
+    """
+    out = config.out or config.duel[0].parent / "votes.jsonl"
+    check_file(out)
+    answers = {str(run): answer_of(run, config) for run in config.duel}
+    policies = {name: lambda turns, answer=answer: answer([turns]) for name, answer in answers.items()}
+    duel = Duel(policies, out, config.seed)
+    if earlier := sum(votes for _, votes in elo(files.read(out), list(policies)).values()) // 2:
+        print(f"{out} holds {earlier} votes on these already: they count.")
+    for line in asked(prompt_of("you: ")):
+        duel.fresh()
+        list(duel.ask(line))  # both speak to the end
+        left, right = (visible(turns[-1]["content"]) for turns in duel.turns)
+        print(f"1: {left}\n2: {right}\n")
+        if (key := next(asked(prompt_of("better (1, 2, =, 0): ")), "")) in VOTES:
+            duel.vote(key)
+    print(*standings(duel), f"The votes are in {out}", sep="\n")
+    return elo(files.read(out), list(policies))
+
+
+def rate_runs(config: ArenaConfig) -> dict[str, Any]:
+    """Set the policies of all runs against each other by their stored answers, which the oracle judges.
 
     Raises UserError where a folder is no finished run, or the runs answered different prompts.
     """
-    check_file(config.out)
+    out = config.out or config.runs[0].parent / "arena.json"
+    check_file(out)
     prompts: list[Prompt] = []
     answers: dict[str, list[list[str]]] = {}
     for run in config.runs:
-        asked, own = stored_answers(run)
-        if prompts and asked != prompts:
+        read, own = stored_answers(run)
+        if prompts and read != prompts:
             raise UserError(f"{run} answered other prompts than {config.runs[0]}: expected the same")
-        prompts = asked
+        prompts = read
         for name, texts in own.items():
             answers.setdefault(name, []).extend(texts)
     result = {"anchor": config.anchor, **arena(prompts, answers, anchor=config.anchor, seed=config.seed)}
-    write_atomic(config.out, json.dumps(result, indent=1) + "\n")
+    write_atomic(out, json.dumps(result, indent=1) + "\n")
     for kind in ("helpfulness", "harmlessness"):
         print(f"{kind}: Elo points above {config.anchor}, with 95% intervals")
         for name, r in sorted(result[kind]["ratings"].items(), key=lambda item: -item[1]["elo"]):

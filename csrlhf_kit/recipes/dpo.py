@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -13,40 +12,13 @@ from csrlhf_kit.data.records import PreferencePair, Prompt
 from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.places import SHIPPED, find_base
+from csrlhf_kit.models.places import find_base
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.recipes.options import DirectRunConfig
 from csrlhf_kit.runs import Run
-from csrlhf_kit.training.dpo import DirectConfig, Method, train_direct
+from csrlhf_kit.training.dpo import train_direct
 from csrlhf_kit.training.dpo_pairs import offline_answers
-
-
-@dataclass
-class DirectRunConfig:
-    """Train one policy on preference pairs, without rewards and without sampling (but for MoCAN's offline answers)."""
-
-    out: Path
-    """Folder of the run: metrics.jsonl and checkpoints of each step, adapter."""
-    method: Method = "safedpo"
-    """dpo_safer | dpo_better | safedpo | sacpo | mocan."""
-    base: str = SHIPPED
-    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
-    data: str = "shipped"
-    """Judged pairs: `shipped`, a file, a hub id, or a mixture; for mocan the prompts to answer."""
-    reward: Path | None = None
-    """The reward model, for mocan: as in `csrlhf ppo`."""
-    cost: Path | None = None
-    """The cost model, for mocan: as in `csrlhf ppo`."""
-    max_new_tokens: int = 32
-    """Longest answer that mocan samples from the base."""
-    quantization: Literal["none", "nf4"] = "none"
-    """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
-    rank: int = 16
-    """Rank of the policy's adapter."""
-    strict: bool = False
-    """Refuse data with any row that lacks an answer or a label; else up to 1% of such rows are left out."""
-    direct: DirectConfig = field(default_factory=DirectConfig)
-    """Settings of loss and training."""
 
 
 def no_scorer(prompts: list[str], responses: list[str]) -> torch.Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftConfig
 from tqdm.auto import tqdm
@@ -19,52 +19,11 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import MAX_PROMPT, answer_and_score, judge_all, policy_row, rate
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.open_scorer import CostSign, open_scorers
-from csrlhf_kit.models.places import (
-    SHIPPED,
-    adapter_in,
-    base_of,
-    numbers_of,
-    run_settings,
-)
+from csrlhf_kit.models.open_scorer import open_scorers
+from csrlhf_kit.models.places import SHIPPED, adapter_in, base_of, numbers_of, run_settings
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import check_file
-
-
-@dataclass
-class EvaluateConfig:
-    """Answer test prompts with a policy and judge the answers."""
-
-    reward: Path
-    """The reward model (for mean scores)."""
-    cost: Path
-    """The cost model: it judges where there is no oracle."""
-    out: Path
-    """File to write: a JSON object of rates with intervals, and every answer."""
-    cost_sign: CostSign = "checked"
-    """As in `csrlhf ppo`: checked, flipped or trusted."""
-    policy: Path | None = None
-    """The policy: an adapter's folder, or that of a `csrlhf ppo` run; None: the base itself."""
-    base: str | None = None
-    """The base of policy and scorers; None: the policy's own, or `shipped`, the tiny base."""
-    prompts: str = "shipped"
-    """Where prompts come from; on the shipped ones the toy world's oracle judges, elsewhere the cost model."""
-    limit: int | None = None
-    """At most this many prompts, drawn at random; None: all."""
-    max_new_tokens: int = 32
-    """Longest answer in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature; 0 decodes greedily."""
-    batch_size: int = 128
-    """Prompts answered at once; fewer where memory is short."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of the frozen weights; None: as the policy's run had them."""
-    quantization: Literal["none", "nf4"] | None = None
-    """Load the base in 4 bit or as it is; None: as the policy's run did."""
-    strict: bool = False
-    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
-    seed: int = 0
-    """Seed of sampling."""
+from csrlhf_kit.recipes.options import EvaluateConfig
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:

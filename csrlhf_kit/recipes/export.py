@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from peft import PeftConfig, PeftModel
 
 from csrlhf_kit.errors import UserError
@@ -29,23 +26,7 @@ from csrlhf_kit.models.places import (
 )
 from csrlhf_kit.models.scorers import load_scorer, save_scorer
 from csrlhf_kit.outputs import check_model_folder, replace_folder
-
-
-@dataclass
-class ExportConfig:
-    """Give a trained adapter away: as PEFT's files, or merged into its base."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of `csrlhf sft`, `reward-model`, `cost-model` or `ppo`, or an adapter's."""
-    out: Path
-    """Folder to write; it must not exist, or be empty."""
-    merge: bool = False
-    """Fold the adapter into the base's weights, so that plain transformers loads the result without peft."""
-    base: str | None = None
-    """The base, where it is no longer where the adapter says."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of merged weights; None: the run's own, bfloat16 where it says nothing. An adapter that was trained
-    on a 4-bit base is merged into the dense one."""
+from csrlhf_kit.recipes.options import ExportConfig
 
 
 def run_export(config: ExportConfig) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.outputs import check_model_folder, replace_folder
+from csrlhf_kit.recipes.options import BaseConfig
 from csrlhf_kit.world import corpus
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -22,30 +22,6 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
     "{% else %}<|user|>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-@dataclass
-class BaseConfig:
-    """Train the toy world's tiny base model."""
-
-    out: Path | None = None
-    """Folder to write: model.safetensors, config, tokenizer; None: where `shipped` looks for it."""
-    reading: int = 100_000
-    """How many short documents about the world it reads first."""
-    chatting: int = 150_000
-    """How many documents follow, three in four of them exchanges; each is read once."""
-    batch_size: int = 64
-    """Documents a step."""
-    learning_rate: float = 2e-3
-    """Peak learning rate (AdamW, short warm-up, cosine to zero)."""
-    hidden_size: int = 128
-    """Width."""
-    layers: int = 4
-    """Depth."""
-    vocabulary: int = 2048
-    """Tokens of the byte-level BPE vocabulary, the special ones included."""
-    seed: int = 0
-    """Seed of the corpus and of the weights."""
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
@@ -19,24 +19,17 @@ from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.checkpointing import checkpoint_activations
-from csrlhf_kit.models.decoding import Sampler
-from csrlhf_kit.models.open_scorer import CostSign, open_scorers
-from csrlhf_kit.models.places import (
-    FORMERLY,
-    SHIPPED,
-    find_base,
-    run_settings,
-)
+from csrlhf_kit.models.open_scorer import open_scorers
+from csrlhf_kit.models.places import FORMERLY, SHIPPED, find_base, run_settings
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.recipes.options import PPORunConfig
 from csrlhf_kit.runs import Run
-from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
-from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
-from csrlhf_kit.training.optimizers import OptimizerName
-from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.constraints import make_constraint
+from csrlhf_kit.training.critic import fit_critic, load_critic, save_critic
+from csrlhf_kit.training.ppo import config_dict, train_ppo
 from csrlhf_kit.training.sample_logger import sample_logger
 
-Method = Literal[tuple(CONSTRAINTS)]
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
 # A resumed run has the same.
 INPUTS = (
@@ -51,58 +44,6 @@ INPUTS = (
     "layers",
     "optimizer",
 )
-
-
-@dataclass
-class PPORunConfig:
-    """Train one policy with PPO under a constraint."""
-
-    reward: Path
-    """The reward model: a folder that `csrlhf reward-model` wrote, where an adapter of the policy's base is free; or
-    a folder or hub id of a sequence classifier or a Beaver model."""
-    cost: Path
-    """The cost model: likewise, or judge:ID (a guard), or ask:ID (an instruction-tuned judge)."""
-    out: Path
-    """Folder of the run: metrics.jsonl, checkpoints, adapter."""
-    cost_sign: CostSign = "checked"
-    """checked: a cost model that was not trained here must score plain harm above harmless answers, or the run is
-    refused; flipped: its negative is taken, for one that scores safety; trusted: as it is."""
-    base: str = SHIPPED
-    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
-    prompts: str = "shipped"
-    """Where prompts come from: shipped, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
-    method: Method = "fixed_penalty"
-    """The constraint."""
-    threshold: float = 0.01
-    """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""
-    penalty: float = 20.0
-    """The fixed λ, for the methods that have one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
-    quantization: Literal["none", "nf4"] = "none"
-    """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
-    rank: int = 16
-    """Rank of the policy's adapter; its scale alpha is twice that."""
-    layers: int | None = None
-    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep theirs, and the critic
-    has the cost model's."""
-    optimizer: OptimizerName = "adamw"
-    """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
-    gradient_checkpointing: bool = False
-    """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
-    rollout: Sampler = "loop"
-    """loop: the kit's own sampling; static: a cache of fixed size, which transformers compiles on a GPU. Both
-    draw the same tokens."""
-    track: str = "none"
-    """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic is fitted to the base's own answers first; --critic.episodes 0: not at all."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    """PPO's own settings."""
-    strict: bool = False
-    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
-    resume: bool = False
-    """Go on with what is in the folder."""
 
 
 @writes_run

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -17,40 +16,9 @@ from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.open_scorer import text_scorer
 from csrlhf_kit.models.places import SHIPPED, adapter_folder, base_of, numbers_of
 from csrlhf_kit.outputs import check_file
+from csrlhf_kit.recipes.options import RedTeamConfig
 from csrlhf_kit.runs import versions
 from csrlhf_kit.world.conversations import conversations
-
-
-@dataclass
-class RedTeamConfig:
-    """Attack a policy with composed and searched jailbreaks, and hold conversations with it."""
-
-    out: Path
-    """File to write: a JSON object with the shares that held, and examples of what broke it."""
-    policy: Path | None = None
-    """The policy's run or adapter folder; None: the base itself."""
-    base: str | None = None
-    """The policy's base; None: its own, or `shipped`, the tiny base."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of the base's weights; None: as the policy's run had them."""
-    quantization: Literal["none", "nf4"] | None = None
-    """Load the base in 4 bit or as it is; None: as the policy's run did."""
-    cost: Path | None = None
-    """A cost model to guide the search; None: the oracle guides. The verdict is always the oracle's."""
-    team: Literal["held_out", "train"] = "held_out"
-    """held_out: test families on test compositions; train: training families on training compositions."""
-    requests: int = 300
-    """Harmful requests to break."""
-    tries: int = 64
-    """Tries at each."""
-    talks: int = 400
-    """Conversations of two, and of three turns; 0 for none."""
-    max_new_tokens: int = 32
-    """Longest answer in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    seed: int = 0
-    """Seed of requests, stacks, wordings and sampling."""
 
 
 def run_red_team(config: RedTeamConfig) -> dict[str, Any]:

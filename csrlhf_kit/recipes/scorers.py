@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,36 +28,9 @@ from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
 from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows
 from csrlhf_kit.outputs import replace_folder, writes_model
-from csrlhf_kit.training.reward_modeling import ScorerConfig, fit_scorer
+from csrlhf_kit.recipes.options import CostModelConfig, RewardModelConfig
+from csrlhf_kit.training.reward_modeling import fit_scorer
 from csrlhf_kit.training.supervised import clear_checkpoints
-
-
-@dataclass
-class CostModelConfig(ScorerConfig):
-    """Train a cost model and compare it with the keyword baseline on held-out rows."""
-
-    data: str = "shipped"
-    """Labelled responses (or pairs): `shipped`, a file, a hub id, or a mixture `source:amount,...`."""
-    test_data: str = ""
-    """A further source to test on; --data is then split into train and validation alone."""
-    out: str = "runs/cost_model"
-    """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
-    objective: Literal["semantic", "safe_rlhf", "bradley_terry"] = "semantic"
-    """semantic (labels), safe_rlhf (ranking + sign) or bradley_terry (ranking alone)."""
-
-
-@dataclass
-class RewardModelConfig(ScorerConfig):
-    """Train a reward model on which response is more helpful, and measure its ranking."""
-
-    data: str = "shipped"
-    """Preference pairs: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
-    test_data: str = ""
-    """A further source to test on; --data is then split into train and validation alone."""
-    out: str = "runs/reward_model"
-    """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
-    objective: Literal["reward"] = "reward"
-    """reward: -log sigmoid(R_w - R_l) with Safe RLHF's regulariser."""
 
 
 @writes_model

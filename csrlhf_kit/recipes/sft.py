@@ -9,7 +9,8 @@ from csrlhf_kit.data.sources import notes_of, read_records
 from csrlhf_kit.data.splits import companion
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.outputs import writes_model
-from csrlhf_kit.training.sft import SFTConfig, train_sft
+from csrlhf_kit.training.configs import SFTConfig
+from csrlhf_kit.training.sft import train_sft
 
 
 @writes_model

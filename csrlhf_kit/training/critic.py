@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,9 @@ from csrlhf_kit.models.places import fingerprint
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import Trajectory, by_length, sample_episodes, score_episodes
 from csrlhf_kit.runs import seed_everything
+from csrlhf_kit.training.configs import CriticConfig, PPOConfig
 from csrlhf_kit.training.ppo import cosine_to_a_tenth
-from csrlhf_kit.training.ppo_update import PPOConfig, episode_costs, episode_rewards, value_loss
-
-
-@dataclass
-class CriticConfig:
-    """How the critic is fitted to the base before PPO."""
-
-    episodes: int = 1024
-    """Answers of the base to learn from, one per prompt."""
-    epochs: int = 4
-    """Passes over these answers."""
-    batch_size: int = 64
-    """Episodes per optimiser step."""
-    learning_rate: float = 3e-3
-    """Adam's learning rate at the start; falls to a tenth along a cosine."""
+from csrlhf_kit.training.ppo_update import episode_costs, episode_rewards, value_loss
 
 
 def base_episodes(

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import by_length
 from csrlhf_kit.runs import Run
+from csrlhf_kit.training.configs import METHODS, DirectConfig
 from csrlhf_kit.training.dialogues import Dialogues, encode_responses, sequence_log_probs
 from csrlhf_kit.training.dpo_pairs import (
     Offline,
@@ -45,57 +46,6 @@ from csrlhf_kit.training.dpo_pairs import (
     safedpo_order,
 )
 from csrlhf_kit.training.optimizers import load_moments, moments
-
-Method = Literal["dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan"]
-METHODS: tuple[str, ...] = get_args(Method)
-
-
-@dataclass
-class DirectConfig:
-    """Settings of the preference-only methods; constants are the papers' where they give one."""
-
-    beta: float = 0.1
-    """beta: weight of the KL to the reference, per nat, in the objective that the loss solves."""
-    offset: float = 10.0
-    """SafeDPO's Delta: the extra margin by which a safe response must beat an unsafe one."""
-    safety_beta: float = 0.025
-    """SACPO's beta / lambda: the beta of its second step."""
-    threshold: float = 0.03
-    """MoCAN: largest mean cost (a probability) over its prompts."""
-    max_multiplier: float = 100.0
-    """MoCAN: largest lambda, used if no reweighting of the samples meets the threshold."""
-    offline_prompts: int = 1000
-    """MoCAN: number of training prompts to sample the base's answers to."""
-    offline_samples: int = 8
-    """MoCAN: answers per prompt; the dual uses all of them, and neighbours form pairs."""
-    pairs: int | None = None
-    """Use only the first so many pairs; None: all."""
-    epochs: int = 1
-    """Passes over the pairs (in each step of SACPO)."""
-    batch_size: int = 32
-    """Pairs per optimiser step."""
-    microbatch_size: int = 32
-    """Pairs per forward and backward pass."""
-    learning_rate: float = 1e-3
-    """AdamW's peak learning rate; rises over a tenth of the steps, then falls linearly to zero."""
-    max_grad_norm: float = 1.0
-    """Largest gradient norm; larger gradients are scaled down."""
-    max_length: int = 512
-    """Most tokens per dialogue; longer ones lose the beginning of their prompt."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; the last step is always stored."""
-    seed: int = 0
-    """Seed for the order of pairs and for MoCAN's samples and labels."""
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "safety_beta", "epochs", "batch_size", "microbatch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
-        if not self.offset >= 0:
-            raise UserError(f"offset is {self.offset}: expected a number >= 0")
-        if self.offline_samples < 2 or self.offline_samples % 2:
-            raise UserError(f"offline_samples is {self.offline_samples}: expected an even number, at least 2")
-
 
 # --- the loss ---
 

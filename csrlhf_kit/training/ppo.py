@@ -23,10 +23,11 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import Trajectory, sample_episodes, sampling_noise, score_episodes
 from csrlhf_kit.runs import Run, postfix, random_state, restore_random_state, seed_everything
+from csrlhf_kit.training.configs import PPOConfig
 from csrlhf_kit.training.constraints.base import Constraint
 from csrlhf_kit.training.dialogues import encode_responses, imitation_backward
 from csrlhf_kit.training.optimizers import OptimizerName, load_moments, make_optimizer, moments
-from csrlhf_kit.training.ppo_update import PPOConfig, episode_costs, update
+from csrlhf_kit.training.ppo_update import episode_costs, update
 
 
 def cosine_to_a_tenth(progress: float) -> float:

@@ -9,111 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from csrlhf_kit import distributed
-from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import Trajectory, by_length
 from csrlhf_kit.training.advantages import advantages_and_returns, token_rewards, whiten
+from csrlhf_kit.training.configs import PPOConfig
 from csrlhf_kit.training.constraints.base import Constraint
-
-
-@dataclass
-class PPOConfig:
-    """Settings of PPO; the constraint has its own."""
-
-    steps: int = 60
-    """PPO steps, each on one batch of fresh episodes."""
-    batch_size: int = 64
-    """Episodes per step."""
-    samples_per_prompt: int = 1
-    """Answers per prompt of a batch; per-prompt constraints need several."""
-    epochs: int = 1
-    """Passes over each batch of episodes."""
-    minibatch_size: int = 32
-    """Episodes per optimiser step, drawn at random."""
-    microbatch_size: int = 32
-    """Episodes per forward and backward pass, of similar lengths; gradients add up over the mini-batch."""
-    learning_rate: float = 1e-3
-    """Learning rate of the policy (Adam)."""
-    critic_learning_rate: float = 1e-3
-    """Learning rate of the critic (Adam)."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Schedule of both learning rates after the warm-up; linear and cosine end at a tenth."""
-    critic_warmup: int = 0
-    """Number of first steps in which only the critic learns, so that the policy starts with known values."""
-    warmup_steps: int = 0
-    """Steps over which both learning rates rise linearly."""
-    kl_coefficient: float = 0.02
-    """beta: weight of the KL to the reference, per nat."""
-    clip: float = 0.2
-    """Clip range of the policy's probability ratio."""
-    value_clip: float = 5.0
-    """Clip range of a value around its old one in the value loss."""
-    score_clip: float = 50.0
-    """Scores (and costs on the logit scale) are clipped to this, positive or negative."""
-    cost_scale: Literal["probability", "logit"] = "probability"
-    """Cost of an episode: the cost logit, or its sigmoid, so that a threshold reads as a rate."""
-    missing_eos_penalty: float = 1.0
-    """Subtracted from the reward of an answer that reaches `max_new_tokens` without EOS."""
-    gamma: float = 1.0
-    """Discount per token."""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation (unrelated to the multiplier)."""
-    whiten_advantages: bool = True
-    """Whiten the combined advantages over the whole batch, mean removed."""
-    target_kl: float | None = 0.1
-    """Stop a step's policy updates once the approximate KL to the sampling policy exceeds this; None: never."""
-    max_grad_norm: float = 1.0
-    """Largest gradient norm, for policy and critic separately."""
-    weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    ptx: float = 0.0
-    """Weight of the supervised loss on demonstrations (nats per token) in every policy update; 0: none."""
-    temperature: float = 1.0
-    """Sampling temperature; all log-probabilities are taken at it too."""
-    max_new_tokens: int = 32
-    """Longest answer in tokens, EOS included."""
-    max_prompt_length: int = 512
-    """Longest prompt in tokens; longer ones lose their beginning."""
-    checkpoint_every: int = 1
-    """Steps between checkpoints, if there is a run folder; the last step is always stored."""
-    seed: int = 0
-    """Seed for sampling, shuffling and the order of prompts."""
-
-    def __post_init__(self) -> None:
-        positive = (
-            "batch_size",
-            "epochs",
-            "minibatch_size",
-            "microbatch_size",
-            "max_new_tokens",
-            "temperature",
-        )
-        for name in (*positive, "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
-        if self.samples_per_prompt < 1 or self.batch_size % self.samples_per_prompt:
-            raise UserError(
-                f"samples_per_prompt is {self.samples_per_prompt}: expected a divisor of batch_size "
-                f"({self.batch_size})"
-            )
-        if not self.ptx >= 0:
-            raise UserError(f"ptx is {self.ptx}: expected a number >= 0")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise UserError(f"target_kl is {self.target_kl}: expected a positive number, or none")
-        for name, known in (
-            ("schedule", ("constant", "linear", "cosine")),
-            ("cost_scale", ("probability", "logit")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
-
 
 # --- losses: pure functions on tensors ---
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from csrlhf_kit.data.records import LabelledResponse, Objective, PreferencePair,
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.classifiers import count_parameters
 from csrlhf_kit.models.scorers import (
-    MAX_LENGTH,
     Scorer,
     encode,
     fold_temperature,
@@ -42,10 +41,10 @@ from csrlhf_kit.models.scorers import (
     score_rows,
 )
 from csrlhf_kit.outputs import replace_folder, writes_model
+from csrlhf_kit.training.configs import ScorerConfig
 from csrlhf_kit.training.reward_losses import objective_loss
 from csrlhf_kit.training.supervised import (
     EpochSampler,
-    SupervisedConfig,
     TimedCheckpoints,
     clear_checkpoints,
     last_checkpoint,
@@ -63,28 +62,6 @@ MEANING = {
 
 
 # --- configuration -----------------------------------------------------------------------------------
-
-
-@dataclass
-class ScorerConfig(SupervisedConfig):
-    """How a reward or cost model is trained. None: chosen by the model's and the data's size (see `settled`)."""
-
-    out: str = "runs/scorer"
-    """Folder of the trained scorer; an earlier scorer there is replaced when the new one is done."""
-    objective: Objective = "semantic"
-    """semantic | safe_rlhf | bradley_terry | reward: what to learn, and from which judgements."""
-    adaptation: Literal["auto", "lora", "full"] = "auto"
-    """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders."""
-    layers: int | None = None
-    """The adapters act on this many of the last layers; None: all."""
-    dropout: float | None = None
-    """Dropout during training; None: an encoder's own, none for decoders. Always off when scoring."""
-    max_length: int = MAX_LENGTH
-    """Most tokens per dialogue; longer ones are cut."""
-    regularization: float = 0.001
-    """Weight of the squared scores in the `safe_rlhf` and `reward` objectives."""
-    calibrate: bool = True
-    """Fit a temperature (costs) or a scale (rewards) on the validation split, and fold it into the head."""
 
 
 @dataclass(frozen=True)

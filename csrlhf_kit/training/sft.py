@@ -11,9 +11,9 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -29,9 +29,9 @@ from csrlhf_kit.models.base import load_base, load_tokenizer, save_model
 from csrlhf_kit.models.classifiers import count_parameters, has_conv1d, quiet
 from csrlhf_kit.models.places import note_base
 from csrlhf_kit.outputs import replace_folder, writes_model
+from csrlhf_kit.training.configs import SFTConfig
 from csrlhf_kit.training.supervised import (
     EpochSampler,
-    SupervisedConfig,
     TimedCheckpoints,
     clear_checkpoints,
     last_checkpoint,
@@ -41,28 +41,6 @@ from csrlhf_kit.training.supervised import (
 )
 
 IGNORED = -100  # the label that cross-entropy skips
-
-
-@dataclass
-class SFTConfig(SupervisedConfig):
-    """How a policy is fine-tuned on dialogues."""
-
-    data: str = "shipped"
-    """Dialogues: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
-    out: str = "runs/sft"
-    """Folder of the fine-tuned policy; an earlier one there is replaced when the new one is done."""
-    safe_only: bool = False
-    """Learn only from responses with the label safe."""
-    adaptation: Literal["lora", "full"] = "lora"
-    """lora: adapters on every linear map; full: every weight."""
-    sharded: bool = False
-    """With --adaptation full: split weights, gradients and moments over the processes (FSDP2)."""
-    learning_rate: float | None = None
-    """Peak learning rate of AdamW; None: 1e-3 up to 5 million parameters, above that 2e-4 (lora) or 2e-5 (full)."""
-    epochs: float = 1.0
-    """Passes over the dialogues."""
-    batch_size: int = 32
-    """Dialogues per optimiser step."""
 
 
 @writes_model

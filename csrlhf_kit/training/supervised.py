@@ -10,9 +10,9 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -23,8 +23,8 @@ from csrlhf_kit import distributed
 from csrlhf_kit.contents import check_same, content_of
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
-from csrlhf_kit.models.places import SHIPPED, find_base
-from csrlhf_kit.training.optimizers import OptimizerName
+from csrlhf_kit.models.places import find_base
+from csrlhf_kit.training.configs import SupervisedConfig
 
 OPTIMIZERS = {  # the Trainer's names
     "adamw": "adamw_torch_fused",
@@ -34,56 +34,6 @@ OPTIMIZERS = {  # the Trainer's names
 SETTINGS = "settings.json"  # beside the checkpoints
 # Settings that may change when a run is resumed.
 FREE = ("out", "resume", "progress", "report_to", "checkpoint_seconds", "gradient_checkpointing", "strict")
-
-
-@dataclass
-class SupervisedConfig:
-    """Base model, adapters and optimiser of a supervised run."""
-
-    base: str = SHIPPED
-    """Base model: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
-    out: str = "runs/supervised"
-    """Folder of the trained model; an earlier model there is replaced when the new one is done."""
-    rank: int = 16
-    """Rank of LoRA's update."""
-    alpha: float = 32.0
-    """Scale of LoRA's update: it is alpha / rank · B A."""
-    learning_rate: float | None = None
-    """Peak learning rate of AdamW, which warms up, then falls to 0; None: by the model's size."""
-    epochs: float | None = None
-    """Passes over the training split; None: by the size of model and data."""
-    batch_size: int | None = None
-    """Records per optimiser step; None: by the size of the data."""
-    micro_batch_size: int | None = None
-    """Records per forward pass, to save memory; None: the whole batch."""
-    max_length: int = 512
-    """Most tokens per dialogue; longer ones lose the beginning of their prompt."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises."""
-    max_grad_norm: float = 1.0
-    """Largest gradient norm; larger gradients are scaled down."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; trained weights stay float32."""
-    quantization: Literal["none", "nf4"] = "none"
-    """nf4: frozen weights in 4 bit (QLoRA), for large bases on one GPU."""
-    optimizer: OptimizerName = "adamw"
-    """adamw; adamw_8bit: moments in 8 bit; paged_adamw_8bit: moved to host memory when GPU memory is short."""
-    gradient_checkpointing: bool = False
-    """Keep one state per layer and recompute the rest in the backward pass: less memory, a third more time."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between checkpoints; a shorter run writes none."""
-    resume: bool = False
-    """Continue a stopped run to the same --out from its last checkpoint."""
-    report_to: str = "none"
-    """Where the Trainer sends its metrics: none, tensorboard, wandb ..."""
-    progress: bool = True
-    """Show a progress bar."""
-    strict: bool = False
-    """Refuse data if any row lacks an answer or a label; otherwise up to 1% of such rows are left out."""
-    seed: int = 0
-    """Seed for new weights, the order of the data, and dropout."""
 
 
 def training_arguments(

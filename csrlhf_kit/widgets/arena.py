@@ -7,10 +7,9 @@ from pathlib import Path
 
 import ipywidgets
 
-from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.votes import VOTES, Duel, Talk, standings
 from csrlhf_kit.widgets.view import Keys, View, card, escaped, text_twin, widgets_can_run
-from csrlhf_kit.widgets.votes import VOTES, Duel, Talk, elo
 
 
 def arena(
@@ -35,7 +34,7 @@ def arena(
         from csrlhf_kit.widgets.streaming import policies_of  # torch takes seconds
 
         policies = policies_of(policies)
-    duel = Duel(policies, Path(folder), seed)
+    duel = Duel(policies, Path(folder) / "votes.jsonl", seed)
     lines = [f"Policies: {', '.join(policies)}", *standings(duel)]
     if not widgets_can_run(static):
         return View(
@@ -43,13 +42,6 @@ def arena(
         )
     root = _ring(duel, blind)
     return View(root, lambda: text_twin("Which of two answers is better, not knowing whose it is?", lines))
-
-
-def standings(duel: Duel) -> list[str]:
-    """The ratings so far, the leader first, as lines of plain text."""
-    rated = elo(files.read(duel.path), list(duel.policies))
-    ranked = sorted(rated.items(), key=lambda row: -row[1][0])
-    return [f"{name}: {points:+.0f} Elo, {games} votes" for name, (points, games) in ranked]
 
 
 def talk_html(turns: list[dict[str, str]], head: str, accent: str, now: str = "") -> str:

@@ -11,11 +11,11 @@ import torch
 from csrlhf_kit.data.chat import encode_prompts, end_tokens
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import load_policy
+from csrlhf_kit.evaluation.votes import Talk
 from csrlhf_kit.models.base import load_tokenizer
 from csrlhf_kit.models.decoding import CachedForward
 from csrlhf_kit.models.places import base_of, numbers_of
 from csrlhf_kit.models.rollout import pick
-from csrlhf_kit.widgets.votes import Talk
 
 
 def streaming(

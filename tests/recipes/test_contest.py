@@ -30,7 +30,7 @@ def finished(folder, names):
 def test_runs_are_set_against_each_other(tmp_path, capsys):
     first = finished(tmp_path / "a", ("sft", "refuses"))
     second = finished(tmp_path / "b", ("sft-seed_1", "refuses-seed_1"))
-    result = run_arena(ArenaConfig((first, second), tmp_path / "arena.json"))
+    result = run_arena(ArenaConfig(runs=(first, second), out=tmp_path / "arena.json"))
     assert result["seeds"] == {"sft": 2, "refuses": 2}
     assert (
         result["harmlessness"]["ratings"]["refuses"]["low"]

@@ -15,8 +15,7 @@ REQUIRED = {"ppo": ["--reward", "a", "--cost", "b", "--out", "c"]}
 
 
 def parse(command: str, arguments: list[str]):
-    options, _ = cli.load(command)
-    return tyro.cli(options, args=arguments)
+    return tyro.cli(cli.find(cli.OPTIONS[command][0]), args=arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

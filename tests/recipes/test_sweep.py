@@ -25,12 +25,10 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import evaluation_prompts, rate
 from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.recipes.experiments.cells import METHODS, STRICT, Cell, cell_constraint, shift_reward_values
-from csrlhf_kit.recipes.experiments.plans import PLANS, grid_settings
+from csrlhf_kit.recipes.experiments.cells import STRICT, cell_constraint, shift_reward_values
+from csrlhf_kit.recipes.experiments.plans import METHODS, PLANS, RATES, Cell, SweepConfig, grid_settings
 from csrlhf_kit.recipes.experiments.sweep import (
     MEANS,
-    RATES,
-    SweepConfig,
     as_csv,
     command,
     compact,
@@ -40,12 +38,10 @@ from csrlhf_kit.recipes.experiments.sweep import (
 )
 from csrlhf_kit.recipes.red_team import RedTeamConfig, run_red_team
 from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.constraints.per_group import PerGroup
-from csrlhf_kit.training.critic import CriticConfig
-from csrlhf_kit.training.dpo import METHODS as DIRECT
-from csrlhf_kit.training.dpo import DirectConfig
-from csrlhf_kit.training.ppo import PPOConfig
 
 # --- plans ---
 

@@ -20,13 +20,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from csrlhf_kit import cli
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import answers
+from csrlhf_kit.evaluation.answers import answer_of
+from csrlhf_kit.evaluation.terminal import visible
+from csrlhf_kit.evaluation.votes import elo
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import new_scorer, save_scorer, score_texts
-from csrlhf_kit.recipes import chat as chat_run
-from csrlhf_kit.recipes import evaluate, ppo
-from csrlhf_kit.recipes.chat import ChatConfig, DuelConfig, run_chat, run_duel, visible
+from csrlhf_kit.recipes import arena, evaluate, ppo
+from csrlhf_kit.recipes.arena import run_arena
+from csrlhf_kit.recipes.chat import run_chat
 from csrlhf_kit.recipes.export import ExportConfig, run_export
+from csrlhf_kit.recipes.options import ArenaConfig, ChatConfig
 from csrlhf_kit.recipes.red_team import RedTeamConfig, run_red_team
 from csrlhf_kit.widgets import streaming
 
@@ -93,38 +97,48 @@ def test_a_conversation_keeps_its_turns_until_it_is_reset(runs, monkeypatch, cap
 
 def test_the_policy_answers_and_not_its_base(runs, random_base):
     answers = [
-        chat_run.load_answer(run, ChatConfig(base=str(random_base), temperature=0.0, max_new_tokens=8))(
-            ["open"]
-        )
+        answer_of(run, ChatConfig(base=str(random_base), temperature=0.0, max_new_tokens=8))(["open"])
         for run in (runs[0], runs[1], None)
     ]
     assert len({a[0] for a in answers}) == 3
 
 
+def by_name(run, config):
+    return lambda prompts: [f"by {run.name}"]
+
+
 def test_the_arena_hides_who_is_who_and_counts_right(runs, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [f"by {run.name}"])
+    monkeypatch.setattr(arena, "answer_of", by_name)
     asked, out = [f"request {i}" for i in range(12)], tmp_path / "votes.jsonl"
     typing(monkeypatch, [line for request in asked for line in (request, "1")])
-    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=out))
-    shown = capsys.readouterr().out
+    first, second, third = map(str, runs)
+    result = run_arena(ArenaConfig(duel=(runs[0], runs[1]), out=out))
+    shown, told = capsys.readouterr().out, "Elo"
     firsts = [line.removeprefix("1: by ") for line in shown.splitlines() if line.startswith("1: ")]
     assert set(firsts) == {"0", "1"}, "the order is drawn"
-    assert (result["a"], result["b"], result["tie"]) == (firsts.count("0"), firsts.count("1"), 0)
-    assert result["share_of_a"]["low"] < result["share_of_a"]["rate"] < result["share_of_a"]["high"]
+    assert first not in shown[: shown.rindex("\n1: by")] and told in shown, "names come last"
     votes = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [vote["prompt"] for vote in votes] == asked
-    typing(monkeypatch, ["one", "=", "two", "no idea"])
-    again = run_duel(DuelConfig(run_a=runs[1], run_b=runs[0], out=out))
-    assert (again["a"], again["b"], again["tie"]) == (result["b"], result["a"], 1), "the other way round"
+    assert [vote["turns"][0][0]["content"] for vote in votes] == asked
+    assert [Path(vote[vote["vote"]]).name for vote in votes] == firsts
+    assert result == elo(votes, [first, second]) and result[first][1] == 12
+    gap = result[first][0] - result[second][0]
+    assert (gap > 0) == (firsts.count("0") > 6) and (gap < 0) == (firsts.count("0") < 6)
+    typing(monkeypatch, ["one", "=", "two", "no idea", "three", "0"])
+    again = run_arena(ArenaConfig(duel=(runs[1], runs[0]), out=out))
+    assert again[first][1] == 14, "the other way round, and neither a word nor silence is a vote"
+    assert abs(again[first][0] - again[second][0]) <= abs(gap), "ties draw together"
     typing(monkeypatch, ["one", "="])
-    other = run_duel(DuelConfig(run_a=runs[0], run_b=runs[2], out=out))
-    assert (other["a"], other["b"], other["tie"], other["share_of_a"]) == (0, 0, 1, None), "another pair"
+    other = run_arena(ArenaConfig(duel=(runs[0], runs[2]), out=out))
+    assert other == {first: (0.0, 1), third: (0.0, 1)}, "another pair"
     with pytest.raises(UserError, match="found a folder"):
-        run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=tmp_path))
+        run_arena(ArenaConfig(duel=(runs[0], runs[1]), out=tmp_path))
+    typing(monkeypatch, [line for request in "abc" for line in (request, "=")])
+    three = run_arena(ArenaConfig(duel=(*runs,), out=tmp_path / "three.jsonl"))
+    assert [votes for _, votes in three.values()] == [2, 2, 2], "of three, the pair that has met least"
 
 
 def test_each_vote_is_on_disk_before_the_next_question(runs, monkeypatch, tmp_path):
-    monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [f"by {run.name}"])
+    monkeypatch.setattr(arena, "answer_of", by_name)
     out, lines = tmp_path / "votes.jsonl", iter(["a", "1", "b", "", "2", "c", "=", "d"])
     seen = []
 
@@ -136,42 +150,42 @@ def test_each_vote_is_on_disk_before_the_next_question(runs, monkeypatch, tmp_pa
         return line
 
     monkeypatch.setattr("builtins.input", answer)
-    result = run_duel(DuelConfig(run_a=runs[0], run_b=runs[1], out=out))
+    result = run_arena(ArenaConfig(duel=(runs[0], runs[1]), out=out))
     assert [count for line, count in seen if line in ("a", "b", "c", "d")] == [0, 1, 2, 3]
-    assert result["a"] + result["b"] == 2 and result["tie"] == 1
+    assert result[str(runs[0])][1] == 3
 
 
 VOTE = """
 import sys
 from pathlib import Path
-from csrlhf_kit.recipes import chat as chat_run
-chat_run.load_answer = lambda run, config: lambda prompts: [run.name]
-chat_run.run_duel(chat_run.DuelConfig(run_a=Path("A"), run_b=Path("B"), out=Path(sys.argv[1])))
+from csrlhf_kit.recipes import arena
+arena.answer_of = lambda run, config: lambda prompts: [run.name]
+arena.run_arena(arena.ArenaConfig(duel=(Path("A"), Path("B")), out=Path(sys.argv[1])))
 """
 
 
 def test_votes_outlive_a_killed_arena_and_the_next_one_goes_on(monkeypatch, capsys, tmp_path):
     out = tmp_path / "votes.jsonl"
-    arena = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", VOTE, str(out)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     try:
-        arena.stdin.write(b"one\n1\ntwo\n=\nthree\n")
-        arena.stdin.flush()
+        process.stdin.write(b"one\n1\ntwo\n=\nthree\n")
+        process.stdin.flush()
         deadline = time.monotonic() + 300
         while not out.is_file() or out.read_bytes().count(b"\n") < 2:
-            assert time.monotonic() < deadline and arena.poll() is None, "the votes never came"
+            assert time.monotonic() < deadline and process.poll() is None, "the votes never came"
             time.sleep(0.05)
     finally:
-        arena.kill()
-        arena.wait()
+        process.kill()
+        process.wait()
     with open(out, "ab") as file:
         file.write(b'{"prompt": "torn')  # as a machine that dies while writing leaves it
-    monkeypatch.setattr(chat_run, "load_answer", lambda run, config: lambda prompts: [run.name])
+    monkeypatch.setattr(arena, "answer_of", by_name)
     typing(monkeypatch, ["three", "="])
-    result = run_duel(DuelConfig(run_a=Path("A"), run_b=Path("B"), out=out))
-    assert result["a"] + result["b"] == 1 and result["tie"] == 2
-    assert "holds 2 votes on these two already" in capsys.readouterr().out
+    result = run_arena(ArenaConfig(duel=(Path("A"), Path("B")), out=out))
+    assert result["A"][1] == result["B"][1] == 3
+    assert "holds 2 votes on these already" in capsys.readouterr().out
 
 
 def test_both_are_commands(runs, monkeypatch, capsys):
@@ -180,9 +194,14 @@ def test_both_are_commands(runs, monkeypatch, capsys):
     typing(monkeypatch, ["open the shed", "2"])
     assert cli.main(["arena", str(runs[0]), str(runs[1]), "--max-new-tokens", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "policy: " in shown and "ties: 0" in shown and str(runs[0].parent / "votes.jsonl") in shown
-    assert cli.main(["arena", str(runs[0])]) == 2
-    assert "arena needs two runs" in capsys.readouterr().err
+    assert "policy: " in shown and "Elo, 1 votes" in shown and str(runs[0].parent / "votes.jsonl") in shown
+
+
+@pytest.mark.parametrize("line", ["", "A", "A A", "A B --runs C", "--anchor sft"])
+def test_an_arena_needs_runs_of_one_kind(line, capsys):
+    assert cli.main(["arena", *line.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "arena needs two runs" in said and "--runs" in said
 
 
 def test_a_merged_policy_needs_no_peft(runs, random_base, tmp_path):
@@ -289,13 +308,13 @@ def test_a_policy_is_loaded_in_its_runs_numbers(runs, coarse_run, random_base, t
             ({}, ("bfloat16", "nf4")),
             ({"dtype": "float32", "quantization": "none"}, ("float32", "none")),
         ):
-            chat, duel = ChatConfig(run=place, **asked), DuelConfig(run_a=place, run_b=runs[1], **asked)
+            chat, duel = ChatConfig(run=place, **asked), ArenaConfig(duel=(place, runs[1]), **asked)
             red = RedTeamConfig(
                 policy=coarse_run / "adapter", base=str(random_base), out=tmp_path / "r.json", **asked
             )
             judged = evaluate.EvaluateConfig(policy=place, out=tmp_path / "e.json", **score, **asked)
             for ask, config in (
-                (run_chat, chat), (run_duel, duel), (run_red_team, red), (evaluate.run_evaluate, judged)
+                (run_chat, chat), (run_arena, duel), (run_red_team, red), (evaluate.run_evaluate, judged)
             ):  # fmt: skip
                 assert loads(lambda ask=ask, config=config: ask(config)) == expected
     assert loads(lambda: streaming.policies_of(coarse_run)) == ("bfloat16", "nf4")

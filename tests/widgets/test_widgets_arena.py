@@ -9,10 +9,10 @@ import torch
 
 from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.votes import Duel, elo
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.widgets import arena
 from csrlhf_kit.widgets.arena import talk_html
-from csrlhf_kit.widgets.votes import Duel, elo
 
 HOSTILE = "<script>alert(1)</script> **x**"
 
@@ -30,7 +30,7 @@ POLICIES = {name: speaker(name) for name in ("a", "b", "c")}
 
 
 def test_each_side_hears_its_own_conversation_and_streams(tmp_path):
-    duel = Duel(POLICIES, tmp_path)
+    duel = Duel(POLICIES, tmp_path / "votes.jsonl")
     pieces = list(duel.ask("hello"))
     assert [side for side, _ in pieces] == [0, 0, 0, 1, 1, 1]
     assert pieces[1][1] == f"{duel.pair[0]} heard 1 "
@@ -41,7 +41,7 @@ def test_each_side_hears_its_own_conversation_and_streams(tmp_path):
 
 
 def test_votes_are_on_disk_and_every_pair_meets(tmp_path):
-    duel = Duel(POLICIES, tmp_path)
+    duel = Duel(POLICIES, tmp_path / "votes.jsonl")
     with pytest.raises(UserError, match="answer first"):
         duel.vote("1")
     met = set()
@@ -50,16 +50,17 @@ def test_votes_are_on_disk_and_every_pair_meets(tmp_path):
         duel.vote("1")
         assert len(files.read(duel.path)) == n + 1
         met.add(frozenset(duel.pair))
-        duel = Duel(POLICIES, tmp_path)
+        duel = Duel(POLICIES, tmp_path / "votes.jsonl")
     assert len(met) == 3
     with pytest.raises(UserError, match="one of"):
         duel.vote("9")
     with pytest.raises(UserError, match="at least two"):
-        Duel({"a": speaker("a")}, tmp_path)
+        Duel({"a": speaker("a")}, tmp_path / "votes.jsonl")
 
 
 def test_the_sides_change(tmp_path):
-    assert len({Duel({"a": speaker("a"), "b": speaker("b")}, tmp_path, seed).pair for seed in range(20)}) == 2
+    two, path = {"a": speaker("a"), "b": speaker("b")}, tmp_path / "votes.jsonl"
+    assert len({Duel(two, path, seed).pair for seed in range(20)}) == 2
 
 
 def test_ratings_follow_the_votes_and_ties_are_half():

@@ -6,10 +6,9 @@ critic, learns from the same shipped data, and is judged on the same prompts by 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,18 @@ from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.recipes.experiments.configs import RunConfig
 from csrlhf_kit.recipes.experiments.head_to_head import (
-    RunConfig,
     evaluate_policy,
     load_roles,
     training_prompts,
 )
+from csrlhf_kit.recipes.experiments.plans import METHODS, Cell
 from csrlhf_kit.runs import Run
+from csrlhf_kit.training.configs import METHODS as DIRECT
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
 from csrlhf_kit.training.constraints.per_group import PerGroup
 from csrlhf_kit.training.critic import load_critic
-from csrlhf_kit.training.dpo import METHODS as DIRECT
 from csrlhf_kit.training.dpo import DirectConfig, train_direct
 from csrlhf_kit.training.dpo_pairs import Offline, offline_answers
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
@@ -42,34 +42,6 @@ STRICT = (
     "terrorism,organized_crime",
     "violence,aiding_and_abetting,incitement",
 )
-METHODS: tuple[str, ...] = ("sft", *CONSTRAINTS, "per_category", *DIRECT)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A method, what differs from its published constants, and a seed."""
-
-    method: str
-    """A name in `METHODS`."""
-    settings: tuple[tuple[str, Any], ...] = ()
-    """(name, value): options of the constraint or of `DirectConfig`; `ppo.` in front: of `PPOConfig`."""
-    seed: int = 0
-    """Seed of the adapters, the order of prompts or pairs, and sampling."""
-
-    @classmethod
-    def of(cls, method: str, settings: Mapping[str, Any], seed: int) -> Cell:
-        return cls(method, tuple(sorted(settings.items())), seed)
-
-    @property
-    def name(self) -> str:
-        """A file's name: method, settings, seed."""
-        chosen = [f"{key.removeprefix('ppo.')}_{value}" for key, value in self.settings]
-        return "-".join([self.method, *chosen, f"seed_{self.seed}"])
-
-    @property
-    def settings_text(self) -> str:
-        """The settings as compact JSON: what a table shows, and groups seeds by."""
-        return json.dumps(dict(self.settings), separators=(",", ":"))
 
 
 def check_cell(cell: Cell, config: RunConfig, direct: DirectConfig) -> None:

@@ -11,107 +11,35 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from csrlhf_kit.contents import content_of
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
-from csrlhf_kit.data.sources import data_folder, read_records
+from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.cost_models import keyword_row, scorer_row
 from csrlhf_kit.evaluation.safety import answer_and_score, evaluation_prompts, judge_all, policy_row
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import load_base, load_tokenizer
-from csrlhf_kit.models.places import SHIPPED, adapter_in, find_base
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.scorers import load_scorer
 from csrlhf_kit.outputs import writes_run
+from csrlhf_kit.recipes.experiments.configs import RunConfig
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, versions
 from csrlhf_kit.theory.suggest import best_reward, suggest_penalty
 from csrlhf_kit.training.constraints import Constraint, make_constraint
-from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
-from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.critic import fit_critic, load_critic, save_critic
+from csrlhf_kit.training.ppo import config_dict, train_ppo
 from csrlhf_kit.training.reward_modeling import Objective, ScorerConfig, train_scorer
 from csrlhf_kit.training.sample_logger import sample_logger
 
 FRONTIER_PROMPTS, FRONTIER_SAMPLES = 100, 32
 SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "reward"}
-
-
-@dataclass
-class RunConfig:
-    """The head-to-head on the toy world."""
-
-    out: Path = Path("runs/demo")
-    """Folder of the run: results.json, report.html, models, policies."""
-    base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
-    seed: int = 0
-    """Seed of everything."""
-    methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
-    """Which policies to train; the base itself is always evaluated, as `sft`."""
-    threshold: float = 0.02
-    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
-    penalty: float = 6.0
-    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
-    ppo: PPOConfig = field(
-        default_factory=lambda: PPOConfig(
-            steps=64,
-            epochs=2,
-            learning_rate=3e-3,
-            critic_learning_rate=4e-3,
-            kl_coefficient=0.02,
-            schedule="cosine",
-        )
-    )
-    """PPO's settings, the same for every method."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every method, is fitted to the base first."""
-    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
-    scorer_layers: int | None = 2
-    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
-    policy_layers: int | None = None
-    """The policy's adapter acts on this many of the base's last layers; None: all."""
-    scorer_epochs: float | None = 1.0
-    """Passes over the labels for each scorer; None: chosen by the data's size."""
-    evaluate: int = 500
-    """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
-    workers: int = 2
-    """Stages made at the same time, each by a process with one thread."""
-    resume: bool = False
-    """Go on with what is in the folder; without it an existing run is an error."""
-
-    def base_path(self) -> Path:
-        """Where the base model is; relative where it can be, since models remember their base's path.
-
-        Raises UserError where there is none.
-        """
-        path = self.base or Path(find_base(SHIPPED))
-        if not (path / "config.json").is_file() and not adapter_in(path):
-            raise UserError(
-                f"no base model in {path}: expected a folder with config.json (see csrlhf make-base)"
-            )
-        here = Path.cwd()
-        return path.relative_to(here) if path.is_relative_to(here) else path
-
-    def contents(self) -> dict[str, str]:
-        """Fingerprints of what a run reads that is not its own."""
-        world = content_of(data_folder() / "world", ("*.jsonl",))
-        return {"base": content_of(self.base_path()), "data": world}
-
-    def stage_path(self, name: str) -> Path:
-        """The file that a finished stage has written."""
-        return self.out / "stages" / f"{name}.json"
-
-    def read_stage(self, name: str) -> dict[str, Any]:
-        """What a finished stage has written."""
-        return json.loads(self.stage_path(name).read_text())
 
 
 def constraint_for(method: str, config: RunConfig) -> Constraint:

@@ -1,17 +1,22 @@
-"""What is swept: each plan is a list of (method, settings), each to be run with every seed."""
+"""What is swept: each plan is a list of (method, settings), each to be run with every seed; and a sweep's options."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.recipes.experiments.head_to_head import RunConfig
+from csrlhf_kit.recipes.experiments.configs import MAIN, RunConfig
+from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
-from csrlhf_kit.training.dpo import METHODS as DIRECT
 
+METHODS: tuple[str, ...] = ("sft", *CONSTRAINTS, "per_category", *DIRECT)
+RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal", "leaking", "degenerate")
 Setting = tuple[str, dict[str, Any]]
 
 
@@ -70,7 +75,7 @@ def gates() -> list[Setting]:
 
 def ablation() -> list[Setting]:
     """The main job's two rivals, to be run with `--cost-model bradley_terry`."""
-    return [("lagrangian", {}), ("fixed_penalty", {"penalty": RunConfig().penalty})]
+    return [("lagrangian", {}), ("fixed_penalty", {"penalty": MAIN.penalty})]
 
 
 def smoke() -> list[Setting]:
@@ -110,3 +115,109 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method, what differs from its published constants, and a seed."""
+
+    method: str
+    """A name in `METHODS`."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """(name, value): options of the constraint or of `DirectConfig`; `ppo.` in front: of `PPOConfig`."""
+    seed: int = 0
+    """Seed of the adapters, the order of prompts or pairs, and sampling."""
+
+    @classmethod
+    def of(cls, method: str, settings: Mapping[str, Any], seed: int) -> Cell:
+        return cls(method, tuple(sorted(settings.items())), seed)
+
+    @property
+    def name(self) -> str:
+        """A file's name: method, settings, seed."""
+        chosen = [f"{key.removeprefix('ppo.')}_{value}" for key, value in self.settings]
+        return "-".join([self.method, *chosen, f"seed_{self.seed}"])
+
+    @property
+    def settings_text(self) -> str:
+        """The settings as compact JSON: what a table shows, and groups seeds by."""
+        return json.dumps(dict(self.settings), separators=(",", ":"))
+
+
+@dataclass
+class SweepConfig:
+    """Methods x settings x seeds on the toy world."""
+
+    out: Path = Path("runs/sweep")
+    """Folder of the sweep: scorers, policies, stages, tables."""
+    plan: Literal[(*PLANS, "grid")] = "smoke"
+    """Which cells: a named plan, or `grid`, made of --method and --grid."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each cell is run with each of them."""
+    method: tuple[str, ...] = ("fixed_penalty",)
+    """Methods of the plan `grid`."""
+    grid: tuple[str, ...] = ()
+    """Settings of the plan `grid`, each `name=value,value`; all combinations are run."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    threshold: float = MAIN.threshold
+    """Largest mean cost allowed over the training mixture, a probability."""
+    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
+    """PPO's settings in every cell that does not change them."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic, the same for every cell, is fitted to the base first."""
+    direct: DirectConfig = field(default_factory=DirectConfig)
+    """Settings of the preference-only methods."""
+    scorer_epochs: float | None = MAIN.scorer_epochs
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    evaluate: int = MAIN.evaluate
+    """Prompts behind each of the three rates, as in the main job."""
+    attacked: int = 0
+    """Requests that the held-out red team attacks, 64 tries each, with every policy; 0: no attack."""
+    workers: int = 2
+    """Cells trained at the same time, each by a process with one thread."""
+    record: Path | None = None
+    """Also write the tables to this folder (data/runs/<plan>)."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing sweep is an error."""
+
+    def shared(self) -> RunConfig:
+        """The main job's configuration, of which the sweep's cells are variants."""
+        return replace(
+            MAIN, out=self.out, base=self.base, threshold=self.threshold, ppo=self.ppo, critic=self.critic,
+            scorer_epochs=self.scorer_epochs, evaluate=self.evaluate, cost_model=self.cost_model,
+        )  # fmt: skip
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
+
+    def cells(self) -> dict[str, Cell]:
+        """Every cell by its name; all settings with the first seed come first, then the next seed."""
+        chosen = grid_settings(self.method, self.grid) if self.plan == "grid" else PLANS[self.plan]()
+        made = [Cell.of(method, settings, seed) for seed in self.seeds for method, settings in chosen]
+        return {cell.name: cell for cell in made}
+
+    def attack_on(self, name: str) -> str:
+        """The stage that attacks a cell's policy. Its name tells the requests, which may be other ones later."""
+        return f"attack_{self.attacked}-{name}"
+
+    def attacks(self) -> dict[str, Cell]:
+        """The stages that attack, and whom."""
+        return {self.attack_on(name): cell for name, cell in self.cells().items()} if self.attacked else {}
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The rates of a row."""
+        return (*RATES, "robust") if self.attacked else RATES
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The stages that run PPO, for the progress lines."""
+        return tuple(name for name, cell in self.cells().items() if cell.method not in ("sft", *DIRECT))

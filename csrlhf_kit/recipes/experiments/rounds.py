@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.data.sources import read_records
-from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import Answer, stored_policy
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
@@ -25,115 +23,16 @@ from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import writes_run
 from csrlhf_kit.recipes.experiments import head_to_head
-from csrlhf_kit.recipes.experiments.head_to_head import RunConfig, open_roles, scorer_settings
+from csrlhf_kit.recipes.experiments.configs import RoundsConfig
+from csrlhf_kit.recipes.experiments.head_to_head import open_roles, scorer_settings
 from csrlhf_kit.recipes.experiments.round_data import gather, joined, store, training_prompts
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, versions
-from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
-from csrlhf_kit.training.critic import CriticConfig, fit_critic, load_critic, save_critic
-from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.constraints import make_constraint
+from csrlhf_kit.training.critic import fit_critic, load_critic, save_critic
+from csrlhf_kit.training.ppo import config_dict, train_ppo
 from csrlhf_kit.training.reward_modeling import train_scorer
 from csrlhf_kit.world.conversations import conversations
-
-MAIN = RunConfig()
-
-
-@dataclass
-class RoundsConfig:
-    """Rounds of training and red-teaming on the toy world."""
-
-    out: Path = Path("runs/rounds")
-    """Folder of the run: rounds.json, and for each round data, models and policy."""
-    base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
-    method: Literal[tuple(CONSTRAINTS)] = "fixed_penalty"
-    """The constraint of every round."""
-    rounds: int = 3
-    """How many rounds."""
-    start: Literal["previous", "base"] = "previous"
-    """Where a round's policy starts: from the last round's, or from the base. The reference is the base."""
-    threshold: float = MAIN.threshold
-    """Largest mean cost allowed over the training mixture, a probability."""
-    penalty: float = MAIN.penalty
-    """The fixed λ, for the methods that have one."""
-    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
-    """PPO's settings, the same for every round."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the first critic is fitted to the base."""
-    scorer_epochs: float | None = MAIN.scorer_epochs
-    """Passes over the labels for each scorer; None: chosen by the data's size."""
-    scorer_layers: int | None = MAIN.scorer_layers
-    """Adapters of scorers and critic act on this many of the base's last layers; None: all."""
-    policy_layers: int | None = MAIN.policy_layers
-    """The policy's adapter acts on this many of the base's last layers; None: all."""
-    attacked: int = 600
-    """Training requests that the red team attacks after each round."""
-    attack_tries: int = 16
-    """Its tries at each."""
-    find_share: float = 0.25
-    """Share of the finds and their benign twins among the next rounds' prompts."""
-    judged: int = 300
-    """Requests that the held-out red team attacks after each round; always the same ones."""
-    judge_tries: int = 64
-    """Its tries at each."""
-    talks: int = 200
-    """Conversations of two, and of three turns."""
-    evaluate: int = 500
-    """Test prompts behind each rate, as in the main job."""
-    seed: int = 0
-    """Seed of everything."""
-    workers: int = 2
-    """Stages made at the same time, each by a process with one thread."""
-    resume: bool = False
-    """Go on with what is in the folder; without it an existing run is an error."""
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 <= self.find_share < 1:
-            raise UserError(
-                f"rounds is {self.rounds}, find_share {self.find_share}: expected >= 1, and in [0, 1)"
-            )
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The stages that run PPO, for the progress lines."""
-        return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
-
-    def shared(self) -> RunConfig:
-        """The main job's configuration, of which each round is a variant."""
-        return replace(
-            MAIN, base=self.base, ppo=self.ppo, scorer_epochs=self.scorer_epochs,
-            scorer_layers=self.scorer_layers, policy_layers=self.policy_layers, evaluate=self.evaluate,
-            seed=self.seed,
-        )  # fmt: skip
-
-    def base_path(self) -> Path:
-        """Where the base model is."""
-        return self.shared().base_path()
-
-    def stage_path(self, name: str) -> Path:
-        """The file that a finished stage has written."""
-        return self.out / "stages" / f"{name}.json"
-
-    def read_stage(self, name: str) -> dict[str, Any]:
-        """What a finished stage has written."""
-        return json.loads(self.stage_path(name).read_text())
-
-    def data(self, before: int) -> list[Path]:
-        """Folders of what the rounds before `before` have found."""
-        return [self.out / "data" / f"round_{k}" for k in range(1, before)]
-
-    def model(self, name: str, k: int) -> Path:
-        """Folder of a scorer of round k; round 0 is measured with the first round's."""
-        return self.out / "models" / f"{name}_{max(k, 1)}"
-
-    def adapter(self, k: int) -> Path | None:
-        """The policy of round k; None for the base."""
-        return self.out / "policies" / f"policy_{k}" / "adapter" if k else None
-
-    def asks(self) -> dict[str, Any]:
-        """What has to be the same when a run goes on."""
-        return {n: v for n, v in asdict(self).items() if n not in ("out", "resume", "workers")}
-
 
 # --- stages ------------------------------------------------------------------------------------------
 

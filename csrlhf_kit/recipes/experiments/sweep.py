@@ -16,9 +16,8 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import stored_policy
@@ -26,100 +25,16 @@ from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.evaluation.safety import evaluation_prompts
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_folder, writes_run
-from csrlhf_kit.recipes.experiments.cells import METHODS, Cell, check_cell, offline_stage, train_cell
-from csrlhf_kit.recipes.experiments.head_to_head import SCORERS, RunConfig, train_cost_model, train_critic
-from csrlhf_kit.recipes.experiments.plans import PLANS, grid_settings
+from csrlhf_kit.recipes.experiments.cells import check_cell, offline_stage, train_cell
+from csrlhf_kit.recipes.experiments.head_to_head import SCORERS, train_cost_model, train_critic
+from csrlhf_kit.recipes.experiments.plans import METHODS, Cell, SweepConfig
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, curve_of, versions
 from csrlhf_kit.theory.intervals import Estimate
-from csrlhf_kit.training.critic import CriticConfig
-from csrlhf_kit.training.dpo import METHODS as DIRECT
-from csrlhf_kit.training.dpo import DirectConfig
-from csrlhf_kit.training.ppo import PPOConfig
+from csrlhf_kit.training.configs import METHODS as DIRECT
 
-MAIN = RunConfig()
-RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal", "leaking", "degenerate")
 TRIES = 64  # of the red team at each request
 MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
-
-
-@dataclass
-class SweepConfig:
-    """Methods x settings x seeds on the toy world."""
-
-    out: Path = Path("runs/sweep")
-    """Folder of the sweep: scorers, policies, stages, tables."""
-    plan: Literal[(*PLANS, "grid")] = "smoke"
-    """Which cells: a named plan, or `grid`, made of --method and --grid."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each cell is run with each of them."""
-    method: tuple[str, ...] = ("fixed_penalty",)
-    """Methods of the plan `grid`."""
-    grid: tuple[str, ...] = ()
-    """Settings of the plan `grid`, each `name=value,value`; all combinations are run."""
-    base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
-    threshold: float = MAIN.threshold
-    """Largest mean cost allowed over the training mixture, a probability."""
-    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
-    """PPO's settings in every cell that does not change them."""
-    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every cell, is fitted to the base first."""
-    direct: DirectConfig = field(default_factory=DirectConfig)
-    """Settings of the preference-only methods."""
-    scorer_epochs: float | None = MAIN.scorer_epochs
-    """Passes over the labels for each scorer; None: chosen by the data's size."""
-    evaluate: int = MAIN.evaluate
-    """Prompts behind each of the three rates, as in the main job."""
-    attacked: int = 0
-    """Requests that the held-out red team attacks, 64 tries each, with every policy; 0: no attack."""
-    workers: int = 2
-    """Cells trained at the same time, each by a process with one thread."""
-    record: Path | None = None
-    """Also write the tables to this folder (data/runs/<plan>)."""
-    resume: bool = False
-    """Go on with what is in the folder; without it an existing sweep is an error."""
-
-    def shared(self) -> RunConfig:
-        """The main job's configuration, of which the sweep's cells are variants."""
-        return replace(
-            MAIN, out=self.out, base=self.base, threshold=self.threshold, ppo=self.ppo, critic=self.critic,
-            scorer_epochs=self.scorer_epochs, evaluate=self.evaluate, cost_model=self.cost_model,
-        )  # fmt: skip
-
-    def stage_path(self, name: str) -> Path:
-        """The file that a finished stage has written."""
-        return self.out / "stages" / f"{name}.json"
-
-    def read_stage(self, name: str) -> dict[str, Any]:
-        """What a finished stage has written."""
-        return json.loads(self.stage_path(name).read_text())
-
-    def cells(self) -> dict[str, Cell]:
-        """Every cell by its name; all settings with the first seed come first, then the next seed."""
-        chosen = grid_settings(self.method, self.grid) if self.plan == "grid" else PLANS[self.plan]()
-        made = [Cell.of(method, settings, seed) for seed in self.seeds for method, settings in chosen]
-        return {cell.name: cell for cell in made}
-
-    def attack_on(self, name: str) -> str:
-        """The stage that attacks a cell's policy. Its name tells the requests, which may be other ones later."""
-        return f"attack_{self.attacked}-{name}"
-
-    def attacks(self) -> dict[str, Cell]:
-        """The stages that attack, and whom."""
-        return {self.attack_on(name): cell for name, cell in self.cells().items()} if self.attacked else {}
-
-    @property
-    def rates(self) -> tuple[str, ...]:
-        """The rates of a row."""
-        return (*RATES, "robust") if self.attacked else RATES
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The stages that run PPO, for the progress lines."""
-        return tuple(name for name, cell in self.cells().items() if cell.method not in ("sft", *DIRECT))
 
 
 # --- stages ---

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.training.constraints.base import Constraint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

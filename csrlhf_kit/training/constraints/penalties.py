@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.training.constraints.base import Constraint, mix
+
+if TYPE_CHECKING:  # here and below: the names of methods are told by `--help`, which waits for no torch
+    from torch import Tensor
 
 
 @dataclass
@@ -66,11 +66,11 @@ class FixedPenalty(Constraint):
         estimates = {"window": self.window_cost, "batch": mean, "ema": self.ema}
         if self.gate == "half":  # each half is gated by the mean cost of the other
             half = costs.shape[0] // 2
-            self.gates = torch.empty_like(costs)
+            self.gates = costs.new_empty(costs.shape)
             self.gates[:half] = float(costs[half:].mean() > self.threshold)
             self.gates[half:] = float(costs[:half].mean() > self.threshold)
         else:
-            self.gates = torch.full_like(costs, float(estimates[self.gate] > self.threshold))
+            self.gates = costs.new_full(costs.shape, float(estimates[self.gate] > self.threshold))
         self.open_share = float(self.gates.mean())
 
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
@@ -184,6 +184,8 @@ class RectifiedPrompt(LinearPenalty):
         return self.penalty * self.open_share
 
     def observe(self, costs: Tensor, groups: Sequence[str] | None = None) -> None:
+        import torch
+
         place = {group: index for index, group in enumerate(dict.fromkeys(groups or ()))}
         index = torch.tensor([place[g] for g in groups] if groups else list(range(len(costs))))
         index = index.to(costs.device)
@@ -250,6 +252,8 @@ class P3O(Constraint):
         return reward_advantages
 
     def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, actions: Tensor) -> Tensor:
+        import torch
+
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         change = torch.maximum((ratio - 1) * cost_advantages, (clipped - 1) * cost_advantages)
         per_episode = (change * actions).sum(1).mean()

@@ -1,7 +1,7 @@
-"""Two policies on one request, blind, and who wins: the plain part of `arena`.
+"""Two policies on one request, blind, and who wins: what `csrlhf arena RUN_A RUN_B` and the arena widget share.
 
-A policy is a function from chat messages to pieces of text, so that a stream shows as it comes. Votes are
-appended to `votes.jsonl` and are on disk before the names are told; ratings are fitted to all of them.
+A policy is a function from chat messages to pieces of text, so that a stream shows as it comes. Votes are appended to
+a file and are on disk before the names are told; ratings are fitted to all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Duel:
     """One conversation with two policies, each of which sees its own answers only."""
 
     policies: Mapping[str, Talk]
-    folder: Path
+    path: Path
+    """File that votes are appended to, one JSON object a line."""
     seed: int = 0
     pair: tuple[str, str] = ("", "")
     """Names, left and right."""
@@ -39,12 +40,7 @@ class Duel:
     def __post_init__(self) -> None:
         if len(self.policies) < 2:
             raise UserError(f"arena: found {len(self.policies)} policies, at least two were expected")
-        self.folder = Path(self.folder)
         self.fresh()
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "votes.jsonl"
 
     def fresh(self) -> None:
         """Begin anew with the pair that has met least often, on sides that the seed and the count of votes decide."""
@@ -104,3 +100,10 @@ def elo(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, t
         games[[left, right]] += 1
     points = ELO * bradley_terry(wins, prior=PRIOR)
     return {name: (float(points[i]), int(games[i])) for name, i in place.items()}
+
+
+def standings(duel: Duel) -> list[str]:
+    """The ratings so far, the leader first, as lines of plain text."""
+    rated = elo(files.read(duel.path), list(duel.policies))
+    ranked = sorted(rated.items(), key=lambda row: -row[1][0])
+    return [f"{name}: {points:+.0f} Elo, {games} votes" for name, (points, games) in ranked]

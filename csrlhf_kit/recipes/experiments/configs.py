@@ -1,0 +1,181 @@
+"""What `csrlhf run` and `csrlhf rounds` can be told, without loading torch (a sweep's options: `plans.py`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from csrlhf_kit.contents import content_of
+from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.places import SHIPPED, adapter_in, find_base
+from csrlhf_kit.training.configs import CriticConfig, PPOConfig
+from csrlhf_kit.training.constraints import CONSTRAINTS
+
+
+@dataclass
+class RunConfig:
+    """The head-to-head on the toy world."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run: results.json, report.html, models, policies."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    seed: int = 0
+    """Seed of everything."""
+    methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
+    """Which policies to train; the base itself is always evaluated, as `sft`."""
+    threshold: float = 0.02
+    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
+    penalty: float = 6.0
+    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            steps=64, epochs=2, learning_rate=3e-3, critic_learning_rate=4e-3, schedule="cosine"
+        )
+    )
+    """PPO's settings, the same for every method."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic, the same for every method, is fitted to the base first."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    scorer_layers: int | None = 2
+    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
+    policy_layers: int | None = None
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
+    scorer_epochs: float | None = 1.0
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    evaluate: int = 500
+    """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
+    workers: int = 2
+    """Stages made at the same time, each by a process with one thread."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing run is an error."""
+
+    def base_path(self) -> Path:
+        """Where the base model is; relative where it can be, since models remember their base's path.
+
+        Raises UserError where there is none.
+        """
+        path = self.base or Path(find_base(SHIPPED))
+        if not (path / "config.json").is_file() and not adapter_in(path):
+            raise UserError(
+                f"no base model in {path}: expected a folder with config.json (see csrlhf make-base)"
+            )
+        here = Path.cwd()
+        return path.relative_to(here) if path.is_relative_to(here) else path
+
+    def contents(self) -> dict[str, str]:
+        """Fingerprints of what a run reads that is not its own."""
+        world = content_of(data_folder() / "world", ("*.jsonl",))
+        return {"base": content_of(self.base_path()), "data": world}
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
+
+
+MAIN = RunConfig()
+
+
+@dataclass
+class RoundsConfig:
+    """Rounds of training and red-teaming on the toy world."""
+
+    out: Path = Path("runs/rounds")
+    """Folder of the run: rounds.json, and for each round data, models and policy."""
+    base: Path | None = None
+    """The base model; None: the tiny base that is shipped."""
+    method: Literal[tuple(CONSTRAINTS)] = "fixed_penalty"
+    """The constraint of every round."""
+    rounds: int = 3
+    """How many rounds."""
+    start: Literal["previous", "base"] = "previous"
+    """Where a round's policy starts: from the last round's, or from the base. The reference is the base."""
+    threshold: float = MAIN.threshold
+    """Largest mean cost allowed over the training mixture, a probability."""
+    penalty: float = MAIN.penalty
+    """The fixed λ, for the methods that have one."""
+    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
+    """PPO's settings, the same for every round."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the first critic is fitted to the base."""
+    scorer_epochs: float | None = MAIN.scorer_epochs
+    """Passes over the labels for each scorer; None: chosen by the data's size."""
+    scorer_layers: int | None = MAIN.scorer_layers
+    """Adapters of scorers and critic act on this many of the base's last layers; None: all."""
+    policy_layers: int | None = MAIN.policy_layers
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
+    attacked: int = 600
+    """Training requests that the red team attacks after each round."""
+    attack_tries: int = 16
+    """Its tries at each."""
+    find_share: float = 0.25
+    """Share of the finds and their benign twins among the next rounds' prompts."""
+    judged: int = 300
+    """Requests that the held-out red team attacks after each round; always the same ones."""
+    judge_tries: int = 64
+    """Its tries at each."""
+    talks: int = 200
+    """Conversations of two, and of three turns."""
+    evaluate: int = 500
+    """Test prompts behind each rate, as in the main job."""
+    seed: int = 0
+    """Seed of everything."""
+    workers: int = 2
+    """Stages made at the same time, each by a process with one thread."""
+    resume: bool = False
+    """Go on with what is in the folder; without it an existing run is an error."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 <= self.find_share < 1:
+            raise UserError(
+                f"rounds is {self.rounds}, find_share {self.find_share}: expected >= 1, and in [0, 1)"
+            )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The stages that run PPO, for the progress lines."""
+        return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
+
+    def shared(self) -> RunConfig:
+        """The main job's configuration, of which each round is a variant."""
+        return replace(
+            MAIN, base=self.base, ppo=self.ppo, scorer_epochs=self.scorer_epochs,
+            scorer_layers=self.scorer_layers, policy_layers=self.policy_layers, evaluate=self.evaluate,
+            seed=self.seed,
+        )  # fmt: skip
+
+    def base_path(self) -> Path:
+        """Where the base model is."""
+        return self.shared().base_path()
+
+    def stage_path(self, name: str) -> Path:
+        """The file that a finished stage has written."""
+        return self.out / "stages" / f"{name}.json"
+
+    def read_stage(self, name: str) -> dict[str, Any]:
+        """What a finished stage has written."""
+        return json.loads(self.stage_path(name).read_text())
+
+    def data(self, before: int) -> list[Path]:
+        """Folders of what the rounds before `before` have found."""
+        return [self.out / "data" / f"round_{k}" for k in range(1, before)]
+
+    def model(self, name: str, k: int) -> Path:
+        """Folder of a scorer of round k; round 0 is measured with the first round's."""
+        return self.out / "models" / f"{name}_{max(k, 1)}"
+
+    def adapter(self, k: int) -> Path | None:
+        """The policy of round k; None for the base."""
+        return self.out / "policies" / f"policy_{k}" / "adapter" if k else None
+
+    def asks(self) -> dict[str, Any]:
+        """What has to be the same when a run goes on."""
+        return {n: v for n, v in asdict(self).items() if n not in ("out", "resume", "workers")}
