@@ -7,6 +7,7 @@ Writes benchmarks/results/solver.csv: one row a number of prompts, CPU seconds (
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import platform
@@ -60,4 +61,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

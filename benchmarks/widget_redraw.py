@@ -6,7 +6,7 @@ from the slider's new value to the message that leaves for the browser; what the
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from statistics import median
 
@@ -28,9 +28,12 @@ def milliseconds(slider) -> tuple[float, float]:
 
 def main() -> None:
     """Print a row for each slider."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="*", metavar="RESULTS")
+    results = parser.parse_args().results[:1]
     views = {
         "explore_penalty": explore_penalty(static=False),
-        "explore_tradeoff": explore_tradeoff(*sys.argv[1:2], static=False),
+        "explore_tradeoff": explore_tradeoff(*results, static=False),
     }
     print(f"{'widget':18} {'slider':10} {'median ms':>10} {'longest ms':>11}")
     for name, view in views.items():
