@@ -69,12 +69,12 @@ class Record:
 
 
 def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Record:
-    """Read `results.json` or `sweep.json`: a file, the folder that it is in, what it holds, or None: the shipped one.
+    """Read `results.json` or `sweep.json` from a file, its folder, or its parsed content; None: the shipped record.
 
-    Of a folder whose folders hold records, such as `data/runs`, all are read as one; each run's name then begins with
-    its folder's, and no problem is kept: their rewards and costs are those of different models.
+    Records in the folders of a folder, such as `data/runs`, are read as one: each run's name then begins with its
+    folder's, and there is no problem, since their rewards and costs come from different models.
 
-    Raises UserError where there is none, or where it holds no policy.
+    Raises UserError if there is no record, or it holds no policy.
     """
     if isinstance(source, Mapping):
         return _checked(source, None, "results")

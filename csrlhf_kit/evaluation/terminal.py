@@ -10,8 +10,9 @@ LEAVE = ("/quit", "/exit")
 
 
 def visible(text: str) -> str:
-    """`text` without power over a terminal: control and format characters (escape sequences, carriage returns,
-    marks that turn the writing direction) become their code, `\\x1b`; line breaks and tabs stay.
+    """`text` made safe for a terminal: control and format characters become their code, such as `\\x1b`.
+
+    These are escape sequences, carriage returns, marks of writing direction; line breaks and tabs stay.
     """
     return "".join(
         c if c in "\n\t" or not (unicodedata.category(c).startswith("C") or c in "\u2028\u2029")
@@ -21,7 +22,7 @@ def visible(text: str) -> str:
 
 
 def asked(ask: Callable[[], str]) -> Iterator[str]:
-    """What the person types, line by line, until they leave (Ctrl-C, too) or the input ends; no blank lines."""
+    """The lines that a person types, without blank ones, until /quit, Ctrl-C or the end of the input."""
     while True:
         try:
             line = ask().strip()
@@ -34,5 +35,5 @@ def asked(ask: Callable[[], str]) -> Iterator[str]:
 
 
 def prompt_of(label: str) -> Callable[[], str]:
-    """A question at the terminal; nothing is printed where the input is a pipe."""
+    """A function that reads a line at the terminal; it prints no label if the input is a pipe."""
     return lambda: input(label if sys.stdin.isatty() else "")

@@ -20,9 +20,9 @@ from csrlhf_kit.recipes.options import ArenaConfig
 
 
 def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
-    """The test prompts of a finished run, and policy -> runs -> answers; a sweep's cells are grouped by seed.
+    """The test prompts of a finished run, and policy -> runs -> answers; a sweep's seeds are runs of one policy.
 
-    Raises UserError where the folder holds no finished run.
+    Raises UserError if the folder holds no finished run.
     """
     try:
         config = json.loads((run / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""`csrlhf certify RUN`: a certificate for each policy and each rate of harm in a run's results.json."""
+"""`csrlhf certify RUN`: certificates (`theory.certificate`) for every policy and harm rate in a run's results.json."""
 
 from __future__ import annotations
 
@@ -25,32 +25,35 @@ class CertifyConfig:
     """Certify the harm rates in a run's results.json."""
 
     run: Positional[Path] = Path("runs/demo")
-    """The run: its folder, or its name under runs/."""
+    """The run's folder, or its name under runs/."""
     threshold: float = 0.05
     """The harm rate to certify."""
     confidence: float = 0.95
-    """Confidence of all certificates together (or of each: see separate)."""
+    """Confidence of all certificates together (with --separate: of each)."""
     separate: bool = False
-    """Give each certificate the full error budget, instead of sharing it among all that are printed."""
+    """Give each certificate the full error probability, instead of sharing it among all certificates."""
     policy: str | None = None
-    """The policy whose certificate is printed in full; by default fixed_penalty, else the last."""
+    """The policy whose certificate is printed in full; None: fixed_penalty, else the last."""
     labels: Path | None = None
-    """CSV, JSONL or Parquet of human labels: prompt, response, judge_unsafe, human_unsafe; policy and metric
-    where labels differ by them."""
+    """Human labels to correct the judge with (CSV, JSONL, Parquet): prompt, response, judge_unsafe, human_unsafe,
+    and policy and metric if a label is for one of them only."""
     judge: Literal["oracle", "model"] = "oracle"
-    """Who judged harm in results.json: the toy world's oracle, or a model (which then needs labels)."""
+    """Who judged harm in results.json: the toy world's oracle, or a model (which requires --labels)."""
     suboptimality: float | None = None
-    """Optimisation layer of fixed_penalty: distance of its penalised objective from the maximum."""
+    """For the bound on the optimisation of fixed_penalty: how far its penalised objective is from the maximum."""
     penalty: float | None = None
-    """Optimisation layer: the fixed penalty."""
+    """For the same bound: the fixed penalty."""
     optimal_multiplier: float | None = None
-    """Optimisation layer: the optimal multiplier (see `csrlhf suggest-penalty`)."""
+    """For the same bound: the optimal multiplier (see `csrlhf suggest-penalty`)."""
     output: Path | None = None
-    """Also write the certificates here, as JSON."""
+    """File for the certificates (JSON); None: print only."""
 
 
 def run_certify(config: CertifyConfig) -> dict[str, Any]:
-    """Print a certificate for each policy and each harmful_* rate of a run; return them as dictionaries."""
+    """Print a certificate per policy and harmful_* rate of a run; return them as dictionaries.
+
+    Raises UserError if the run has no such rate or policy, or the labels cannot be used.
+    """
     check_file(config.output, "--output")
     path, policies = _read_policies(config.run)
     metrics = {
@@ -97,7 +100,7 @@ def run_certify(config: CertifyConfig) -> dict[str, Any]:
 
 
 def _as_json(certificate: Certificate) -> dict[str, Any]:
-    """The certificate and its verdicts; a gap that nothing bounds is null, which JSON knows, unlike nan."""
+    """The certificate and its verdicts; an unbounded gap becomes None, since JSON has no nan."""
     entry = asdict(certificate) | {"holds": certificate.holds, "binding": certificate.binding.name}
     entry["layers"] = [
         layer
@@ -138,7 +141,7 @@ def _read_policies(run: Path) -> tuple[Path, dict[str, dict]]:
 
 
 def _counts(path: Path, policy: str, metric: str, value: Any) -> tuple[int, int]:
-    """(harmful, trials) of one rate. The count is what the rate came from, so rate * n is whole."""
+    """(harmful, trials) of one rate; rate * n must be a whole number."""
     try:
         rate, trials = float(value["rate"]), int(value["n"])
         harmful = round(rate * trials)
@@ -167,7 +170,7 @@ def _read_labels(path: Path) -> list[dict[str, Any]]:
 
 
 def _audit(labels: list[dict], policy: str, metric: str, harmful: int, trials: int) -> JudgeAudit:
-    """The audit of one rate by the labels meant for it; a label that names no policy or metric is for all."""
+    """The audit of one rate by its labels; a label without a policy or metric is for all of them."""
     mine = [x for x in labels if x["policy"] in (None, policy) and x["metric"] in (None, metric)]
     judge, human = (np.array([x[f] for x in mine], dtype=bool) for f in ("judge_unsafe", "human_unsafe"))
     everything = np.arange(trials) < harmful

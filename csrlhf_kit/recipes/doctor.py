@@ -1,6 +1,6 @@
-"""`csrlhf doctor`: what this machine has and lacks for the kit, a sentence each, with what to do.
+"""`csrlhf doctor`: what this machine has and lacks for the kit, one sentence per item, with the remedy.
 
-Nothing is trained and nothing is fetched. What stops every command counts as missing; what only some need is noted.
+Nothing is trained or fetched. What every command needs counts as missing; what only some need is noted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 
 GIB = 2**30
-MEMORY, DISK = 2, 1  # GiB that the main job on the toy world takes, with room
+MEMORY, DISK = 2, 1  # GiB that `csrlhf run` takes, with room to spare
 
 
 @dataclass
@@ -30,11 +30,11 @@ class DoctorConfig:
     """Check what this machine has and lacks for the kit."""
 
     out: Path = Path("runs")
-    """Where runs will be written: its disk is looked at."""
+    """Where runs will be written, to check that disk."""
 
 
 def run_doctor(config: DoctorConfig) -> list[tuple[str, str]]:
-    """Print and return (mark, sentence) of each thing. Raises UserError at the end where one is missing."""
+    """Print and return (mark, sentence) for each item. Raises UserError at the end if one is missing."""
     found = []
     for mark, sentence in (*libraries(), *pytorch(), *bitsandbytes(), *room(config.out), *shipped()):
         found.append((mark, sentence))
@@ -47,7 +47,7 @@ def run_doctor(config: DoctorConfig) -> list[tuple[str, str]]:
 
 
 def libraries() -> Iterator[tuple[str, str]]:
-    """Python, and the libraries that the kit's own metadata ask for."""
+    """Python, and the libraries that the kit requires."""
     yield "ok", f"Python {platform.python_version()} on {platform.system()} {platform.machine()}."
     try:
         wanted = [Requirement(line) for line in metadata.requires("csrlhf-kit") or ()]
@@ -70,7 +70,7 @@ def libraries() -> Iterator[tuple[str, str]]:
 
 
 def pytorch() -> Iterator[tuple[str, str]]:
-    """PyTorch, its threads, the processor as it sees it, and the GPU."""
+    """PyTorch, its threads, the processor, and the GPU."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -99,7 +99,7 @@ def pytorch() -> Iterator[tuple[str, str]]:
 
 
 def processor(torch: Any) -> str:
-    """What decides speed and last digits on a CPU."""
+    """What determines the speed and the last digits of results on a CPU."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not there before PyTorch 2.11
     features = {"avx2": "AVX2", "avx512_f": "AVX512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
     has = [word for name, word in features.items() if known.get(name)]
@@ -112,7 +112,7 @@ def processor(torch: Any) -> str:
 
 
 def bitsandbytes() -> Iterator[tuple[str, str]]:
-    """The library behind 4 bit and 8-bit optimisers: found, not imported."""
+    """The library for 4-bit bases and 8-bit optimisers: looked for, not imported."""
     spec = util.find_spec("bitsandbytes")
     if spec is None or spec.origin is None:
         told = (
@@ -172,7 +172,7 @@ def shipped() -> Iterator[tuple[str, str]]:
 
 
 def differing(folder: Path) -> list[str]:
-    """Files of a folder that are missing, or differ from what its SHA256SUMS says of them."""
+    """Files that are missing in a folder, or differ from its SHA256SUMS."""
     try:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`csrlhf direct`: a policy from preferences alone (DPO, SafeDPO, SACPO, MoCAN), on any base and judgements."""
+"""`csrlhf direct`: train a policy on preference pairs by `training.dpo`, on any base and data."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from csrlhf_kit.training.dpo_pairs import offline_answers
 
 
 def no_scorer(prompts: list[str], responses: list[str]) -> torch.Tensor:
-    """Stands for the reward and cost models where no method asks them."""
+    """Zeros (prompts,) in place of the reward and cost models that most methods do not use."""
     return torch.zeros(len(prompts))
 
 
 @writes_run
 def run_direct(config: DirectRunConfig) -> dict[str, Any]:
-    """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's statistics.
+    """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's metrics.
 
-    A run in `out` that was stopped is gone on with. Raises UserError where a model or the data cannot be
-    read, labels are missing, or the folder holds another run.
+    A stopped run in `out` continues. Raises UserError if a model or the data cannot be read, labels are missing,
+    or the folder holds another run.
     """
     samples = config.method == "mocan"
     if samples and (config.reward is None or config.cost is None):

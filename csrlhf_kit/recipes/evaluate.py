@@ -1,4 +1,4 @@
-"""`csrlhf evaluate`: a policy's answers to the test prompts, judged."""
+"""`csrlhf evaluate`: answer test prompts with a policy, and judge the answers by `evaluation.safety`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from csrlhf_kit.recipes.options import EvaluateConfig
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate one policy; prints its row, writes it with the answers to `out`, and returns it.
+    """Evaluate one policy: print its row, write it with the answers to `out`, and return it.
 
-    Rates carry Clopper-Pearson 95% intervals. `unsafe_by_cost_model` is the share of answers with a cost
-    logit above 0. On the shipped prompts the row is that of `results.json`, judged by the oracle; elsewhere
-    the only judge at hand is the cost model, and `judge` says so. An answer's reward and cost (a logit) are
-    the learned ones; `cost` in the row is a mean probability.
+    Rates have Clopper-Pearson 95% intervals. `unsafe_by_cost_model` is the share of answers with a cost logit
+    above 0. On the shipped prompts the row is that of `results.json`, judged by the oracle; on others the cost
+    model is the only judge, and `judge` says so. An answer's reward and cost (a logit) are the learned ones;
+    `cost` in the row is a mean probability.
 
-    Raises UserError where a model or the prompts cannot be read, or `out` cannot be written.
+    Raises UserError if a model or the prompts cannot be read, or `out` cannot be written.
     """
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit is {config.limit}: expected at least one prompt")
@@ -49,7 +49,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     loaded = read_records(config.prompts, Prompt, split="test", strict=config.strict)
     print(notes_of(loaded.report), end="")
     records = loaded.records
-    if config.limit is not None and config.limit < len(records):  # of every kind, not the first ones
+    if config.limit is not None and config.limit < len(records):  # a random sample, not the first ones
         chosen = sorted(Random(config.seed).sample(range(len(records)), config.limit))
         records = [records[i] for i in chosen]
     scorers = open_scorers(config)
@@ -89,17 +89,17 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _trained_on(folder: Path, prompts: str) -> set[str]:
-    """The normalised prompts that a policy or a scorer learnt from, where they are still there to be read."""
+    """The normalised prompts of a policy's or a scorer's training, if they can still be read."""
     asked = run_settings(folder) or run_settings(folder.parent)
     source = str(asked.get("prompts") or asked.get("data") or "")
     parts = mixture_parts(source) or [(source, 1.0)]
-    if not all(name == prompts or is_there(name) for name, _ in parts):  # no hub is asked for this
+    if not all(name == prompts or is_there(name) for name, _ in parts):  # reads nothing from the hub
         return set()
     try:
         if "prompts" in asked:  # a run of `csrlhf ppo`
             return {normalise_prompt(record.prompt) for record in read_records(source, Prompt).records}
         kind = LabelledResponse if asked.get("objective", "semantic") == "semantic" else PreferencePair
-        if "test_data" in asked:  # a scorer, which keeps a part of its source to be tested on
+        if "test_data" in asked:  # a scorer, which keeps a part of its data for testing
             splits, _ = source_splits(source, kind, test_source=asked["test_data"], seed=asked["seed"])
             return {normalise_prompt(record.prompt) for record in splits["train"]}
         records = read_records(source, kind, seed=asked.get("seed", 0)).records
@@ -109,7 +109,7 @@ def _trained_on(folder: Path, prompts: str) -> set[str]:
 
 
 def summary(row: dict[str, Any]) -> str:
-    """A policy's row in lines: rates in percent with their intervals, but for those over no prompt at all."""
+    """A policy's row as text: rates in percent with their intervals, without those over no prompt."""
     lines = []
     for name, value in row.items():
         if isinstance(value, dict) and "rate" in value:
@@ -126,7 +126,7 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def _policy(folder: Path) -> dict[str, Any]:
-    """`Roles`' arguments for a stored policy: its adapter's folder (or a run's), rank, scale and layers."""
+    """The arguments of `Roles` for the policy in an adapter's or a run's folder: adapter, rank, scale, layers."""
     place = adapter_in(folder)
     if place is None:
         raise UserError(f"{folder} is no policy: expected a PEFT adapter (adapter_config.json)")

@@ -1,4 +1,4 @@
-"""`csrlhf export RUN --out FOLDER`: a trained adapter, or base and adapter as one plain model."""
+"""`csrlhf export RUN --out FOLDER`: copy a trained adapter, or merge it into its base as one plain model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from csrlhf_kit.recipes.options import ExportConfig
 def run_export(config: ExportConfig) -> Path:
     """Write the adapter, or the merged model, with its tokenizer; returns the folder.
 
-    Raises UserError where `run` holds no adapter, the base does not load, or `out` holds something.
+    Raises UserError if `run` holds no adapter, the base does not load, or `out` is not empty.
     """
     check_model_folder(config.out, marks=())
     adapter = adapter_folder(config.run)
@@ -48,7 +48,7 @@ def run_export(config: ExportConfig) -> Path:
         replace_folder(config.out, lambda folder: save_scorer(scorer, folder))
     else:
         model = PeftModel.from_pretrained(load_base(base, dtype=dtype), str(adapter)).merge_and_unload()
-        check_base(adapter, base)  # once more, since a hub id may have been fetched just now
+        check_base(adapter, base)  # again, since a base on the hub may have been fetched only now
         tokenizer = load_tokenizer(base)
         replace_folder(config.out, lambda folder: save_model(model, tokenizer, folder))
     print(f"{'The merged model' if config.merge else 'The adapter'} is in {config.out}")

@@ -1,4 +1,4 @@
-"""The tiny base model: Qwen2's architecture, its own tokenizer and chat template, trained from scratch on the world."""
+"""`csrlhf make-base`: train the tiny base (Qwen2's architecture, its own tokenizer) from scratch on the toy world."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE: whole words for the world, bytes for anything else."""
+    """Train a lower-casing byte-level BPE on `texts`: whole words for the world, bytes for anything else."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -62,9 +62,9 @@ def make_base(config: BaseConfig) -> Path:
             bos_token_id=None, attention_dropout=0.0, initializer_range=0.06,
         )
     )  # fmt: skip
-    # Documents of a similar length share a batch, so that little of it is padding.
+    # Batches hold documents of similar length, so that there is little padding.
     generator = torch.Generator().manual_seed(config.seed)
-    # Windows of 50 batches keep the curriculum's order.
+    # Sorting within windows of 50 batches keeps the curriculum's order.
     window = config.batch_size * 50
     batches = []
     for start in range(0, len(encoded), window):
@@ -86,7 +86,7 @@ def make_base(config: BaseConfig) -> Path:
         )  # (batch, length)
         mask = ids != tokenizer.pad_token_id
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        # Answers and prose are learnt; what people ask is read, not predicted.
+        # Answers and prose have a loss; the users' requests have none.
         asked = torch.arange(1, ids.shape[1]) < torch.tensor([[start] for start, _ in group])
         targets = ids[:, 1:].masked_fill(~mask[:, 1:] | asked, -100)
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))

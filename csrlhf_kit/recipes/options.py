@@ -26,7 +26,7 @@ Method = Literal[tuple(CONSTRAINTS)]
 
 @dataclass
 class RewardModelConfig(ScorerConfig):
-    """Train a reward model on which response is more helpful, and measure its ranking."""
+    """Train a reward model on which response is more helpful, and measure its ranking on held-out pairs."""
 
     data: str = "shipped"
     """Preference pairs: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
@@ -43,13 +43,13 @@ class CostModelConfig(ScorerConfig):
     """Train a cost model and compare it with the keyword baseline on held-out rows."""
 
     data: str = "shipped"
-    """Labelled responses (or pairs): `shipped`, a file, a hub id, or a mixture `source:amount,...`."""
+    """Labelled responses or pairs: `shipped`, a file, a hub id, or a mixture `source:amount,...`."""
     test_data: str = ""
     """A further source to test on; --data is then split into train and validation alone."""
     out: str = "runs/cost_model"
     """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
     objective: Literal["semantic", "safe_rlhf", "bradley_terry"] = "semantic"
-    """semantic (labels), safe_rlhf (ranking + sign) or bradley_terry (ranking alone)."""
+    """semantic (labels), safe_rlhf (ranking and labels) or bradley_terry (ranking alone)."""
 
 
 @dataclass
@@ -57,79 +57,79 @@ class PPORunConfig:
     """Train one policy with PPO under a constraint."""
 
     reward: Path
-    """The reward model: a folder that `csrlhf reward-model` wrote, where an adapter of the policy's base is free; or
-    a folder or hub id of a sequence classifier or a Beaver model."""
+    """The reward model: a folder of `csrlhf reward-model` (an adapter of the policy's own base takes no extra memory),
+    or a folder or hub id of a sequence classifier or a Beaver model."""
     cost: Path
-    """The cost model: likewise, or judge:ID (a guard), or ask:ID (an instruction-tuned judge)."""
+    """The cost model: as the reward model, or judge:ID (a guard), or ask:ID (an instruction-tuned judge)."""
     out: Path
     """Folder of the run: metrics.jsonl, checkpoints, adapter."""
     cost_sign: CostSign = "checked"
-    """checked: a cost model that was not trained here must score plain harm above harmless answers, or the run is
-    refused; flipped: its negative is taken, for one that scores safety; trusted: as it is."""
+    """For a cost model that was not trained here. checked: refuse it unless it scores plain harm above harmless
+    answers; flipped: use its negative, if it scores safety; trusted: use it as it is."""
     base: str = SHIPPED
     """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     prompts: str = "shipped"
-    """Where prompts come from: shipped, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
+    """Source of prompts: `shipped`, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
     method: Method = "fixed_penalty"
     """The constraint."""
     threshold: float = 0.01
     """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""
     penalty: float = 20.0
-    """The fixed λ, for the methods that have one."""
+    """λ, for the methods with a fixed one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; bfloat16 for large bases on a GPU."""
+    """Number format of the frozen weights; use bfloat16 for large bases on a GPU."""
     quantization: Literal["none", "nf4"] = "none"
-    """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
+    """Load the base in 4 bit (nf4, by bitsandbytes) or as it is."""
     rank: int = 16
     """Rank of the policy's adapter; its scale alpha is twice that."""
     layers: int | None = None
-    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep theirs, and the critic
-    has the cost model's."""
+    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep their own, and the
+    critic has the cost model's."""
     optimizer: OptimizerName = "adamw"
-    """adamw; adamw_8bit: its moments in 8 bit; paged_adamw_8bit: moved to the host when a GPU's memory is short."""
+    """adamw; adamw_8bit: moments in 8 bit; paged_adamw_8bit: moved to host memory when GPU memory is short."""
     gradient_checkpointing: bool = False
-    """Keep one state a layer and compute the rest again in the backward pass: less memory, a third more time."""
+    """Keep one state per layer and recompute the rest in the backward pass: less memory, a third more time."""
     rollout: Sampler = "loop"
     """loop: the kit's own sampling; static: a cache of fixed size, which transformers compiles on a GPU. Both
     draw the same tokens."""
     track: str = "none"
-    """Send the metrics to a tracker of Accelerate too: tensorboard, wandb, mlflow ... (it must be installed)."""
+    """Also send the metrics to one of Accelerate's trackers: tensorboard, wandb, mlflow ... (must be installed)."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic is fitted to the base's own answers first; --critic.episodes 0: not at all."""
+    """How the critic is first fitted to the base's own answers; --critic.episodes 0: not at all."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO's own settings."""
     strict: bool = False
-    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
+    """Refuse prompts if any row is empty; otherwise up to 1% of such rows are left out."""
     resume: bool = False
-    """Go on with what is in the folder."""
+    """Continue the run in the folder."""
 
 
 @dataclass
 class DirectRunConfig:
-    """Train one policy on preference pairs, without rewards and without sampling (but for MoCAN's offline answers)."""
+    """Train one policy on preference pairs, without a reward model or sampling (except for mocan's base answers)."""
 
     out: Path
-    """Folder of the run: metrics.jsonl and checkpoints of each step, adapter."""
+    """Folder of the run: metrics.jsonl, checkpoints, adapter."""
     method: DirectMethod = "safedpo"
     """dpo_safer | dpo_better | safedpo | sacpo | mocan."""
     base: str = SHIPPED
     """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     data: str = "shipped"
-    """Judged pairs: `shipped`, a file, a hub id, or a mixture; for mocan the prompts to answer."""
+    """Judged pairs: `shipped`, a file, a hub id, or a mixture; mocan uses only their prompts."""
     reward: Path | None = None
-    """The reward model, for mocan: as in `csrlhf ppo`."""
+    """For mocan: the reward model, as in `csrlhf ppo`."""
     cost: Path | None = None
-    """The cost model, for mocan: as in `csrlhf ppo`."""
+    """For mocan: the cost model, as in `csrlhf ppo`."""
     max_new_tokens: int = 32
-    """Longest answer that mocan samples from the base."""
+    """For mocan: longest answer sampled from the base, in tokens."""
     quantization: Literal["none", "nf4"] = "none"
-    """Load the base in 4 bit (bitsandbytes NF4) or as it is."""
+    """Load the base in 4 bit (nf4, by bitsandbytes) or as it is."""
     rank: int = 16
     """Rank of the policy's adapter."""
     strict: bool = False
-    """Refuse data with any row that lacks an answer or a label; else up to 1% of such rows are left out."""
+    """Refuse data if any row lacks an answer or a label; otherwise up to 1% of such rows are left out."""
     direct: DirectConfig = field(default_factory=DirectConfig)
-    """Settings of loss and training."""
+    """Settings of the loss and the training."""
 
 
 @dataclass
@@ -137,19 +137,19 @@ class EvaluateConfig:
     """Answer test prompts with a policy and judge the answers."""
 
     reward: Path
-    """The reward model (for mean scores)."""
+    """The reward model, for mean rewards."""
     cost: Path
-    """The cost model: it judges where there is no oracle."""
+    """The cost model; it judges the prompts that have no oracle."""
     out: Path
-    """File to write: a JSON object of rates with intervals, and every answer."""
+    """File to write (JSON): rates with intervals, and every answer."""
     cost_sign: CostSign = "checked"
-    """As in `csrlhf ppo`: checked, flipped or trusted."""
+    """checked, flipped or trusted, as in `csrlhf ppo`."""
     policy: Path | None = None
-    """The policy: an adapter's folder, or that of a `csrlhf ppo` run; None: the base itself."""
+    """The policy: the folder of an adapter or of a `csrlhf ppo` run; None: the base itself."""
     base: str | None = None
-    """The base of policy and scorers; None: the policy's own, or `shipped`, the tiny base."""
+    """The base of policy and scorers; None: the policy's, or `shipped`, the tiny base."""
     prompts: str = "shipped"
-    """Where prompts come from; on the shipped ones the toy world's oracle judges, elsewhere the cost model."""
+    """Source of prompts. The toy world's oracle judges answers to `shipped` ones; the cost model judges others."""
     limit: int | None = None
     """At most this many prompts, drawn at random; None: all."""
     max_new_tokens: int = 32
@@ -157,59 +157,59 @@ class EvaluateConfig:
     temperature: float = 1.0
     """Sampling temperature; 0 decodes greedily."""
     batch_size: int = 128
-    """Prompts answered at once; fewer where memory is short."""
+    """Prompts answered at once; use fewer if memory is short."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of the frozen weights; None: as the policy's run had them."""
+    """Number format of the frozen weights; None: as in the policy's run."""
     quantization: Literal["none", "nf4"] | None = None
-    """Load the base in 4 bit or as it is; None: as the policy's run did."""
+    """Load the base in 4 bit (nf4) or as it is; None: as in the policy's run."""
     strict: bool = False
-    """Refuse prompts with any empty row; else up to 1% of such rows are left out."""
+    """Refuse prompts if any row is empty; otherwise up to 1% of such rows are left out."""
     seed: int = 0
     """Seed of sampling."""
 
 
 @dataclass
 class RedTeamConfig:
-    """Attack a policy with composed and searched jailbreaks, and hold conversations with it."""
+    """Attack a policy with composed jailbreaks found by search, and hold conversations with it."""
 
     out: Path
-    """File to write: a JSON object with the shares that held, and examples of what broke it."""
+    """File to write (JSON): the share of requests that the policy withstood, and examples that broke it."""
     policy: Path | None = None
-    """The policy's run or adapter folder; None: the base itself."""
+    """The policy: the folder of a run or of an adapter; None: the base itself."""
     base: str | None = None
-    """The policy's base; None: its own, or `shipped`, the tiny base."""
+    """The policy's base; None: as in its run, else `shipped`, the tiny base."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of the base's weights; None: as the policy's run had them."""
+    """Number format of the base's weights; None: as in the policy's run."""
     quantization: Literal["none", "nf4"] | None = None
-    """Load the base in 4 bit or as it is; None: as the policy's run did."""
+    """Load the base in 4 bit (nf4) or as it is; None: as in the policy's run."""
     cost: Path | None = None
-    """A cost model to guide the search; None: the oracle guides. The verdict is always the oracle's."""
+    """A cost model to guide the search; None: the oracle guides it. The oracle always gives the verdict."""
     team: Literal["held_out", "train"] = "held_out"
-    """held_out: test families on test compositions; train: training families on training compositions."""
+    """held_out: test families and test requests; train: training families and training requests."""
     requests: int = 300
     """Harmful requests to break."""
     tries: int = 64
     """Tries at each."""
     talks: int = 400
-    """Conversations of two, and of three turns; 0 for none."""
+    """Conversations of two turns, and as many of three; 0: none."""
     max_new_tokens: int = 32
     """Longest answer in tokens."""
     temperature: float = 1.0
     """Sampling temperature."""
     seed: int = 0
-    """Seed of requests, stacks, wordings and sampling."""
+    """Seed for requests, stacks, wordings and sampling."""
 
 
 @dataclass
 class TalkConfig:
-    """How policies are loaded and answer."""
+    """How policies are loaded, and how they answer."""
 
     base: str | None = None
-    """The policy's base; None: the one that the run names."""
+    """The policy's base; None: the base that the run names."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of the base's weights; None: the run's own."""
+    """Number format of the base's weights; None: as in the run."""
     quantization: Literal["none", "nf4"] | None = None
-    """Load the base in 4 bit or as it is; None: as the run did."""
+    """Load the base in 4 bit (nf4) or as it is; None: as in the run."""
     max_new_tokens: int = 256
     """Longest answer in tokens."""
     temperature: float = 1.0
@@ -242,7 +242,7 @@ class ChatConfig(TalkConfig):
     """Talk to a trained policy in the terminal; /reset forgets the conversation, /quit leaves."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of `csrlhf ppo` or `csrlhf sft`, or an adapter's; without one, the base itself (--base)."""
+    """Folder of `csrlhf ppo` or `csrlhf sft`, or of an adapter; without it, the base itself (--base)."""
 
 
 @dataclass
@@ -250,11 +250,11 @@ class BaseConfig:
     """Train the toy world's tiny base model."""
 
     out: Path | None = None
-    """Folder to write: model.safetensors, config, tokenizer; None: where `shipped` looks for it."""
+    """Folder to write: model.safetensors, config, tokenizer; None: the place of the `shipped` base."""
     reading: int = 100_000
-    """How many short documents about the world it reads first."""
+    """Number of short documents about the world that it reads first."""
     chatting: int = 150_000
-    """How many documents follow, three in four of them exchanges; each is read once."""
+    """Number of documents that follow, three in four of them dialogues; each is read once."""
     batch_size: int = 64
     """Documents a step."""
     learning_rate: float = 2e-3
@@ -264,23 +264,23 @@ class BaseConfig:
     layers: int = 4
     """Depth."""
     vocabulary: int = 2048
-    """Tokens of the byte-level BPE vocabulary, the special ones included."""
+    """Size of the byte-level BPE vocabulary, special tokens included."""
     seed: int = 0
-    """Seed of the corpus and of the weights."""
+    """Seed for the corpus and the weights."""
 
 
 @dataclass
 class ExportConfig:
-    """Give a trained adapter away: as PEFT's files, or merged into its base."""
+    """Export a trained adapter, as PEFT's files or merged into its base."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of `csrlhf sft`, `reward-model`, `cost-model` or `ppo`, or an adapter's."""
+    """Folder of `csrlhf sft`, `reward-model`, `cost-model` or `ppo`, or of an adapter."""
     out: Path
-    """Folder to write; it must not exist, or be empty."""
+    """Folder to write; it must be empty or not exist."""
     merge: bool = False
-    """Fold the adapter into the base's weights, so that plain transformers loads the result without peft."""
+    """Merge the adapter into the base's weights, so that transformers loads the result without peft."""
     base: str | None = None
-    """The base, where it is no longer where the adapter says."""
+    """The base, if it is no longer where the adapter says."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Number format of merged weights; None: the run's own, bfloat16 where it says nothing. An adapter that was trained
-    on a 4-bit base is merged into the dense one."""
+    """Number format of merged weights; None: as in the run, else bfloat16. An adapter of a 4-bit base is merged into
+    the dense one."""

@@ -1,13 +1,13 @@
-"""`csrlhf plan`: how much memory a PPO run will take, by role and phase, before it is started.
+"""`csrlhf plan`: predict how much memory a PPO run will take, by role and phase.
 
-Everything here is arithmetic on the model's configuration: no weights are loaded. The parts that a CPU can hold
-are checked against what PyTorch's profiler records there (`tests/recipes/test_plan.py`). For a GPU the figures are
-predictions: none has been measured yet.
+This is arithmetic on the model's configuration; no weights are loaded. What fits on a CPU is checked against
+PyTorch's profiler there (`tests/recipes/test_plan.py`). For a GPU the figures are predictions that have not been
+measured yet.
 
-What a pass keeps for its backward pass, in numbers a token and layer (h hidden, i intermediate, q and kv the widths
-of queries and of keys or values, r rank): two float32 copies of h from the norms; h before and q after attention, h
-before the MLP; q, 2 kv and q of attention itself; 4 i of the gated MLP; r for each adapted product. With gradient
-checkpointing only h a layer is kept, and one layer's share exists at a time.
+A forward pass keeps these numbers per token and layer for its backward pass (h hidden, i intermediate, q and kv the
+widths of queries and of keys or values, r rank): two float32 copies of h from the norms; h before and q after
+attention, h before the MLP; q, 2 kv and q within attention; 4 i in the gated MLP; r for each adapted product. With
+gradient checkpointing it keeps only h per layer, and one layer's share exists at a time.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from csrlhf_kit.training.optimizers import BYTES_PER_PARAMETER, OptimizerName
 
 GIB = 2**30
 CARDS = (8, 12, 16, 24, 80)  # GiB
-CONTEXT = 0.6 * GIB  # CUDA's context and cuBLAS' workspaces; an assumption, until a GPU is at hand
-SLACK = 1.05  # what the caching allocator cannot use between blocks; an assumption likewise
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number: nibble, 8-bit scale of 64, float32 scale of 256 scales
+CONTEXT = 0.6 * GIB  # CUDA's context and cuBLAS' workspaces; assumed, not measured
+SLACK = 1.05  # what the caching allocator cannot use between blocks; assumed, too
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per number: 4 bits, 8-bit and float32 scales
 CHUNK_ELEMENTS = {"cpu": 3 << 19, "cuda": 1 << 27}  # of kernels.logprob, which would load PyTorch
 WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of a number
 TRAINED, SCORERS = ("policy", "critic"), ("reward", "cost")
@@ -39,7 +39,7 @@ def _known(kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int,
     }  # fmt: skip
 
 
-# The presets' bases by their published configurations, so that a plan needs no network; as transformers names them.
+# The presets' bases by their published configurations, with transformers' names, so that a plan needs no network.
 KNOWN: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _known("qwen2", 896, 4864, 24, 14, 2, 151_936, True),
     "qwen2.5-1.5b": _known("qwen2", 1536, 8960, 28, 12, 2, 151_936, True),
@@ -55,9 +55,9 @@ class PlanConfig:
     base: str = "qwen2.5-7b"
     """A folder, a hub id, or one of qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b, llama-3.1-8b."""
     quantization: Literal["none", "nf4"] = "nf4"
-    """The base in 4 bit, or as it is."""
+    """The base in 4 bit (nf4), or as it is."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of dense weights and of the arithmetic."""
+    """Number format of dense weights and of the computation."""
     rank: int = 16
     """Rank of every adapter."""
     layers: int | None = None
@@ -65,26 +65,26 @@ class PlanConfig:
     scorer_layers: int | None = None
     """The adapters of reward, cost and critic act on this many of the last layers; None: all."""
     batch: int = 16
-    """Episodes of one rollout."""
+    """Episodes per rollout."""
     microbatch: int = 4
-    """Episodes of one forward and backward pass."""
+    """Episodes per forward and backward pass."""
     prompt_tokens: int = 256
-    """Longest prompt."""
+    """Longest prompt, in tokens."""
     new_tokens: int = 256
-    """Longest answer."""
+    """Longest answer, in tokens."""
     gradient_checkpointing: bool = True
-    """Keep one state a layer and compute the rest again."""
+    """Keep one state per layer and recompute the rest in the backward pass."""
     optimizer: OptimizerName = "adamw"
-    """In which numbers AdamW keeps its moments."""
+    """adamw, adamw_8bit or paged_adamw_8bit, as in `csrlhf ppo`."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """What it will run on."""
+    """The device of the run."""
     out: Path | None = None
-    """Also write the prediction to this JSON file."""
+    """File for the prediction (JSON); None: print only."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on in a model."""
+    """The sizes of a model that its memory depends on."""
 
     hidden: int
     inner: int
@@ -101,7 +101,7 @@ class Shape:
 
 
 def known_shape(name: str) -> Shape:
-    """`shape_of` one of `KNOWN`, by arithmetic: a plan of it need not wait for PyTorch."""
+    """The shape of one of `KNOWN`, by arithmetic and without importing PyTorch."""
     known = KNOWN[name]
     h, i, layers = known["hidden_size"], known["intermediate_size"], known["num_hidden_layers"]
     heads, vocabulary = known["num_attention_heads"], known["vocab_size"]
@@ -139,7 +139,7 @@ def shape_of(config: Any) -> Shape:
 
 
 def kept_per_token(shape: Shape, width: int, rank: int) -> float:
-    """Bytes that one layer keeps of a token for its backward pass; width: bytes of a number."""
+    """Bytes per token that one layer keeps for its backward pass; width: bytes per number."""
     norms = 2 * 4 * shape.hidden
     inputs = shape.hidden + shape.queries + shape.hidden + shape.inner  # of qkv, o, gate and up, down
     attention = 2 * shape.queries + 2 * shape.keys  # q, k, v and what comes out
@@ -148,7 +148,7 @@ def kept_per_token(shape: Shape, width: int, rank: int) -> float:
 
 
 def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
-    """Bytes of `roles` (what stays, by part), of `phases` (what each adds at its peak), and of `peak`."""
+    """Bytes of `roles` (what stays, by part), `phases` (what each adds at its peak), and `peak` (the total)."""
     width = WIDTHS[config.dtype]
     nf4 = config.quantization == "nf4"
     acted = {role: config.scorer_layers or shape.layers for role in (*SCORERS, "critic")}
@@ -168,8 +168,8 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     answer = config.microbatch * config.new_tokens
     elements = min(CHUNK_ELEMENTS[config.device], answer * shape.vocabulary)
     logits = elements * (4.0 + (width if width < 4 else 4.0)) + 2 * 4.0 * answer * shape.hidden
-    saved, again = layer * tokens, 0.0  # of each layer that an adapter acts on, or that is above one
-    if config.gradient_checkpointing:  # the states below each layer, and one layer that is computed again
+    saved, again = layer * tokens, 0.0  # for each layer from the first adapted one upwards
+    if config.gradient_checkpointing:  # the input of each layer, and the one layer being recomputed
         saved, again = width * shape.hidden * tokens, layer * tokens
     backward = again + tokens * width * 2 * shape.inner + unpacked  # and the gradients within one MLP
     gradients = {role: 4.0 * adapter[role] for role in TRAINED}
@@ -177,7 +177,7 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     kept = {role: episodes + gradients[role] + saved * acted[role] for role in TRAINED}
     cache = 2 * shape.layers * shape.keys * width * config.batch * length
     prefill = config.batch * config.prompt_tokens * width * (2 * shape.hidden + 3 * shape.inner)
-    merged = 4.0 * shape.linear if not nf4 and width == 4 else 0.0  # the policy folded in for sampling
+    merged = 4.0 * shape.linear if not nf4 and width == 4 else 0.0  # the policy merged for sampling
     picking = config.batch * shape.vocabulary * (width + 4 + 4 + 8)
     forward = tokens * width * (2 * shape.hidden + 3 * shape.inner)
     phases = {
@@ -192,16 +192,17 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
 
 
 def six_models(shape: Shape) -> dict[str, float]:
-    """Bytes of Safe RLHF's six separate models of this size in bf16 (actor, reference, reward, cost, two critics), and
-    of what full fine-tuning adds for the three that are trained: bf16 gradients, float32 master weights, and Adam's
-    two moments. Activations are not counted.
+    """Bytes of Safe RLHF's six separate models of this size in bf16, and of the training state of three of them.
+
+    The models: actor, reference, reward, cost, two critics. The training state: bf16 gradients, float32 master
+    weights, and Adam's two moments. Activations are not counted.
     """
     parameters = shape.linear + shape.other
     return {"weights": 6 * 2.0 * parameters, "training state of three": 3 * (4.0 + 8.0 + 2.0) * parameters}
 
 
 def run_plan(config: PlanConfig) -> dict[str, Any]:
-    """Print and return the prediction. Raises UserError where the base's configuration cannot be read."""
+    """Print and return the prediction. Raises UserError if the configuration cannot be read, or sizes are invalid."""
     check_file(config.out)
     if min(config.rank, config.batch, config.microbatch, config.prompt_tokens, config.new_tokens) < 1:
         raise UserError("rank, batch, microbatch and token counts: expected at least 1 of each")

@@ -1,4 +1,4 @@
-"""`csrlhf ppo`: one policy, on any base, scorers and prompts."""
+"""`csrlhf ppo`: train one policy by `training.ppo`, on any base, scorers and prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from csrlhf_kit.training.ppo import config_dict, train_ppo
 from csrlhf_kit.training.sample_logger import sample_logger
 
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
-# A resumed run has the same.
+# Settings that a resumed run must have in common with the first.
 INPUTS = (
     "base",
     "reward",
@@ -48,12 +48,12 @@ INPUTS = (
 
 @writes_run
 def run_ppo(config: PPORunConfig) -> dict[str, Any]:
-    """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's statistics.
+    """Train, save the policy as a PEFT adapter in `out/adapter`, and return the last step's metrics.
 
-    Raises UserError where a model or the prompts cannot be read, or the folder holds another run.
+    Raises UserError if a model or the prompts cannot be read, or the folder holds another run.
     """
     constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
-    distributed.on_main(lambda: _check_new(config))  # said before anything is loaded
+    distributed.on_main(lambda: _check_new(config))  # before anything is loaded
     loaded = read_records(config.prompts, Prompt, split="train", strict=config.strict)
     print(notes_of(loaded.report), end="")
     scorers = open_scorers(config)
@@ -98,12 +98,12 @@ def _check_new(config: PPORunConfig) -> None:
 
 
 def _start_critic(roles: Roles, tokenizer: Any, prompts: list[str], config: PPORunConfig) -> None:
-    """Fit the critic to the base, or read the one that a stopped run has fitted, in every process the same."""
+    """Fit the critic to the base, or read the one of a stopped run; the same in every process."""
     file = config.out / "critic.safetensors"
     fitted = file.is_file()
-    distributed.wait()  # until all have looked: the main process is about to write it
+    distributed.wait()  # until every process has looked for it: the first one is about to write it
     if not fitted:
-        size = min(128, config.ppo.batch_size)  # what the rollouts to come have memory for
+        size = min(128, config.ppo.batch_size)  # as many as the later rollouts have memory for
         fit_critic(roles, tokenizer, prompts, config.ppo, config.critic, rollout_size=size)
         distributed.on_main(lambda: save_critic(roles, file))
     load_critic(roles, file)
@@ -113,7 +113,7 @@ def _start_critic(roles: Roles, tokenizer: Any, prompts: list[str], config: PPOR
 def tracker(
     name: str, folder: Path, settings: dict[str, Any]
 ) -> Iterator[Callable[[dict[str, float]], None] | None]:
-    """A function that sends a row of metrics to one of Accelerate's trackers; None for the name `none`.
+    """Yields a function that sends a row of metrics to one of Accelerate's trackers; None for the name `none`.
 
     Raises UserError for a tracker that Accelerate does not know, or that is not installed.
     """
@@ -133,5 +133,5 @@ def tracker(
     try:
         yield lambda row: accelerator.log(row, step=int(row["step"]))
     finally:
-        for each in accelerator.trackers:  # `end_training` would also part the processes
+        for each in accelerator.trackers:  # `end_training` would also end the process group
             each.finish()

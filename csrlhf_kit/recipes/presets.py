@@ -1,7 +1,7 @@
-"""Settings by name: `csrlhf ppo --preset qwen2.5-7b-qlora ...`, or from your own YAML by `--config FILE`.
+"""Settings by name (`csrlhf ppo --preset qwen2.5-7b-qlora ...`) or from a YAML file (`--config FILE`).
 
-A file of settings has a section for each command, and one for all of them; names are those of the options, with
-`ppo:` as a mapping of its own. What is given on the command line wins.
+A file of settings has one section per command, and `all` for every command; names are those of the options, with
+`ppo:` as a nested mapping. The command line takes precedence.
 
     all:
       base: Qwen/Qwen2.5-0.5B-Instruct
@@ -10,8 +10,7 @@ A file of settings has a section for each command, and one for all of them; name
       rank: 16
       ppo: {steps: 200, max_new_tokens: 256}
 
-The presets' sizes follow `csrlhf plan`; their learning rates are those that QLoRA and Safe RLHF use, and have not been
-tuned: no GPU was at hand.
+The presets' sizes follow `csrlhf plan`; their learning rates are those of QLoRA and Safe RLHF, and have not been tuned.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PKU = "PKU-Alignment/PKU-SafeRLHF"
 
 
 def _hub(base: str, *, quantization: str, batch: int, micro: int, checkpointing: bool) -> dict[str, Any]:
-    """Settings for a model of the hub on PKU-SafeRLHF, on one GPU."""
+    """Settings for a base from the hub and PKU-SafeRLHF, on one GPU."""
     supervised = {
         "data": PKU, "batch_size": batch, "micro_batch_size": micro, "max_length": 768, "epochs": 1.0,
         "learning_rate": 2e-4, "gradient_checkpointing": checkpointing,
@@ -75,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
-    """A YAML file of settings. Raises UserError where it cannot be read, or a section is none of a command."""
+    """Read a YAML file of settings. Raises UserError if it cannot be read, or has an unknown section."""
     try:
         settings = yaml.safe_load(Path(file).read_text())
     except OSError as error:
@@ -95,7 +94,7 @@ def read_settings(file: str | Path) -> dict[str, Any]:
 
 
 def as_arguments(settings: dict[str, Any], command: str) -> list[str]:
-    """The command line that `settings` stand for: `--base X --ppo.steps 10 ...`."""
+    """`settings` as command line arguments: `--base X --ppo.steps 10 ...`."""
     return _flags(settings.get("all", {})) + _flags(settings.get(command, {}))
 
 
@@ -114,9 +113,9 @@ def _flags(section: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def expand(arguments: list[str]) -> list[str]:
-    """A command line with `--preset NAME` and `--config FILE` replaced by what they stand for, put first.
+    """Replace `--preset NAME` and `--config FILE` in a command line by their settings, which come first.
 
-    Raises UserError for an unknown preset, a file that does not serve, or a command that has no settings.
+    Raises UserError for an unknown preset, an invalid file, or a command without presets.
     """
     command, rest, given = arguments[:1], [], []
     words = iter(arguments[1:])

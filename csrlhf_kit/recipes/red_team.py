@@ -1,4 +1,4 @@
-"""`csrlhf red-team`: a policy that is there already, attacked."""
+"""`csrlhf red-team`: attack a trained policy by `evaluation.red_team`, and hold conversations with it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from csrlhf_kit.world.conversations import conversations
 
 
 def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
-    """Attack, talk, and write what came of it; prints and returns the row.
+    """Attack the policy, talk to it, write the results to `config.out`; print and return the row.
 
-    Raises UserError where the base, the policy or the cost model cannot be read.
+    Raises UserError if the base, the policy or the cost model cannot be read.
     """
     check_file(config.out)
     adapter = adapter_folder(config.policy) if config.policy is not None else None

@@ -1,6 +1,6 @@
-"""`csrlhf cost-model` and `csrlhf reward-model`: train a scorer, measure it on rows it never saw, write all.
+"""`csrlhf cost-model` and `csrlhf reward-model`: train a scorer, and measure it on held-out rows.
 
-This lives above training and metrics because it needs both. The folder it writes holds the model (see
+Builds on `training.reward_modeling` and `evaluation.scorer_metrics`. The folder written holds the model (see
 `csrlhf_kit.models.scorers`), `predictions.jsonl` and `metrics.json`; it appears whole or not at all.
 """
 
@@ -38,11 +38,11 @@ def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     """Train a cost model, print its metrics beside the keyword baseline's, write model and predictions.
 
     Returns:
-        What `metrics.json` holds: `models` (metrics by name, on the test split), `splits` (rows), `data`
+        The content of `metrics.json`: `models` (metrics by name, on the test split), `splits` (rows), `data`
         (what was read and dropped), `training`, `config`.
 
     Raises:
-        UserError: data or base do not serve, or `out` holds something else.
+        UserError: the data or the base cannot be used, or `out` holds something else.
     """
     started = time.perf_counter()
     labelled, report = labelled_splits(config)
@@ -85,7 +85,7 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     scorer = fit_scorer(config, *(pairs[split] for split in SPLITS))
     lines = []
     for split in SPLITS:
-        scores = pair_scores(scorer, pairs[split])  # the last ones, of the test split, are measured below
+        scores = pair_scores(scorer, pairs[split])  # those of the last split, test, are measured below
         lines += [
             json.dumps(
                 {
@@ -111,7 +111,7 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
 def read_splits(
     config: Any, kind: type, places: Mapping[str, str] | None = None
 ) -> tuple[dict[str, list], dict[str, Any]]:
-    """Records by split, and the report, as the command's options ask; prints what is to be known about them."""
+    """Records by split and the report of what was read, by the command's options; prints notes about the data."""
     splits, report = source_splits(
         config.data,
         kind,
@@ -125,11 +125,7 @@ def read_splits(
 
 
 def labelled_splits(config: Any) -> tuple[dict[str, list[LabelledResponse]], dict[str, Any]]:
-    """Labelled responses by split, with both labels in the training split.
-
-    Raises:
-        UserError: the training split has one label only.
-    """
+    """Labelled responses by split, and the report. Raises UserError if the training split has only one label."""
     splits, report = read_splits(config, LabelledResponse)
     labels = {record.is_safe for record in splits["train"]}
     if len(labels) < 2:

@@ -1,4 +1,4 @@
-"""`csrlhf sft`: fine-tune a policy on dialogues, and say what came of it."""
+"""`csrlhf sft`: fine-tune a policy on dialogues by `training.sft`, and print the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from csrlhf_kit.training.sft import train_sft
 
 @writes_model
 def run_sft(config: SFTConfig) -> dict[str, Any]:
-    """The command `csrlhf sft`: read the dialogues, fine-tune, save, and report the validation loss."""
+    """Read the dialogues, fine-tune, save, print the validation loss; returns the report of `train_sft`."""
     train, validation = _dialogues(config)
     report = train_sft(config, train, validation)
     print(told(config, report))
@@ -23,7 +23,7 @@ def run_sft(config: SFTConfig) -> dict[str, Any]:
 
 
 def told(config: SFTConfig, report: dict[str, Any]) -> str:
-    """What a run has done, in sentences."""
+    """A finished run in a few sentences."""
     text = f"Learnt from {report['rows']} dialogues in {report['seconds']:.0f} s: "
     text += f"loss {report['train_loss']:.3f} nats a response token"
     if report["validation_loss"] is not None:
@@ -37,7 +37,7 @@ def told(config: SFTConfig, report: dict[str, Any]) -> str:
 
 
 def _dialogues(config: SFTConfig) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
-    """What to learn from, and the source's own validation split, if it has one, without prompts of the former."""
+    """The training split, and the source's validation split, if any, without prompts of the training split."""
     options = {"seed": config.seed, "strict": config.strict}
     loaded = read_records(config.data, LabelledResponse, split="train", **options)
     print(notes_of(loaded.report), end="")

@@ -1,4 +1,4 @@
-"""`csrlhf suggest-penalty`: the penalty to train with, from a file of scored answers."""
+"""`csrlhf suggest-penalty`: the penalty to train with (`theory.suggest`), from a file of scored answers."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from csrlhf_kit.theory.suggest import suggest_penalty
 
 @dataclass
 class SuggestPenaltyConfig:
-    """The penalty before training, from scored samples of the reference model."""
+    """Estimate the penalty before training, from scored samples of the reference model."""
 
     scores: Path
-    """JSONL, CSV or Parquet with columns prompt, reward, cost: one row a sampled response."""
+    """JSONL, CSV or Parquet with columns prompt, reward, cost: one row per sampled response."""
     beta: float
-    """KL weight of the training to come, in the unit of the reward."""
+    """KL weight of the planned training, in the unit of the reward."""
     threshold: float
     """Largest mean cost allowed, in the unit of the cost."""
     normalised: bool = False
-    """The trainer divides by 1 + multiplier and keeps its KL weight (Safe RLHF's PPO, and the kit's)."""
+    """Set this if the trainer divides by 1 + multiplier and keeps its KL weight (Safe RLHF's PPO, and the kit's)."""
     resample: Resample = "prompts"
-    """What the bootstrap draws anew: prompts if they stand for more to come, responses if they are all."""
+    """What the bootstrap resamples: prompts if these are a sample of many, responses if these are all."""
     confidence: float = 0.95
     """Confidence of the interval."""
     bootstrap: int = 1000
-    """Bootstrap replicates."""
+    """Number of bootstrap replicates."""
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Seed for the bootstrap."""
     output: Path | None = None
-    """Also write the suggestion here, as JSON."""
+    """File for the suggestion (JSON); None: print only."""
 
 
 def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
-    """Read the scores, print the suggestion, return it as a dictionary (and write it where asked).
+    """Read the scores, print the suggestion, return it as a dictionary, and write it to `config.output` if given.
 
-    An interval without an upper end has `high` None there.
+    If the interval has no upper end, `high` is None.
     """
     check_file(config.output, "--output")
     reward, cost = read_scores(config.scores)
@@ -70,7 +70,7 @@ def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
 def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(reward, cost), each (prompts, samples), nan-padded, from rows of prompt, reward and cost.
 
-    Prompts stand in the order of their first row. Raises UserError with file, line and field.
+    Prompts are in the order of their first rows. Raises UserError with file, line and field.
     """
     name, rows = read_file(Path(path))
     by_prompt: dict[str, list[tuple[float, float]]] = defaultdict(list)

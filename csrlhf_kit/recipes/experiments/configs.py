@@ -101,7 +101,7 @@ class RoundsConfig:
     threshold: float = MAIN.threshold
     """Largest mean cost allowed over the training mixture, a probability."""
     penalty: float = MAIN.penalty
-    """The fixed λ, for the methods that have one."""
+    """λ, for the methods with a fixed one."""
     ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
     """PPO's settings, the same for every round."""
     critic: CriticConfig = field(default_factory=CriticConfig)
