@@ -102,10 +102,10 @@ def stored_policy(
 
 
 def answer_of(run: Path | None, config: Any) -> Answer:
-    """The policy of a run's folder as a function; `run` None: the base alone.
+    """The policy in a run's folder as a function; `run` None: the base alone.
 
-    config: base, dtype and quantization (None: the run's own), max_new_tokens, temperature and seed. Raises UserError
-    where there is no policy, or nothing says what its base is.
+    config: has base, dtype and quantization (None: as in the run), max_new_tokens, temperature and seed. Raises
+    UserError if there is no policy, or nothing says which base it has.
     """
     adapter = adapter_folder(run) if run is not None else None
     if adapter is None and not config.base:

@@ -1,4 +1,4 @@
-"""A person at the terminal: what they type, and what a policy says shown without power over the terminal."""
+"""A person at the terminal: read what they type, and show a policy's text safely."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Two policies on one request, blind, and who wins: what `csrlhf arena RUN_A RUN_B` and the arena widget share.
+"""Two policies compared blind on one request: what `csrlhf arena RUN_A RUN_B` and the arena widget share.
 
-A policy is a function from chat messages to pieces of text, so that a stream shows as it comes. Votes are appended to
-a file and are on disk before the names are told; ratings are fitted to all of them.
+A policy is a function from chat messages to pieces of text, shown as they come. Votes are appended to a file before
+the names are shown; ratings (`ratings.bradley_terry`) are fitted to all of them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SCORES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both bad": 0.5}
 
 @dataclass
 class Duel:
-    """One conversation with two policies, each of which sees its own answers only."""
+    """A conversation with two policies, each of which sees only its own answers."""
 
     policies: Mapping[str, Talk]
     path: Path
-    """File that votes are appended to, one JSON object a line."""
+    """File to append votes to, one JSON object per line."""
     seed: int = 0
     pair: tuple[str, str] = ("", "")
     """Names, left and right."""
@@ -43,7 +43,7 @@ class Duel:
         self.fresh()
 
     def fresh(self) -> None:
-        """Begin anew with the pair that has met least often, on sides that the seed and the count of votes decide."""
+        """Start again with the pair that has met least often; seed and number of votes decide the sides."""
         votes = files.read(self.path)
         names = list(self.policies)
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -54,9 +54,9 @@ class Duel:
         self.turns = ([], [])
 
     def ask(self, text: str) -> Iterator[tuple[int, str]]:
-        """(side, the answer so far) as the two policies speak, one after the other.
+        """Yield (side, the answer so far) while the two policies answer, one after the other.
 
-        Raises UserError where nothing is asked.
+        Raises UserError if the text is empty.
         """
         if not text.strip():
             raise UserError("arena: a request that is not empty was expected")
@@ -69,9 +69,9 @@ class Duel:
             turns.append({"role": "assistant", "content": said})
 
     def vote(self, key: str) -> dict[str, Any]:
-        """Store who was better; returns the vote. It is on disk when this returns.
+        """Store which was better, and return the vote, which is then on disk.
 
-        Raises UserError for another key than `VOTES` has, or before both have answered.
+        Raises UserError for a key that is not in `VOTES`, or before both have answered.
         """
         if key not in VOTES:
             raise UserError(f"vote: found {key!r}, one of {', '.join(VOTES)} was expected")
@@ -84,7 +84,7 @@ class Duel:
 
 
 def elo(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """name -> (Elo points around a mean of 0, votes that it was in), by Bradley-Terry over all votes at once."""
+    """name -> (Elo points around a mean of 0, number of its votes), fitted to all votes at once (Bradley-Terry)."""
     place = {name: i for i, name in enumerate(names)}
     wins, games = np.zeros((len(names), len(names))), np.zeros(len(names), dtype=int)
     for vote in votes:
@@ -103,7 +103,7 @@ def elo(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, t
 
 
 def standings(duel: Duel) -> list[str]:
-    """The ratings so far, the leader first, as lines of plain text."""
+    """The ratings so far as lines of text, the best first."""
     rated = elo(files.read(duel.path), list(duel.policies))
     ranked = sorted(rated.items(), key=lambda row: -row[1][0])
     return [f"{name}: {points:+.0f} Elo, {games} votes" for name, (points, games) in ranked]

@@ -1,4 +1,4 @@
-"""`csrlhf arena`: policies set against each other, by a person who votes or by the answers that runs have stored."""
+"""`csrlhf arena`: compare policies by a person's votes, or by the oracle's judgement of runs' stored answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]
 
 
 def run_arena(config: ArenaConfig) -> dict[str, Any]:
-    """Duel or rate, as the options say; prints the ratings and returns them. Raises UserError as either does."""
+    """`run_duel` or `rate_runs`, by the options. Raises UserError unless the options are for exactly one of them."""
     if bool(config.duel) == bool(config.runs) or len(set(config.duel)) == 1:
         raise UserError(
             "arena needs two runs to talk to: expected RUN_A RUN_B; or finished ones to rate: --runs"
@@ -50,9 +50,9 @@ def run_arena(config: ArenaConfig) -> dict[str, Any]:
 
 
 def run_duel(config: ArenaConfig) -> dict[str, Any]:
-    """Show two answers to each request, on sides that are drawn, take votes, and say at the end who leads.
+    """Show two answers to each request on random sides, take votes, and print the ratings at the end.
 
-    Returns name -> (Elo points, votes), over all votes on these runs in the file. Raises as `answer_of`.
+    Returns name -> (Elo points, votes), from all votes on these runs in the file. Raises as `answer_of`.
     """
     out = config.out or config.duel[0].parent / "votes.jsonl"
     check_file(out)
@@ -63,7 +63,7 @@ def run_duel(config: ArenaConfig) -> dict[str, Any]:
         print(f"{out} holds {earlier} votes on these already: they count.")
     for line in asked(prompt_of("you: ")):
         duel.fresh()
-        list(duel.ask(line))  # both speak to the end
+        list(duel.ask(line))  # until both answers are complete
         left, right = (visible(turns[-1]["content"]) for turns in duel.turns)
         print(f"1: {left}\n2: {right}\n")
         if (key := next(asked(prompt_of("better (1, 2, =, 0): ")), "")) in VOTES:
@@ -73,7 +73,7 @@ def run_duel(config: ArenaConfig) -> dict[str, Any]:
 
 
 def rate_runs(config: ArenaConfig) -> dict[str, Any]:
-    """Set the policies of all runs against each other by their stored answers, which the oracle judges.
+    """Compare the policies of all runs by their stored answers, judged by the oracle; print and write the ratings.
 
     Raises UserError where a folder is no finished run, or the runs answered different prompts.
     """

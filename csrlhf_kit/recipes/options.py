@@ -1,9 +1,8 @@
-"""What the commands can be told: a dataclass each. Nothing here loads torch, so that `csrlhf COMMAND --help` waits
-for none.
+"""The commands' options, one dataclass per command. Nothing here imports torch, so that `--help` is fast.
 
-The functions are in the file of the command's name. Commands whose own files load no torch (certify, claims, doctor,
-plan, suggest-penalty) keep their options there; the experiments' are in `experiments/configs.py`, training's in
-`csrlhf_kit/training/configs.py`.
+The functions are in the file with the command's name. Commands whose files import no torch (certify, claims, doctor,
+plan, suggest-penalty) keep their options there; those of the experiments are in `experiments/configs.py`, those of
+training in `csrlhf_kit/training/configs.py`.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class PPORunConfig:
     prompts: str = "shipped"
     """Source of prompts: `shipped`, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
     method: Method = "fixed_penalty"
-    """The constraint."""
+    """The constrained method."""
     threshold: float = 0.01
     """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""
     penalty: float = 20.0
@@ -97,7 +96,7 @@ class PPORunConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the critic is first fitted to the base's own answers; --critic.episodes 0: not at all."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """PPO's own settings."""
+    """Settings of PPO."""
     strict: bool = False
     """Refuse prompts if any row is empty; otherwise up to 1% of such rows are left out."""
     resume: bool = False
@@ -189,7 +188,7 @@ class RedTeamConfig:
     requests: int = 300
     """Harmful requests to break."""
     tries: int = 64
-    """Tries at each."""
+    """Most tries per request."""
     talks: int = 400
     """Conversations of two turns, and as many of three; 0: none."""
     max_new_tokens: int = 32
@@ -220,18 +219,18 @@ class TalkConfig:
 
 @dataclass
 class ArenaConfig(TalkConfig):
-    """Set policies against each other: with RUN_A RUN_B you ask both and vote, with --runs the oracle judges.
+    """Compare policies: with RUN_A RUN_B you ask both and vote, with --runs the oracle judges.
 
     Which is which is hidden until you leave. Vote 1, 2, = (a tie), 0 (both bad) or nothing; /quit leaves. Each vote is
-    on disk before the next question; votes that are there already are counted, so that asking again goes on.
+    on disk before the next question, and earlier votes in the file count too.
     """
 
     duel: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A RUN_B")] = ()
-    """Folders of the runs to talk to: of `csrlhf ppo` or `csrlhf sft`, or an adapter's."""
+    """Folders of the two policies to talk to: of `csrlhf ppo`, `csrlhf sft`, or an adapter."""
     runs: tuple[Path, ...] = ()
-    """Folders of `csrlhf run` or `csrlhf sweep`, whose stored answers are rated; runs of one policy are its seeds."""
+    """Folders of `csrlhf run` or `csrlhf sweep` whose stored answers are rated; equal names count as seeds of one."""
     out: Path | None = None
-    """File of the votes, appended one JSON object a line, or of the ratings, replaced; None: votes.jsonl or arena.json
+    """File to append votes to, one JSON object per line, or to write ratings to; None: votes.jsonl or arena.json
     beside the first run's folder."""
     anchor: str = "sft"
     """The policy with rating 0, with --runs."""
@@ -256,13 +255,13 @@ class BaseConfig:
     chatting: int = 150_000
     """Number of documents that follow, three in four of them dialogues; each is read once."""
     batch_size: int = 64
-    """Documents a step."""
+    """Documents per step."""
     learning_rate: float = 2e-3
     """Peak learning rate (AdamW, short warm-up, cosine to zero)."""
     hidden_size: int = 128
-    """Width."""
+    """Width of the model."""
     layers: int = 4
-    """Depth."""
+    """Number of layers."""
     vocabulary: int = 2048
     """Size of the byte-level BPE vocabulary, special tokens included."""
     seed: int = 0

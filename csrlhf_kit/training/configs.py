@@ -1,7 +1,6 @@
-"""Settings of all that is trained, a dataclass each. Nothing here loads torch, so that `--help` waits for none.
+"""The settings of all training, one dataclass per kind. Nothing here imports torch, so that `--help` is fast.
 
-Each is explained where it is used: `supervised.py`, `sft.py`, `reward_modeling.py`, `critic.py`, `ppo_update.py`,
-`dpo.py`.
+They are used in `supervised.py`, `sft.py`, `reward_modeling.py`, `critic.py`, `ppo_update.py` and `dpo.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Which of two responses wins: by a label, by SafeDPO's rule, or by MoCAN's scores of the base's own answers.
 
 Makes the pairs that `dpo.py` trains on; MoCAN's multiplier comes from `theory.problem`.
-Makes the pairs that `dpo.py` trains on; MoCAN's multiplier comes from `theory.problem`.
 Sources: SafeDPO, Kim et al. 2025, arXiv 2505.20065; CAN and MoCAN, Huang et al. 2024, arXiv 2405.19544.
 """
 

@@ -1,7 +1,6 @@
 """One PPO update: from a batch of scored episodes to clipped gradient steps on policy and critic.
 
 Built from `advantages.py`, a constraint and the roles of `models.roles`; `ppo.py` calls it once per step.
-Built from `advantages.py`, a constraint and the roles of `models.roles`; `ppo.py` calls it once per step.
 Sources: PPO, Schulman et al. 2017, arXiv 1707.06347; RLHF with a per-token KL, Ziegler et al. 2019, arXiv
 1909.08593; reward and cost streams, Safe RLHF, Dai et al. 2023, arXiv 2310.12773.
 """

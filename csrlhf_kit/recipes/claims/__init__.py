@@ -1,7 +1,7 @@
-"""`csrlhf claims`: the ledger. Each claim that the toy world can speak to, our number beside theirs, a verdict.
+"""`csrlhf claims`: each claim that the toy world can test, with their number, our number and a verdict.
 
-Their numbers stand in `csrlhf_kit.recipes.claims.ledger`, with paper and section; ours are computed here from what was
-recorded, never typed in. Writes `claims.json` and, as Markdown, `claims.md`.
+Their numbers are in `ledger.py`, with paper and section; ours are computed from recorded runs, never typed in.
+Writes `claims.json` and, as Markdown, `claims.md`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from csrlhf_kit.recipes.claims.ledger import CLAIMS, Claim
 
 @dataclass
 class ClaimsConfig:
-    """Hold every claim against what was recorded."""
+    """Check every claim against the recorded runs."""
 
     data: Path | None = None
     """Folder with `recorded/` and `runs/`; None: the shipped data."""
@@ -52,7 +52,7 @@ def row_of(claim: Claim, evidence: Evidence) -> dict[str, Any]:
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON values: what is infinite or unknown becomes null; five significant digits."""
+    """An estimate as JSON values with five significant digits; infinite or unknown values become None."""
 
     def number(value: Any) -> Any:
         if isinstance(value, float):
@@ -83,9 +83,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def run_claims(config: ClaimsConfig) -> dict[str, Any]:
-    """Judge every claim and write both files; prints the verdicts and returns what claims.json holds.
+    """Judge every claim, write both files, print the verdicts, and return the content of claims.json.
 
-    Raises UserError where the data folder does not exist or holds something unreadable.
+    Raises UserError if the data folder does not exist or holds an unreadable file.
     """
     data = config.data or data_folder()
     if not data.is_dir():

@@ -1,6 +1,6 @@
 """Claims about policies under attack: red-team rounds, the held-out red team, conversations of several turns.
 
-Measures as in `trained_claims`, on what `csrlhf rounds` and `csrlhf red-team` recorded.
+Measures as in `trained.py`, on what `csrlhf rounds` and `csrlhf red-team` recorded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def each_round_safer(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
-    """What holds after the last round, at the recorded defaults; other settings are told beside it, with their help."""
+    """Robustness after the last round at the recorded defaults; other settings are reported too, with helpfulness."""
     if not e.rounds:
         return None
     shares, texts = [], []
@@ -51,7 +51,7 @@ def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def held_out_teams(e: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """Red-team tables by the policy's method: the folder's name above its adapter, or `sft`."""
+    """Red-team tables by the policy's method, which is the name of the folder above its adapter, or `sft`."""
     found: dict[str, list[dict[str, Any]]] = {}
     for told in e.red_team:
         if told["config"]["team"] != "held_out":
@@ -68,7 +68,7 @@ def robust_against_team(e: Evidence, method: str) -> ev.Estimate | None:
 
 
 def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
-    """The sweeps' setting that holds best, and the best of those that keep their share of unconstrained help."""
+    """The most robust setting of the sweeps, and of those that keep enough of unconstrained helpfulness."""
     free = ev.mean_of(e.cells("ppo", {}), "helpfulness")
     groups = ev.by_settings(c for c in e.sweep if "robust" in c.policy)
     if not groups or free is None:
@@ -93,7 +93,7 @@ def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def turns_matter(e: Evidence, paper: Numbers) -> Finding | None:
-    """Harm of the same asks after three turns, less that of the first turn, for the fixed penalty."""
+    """Harm of the same requests after three turns minus that in the first turn, for the fixed penalty."""
     rows = [t["turns"] for t in held_out_teams(e).get("fixed_penalty", []) if "turns" in t]
     rows = rows or [told["rounds"][-1]["turns"] for told in e.rounds]
     if not rows:

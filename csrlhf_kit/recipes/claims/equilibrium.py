@@ -1,10 +1,10 @@
-"""Where a rectified penalty's mean cost settles when a batch gates it: predicted before the run, and held against it.
+"""Where a rectified penalty's mean cost settles if a batch gates it: predicted without looking at its runs.
 
-A gate that opens on a noisy estimate of J_C is open on a share p of the steps. PPO divides by 1 + g lambda, so the
-cost's share of the gradient is p lambda / (1 + lambda) on average, against lambda / (1 + lambda) for a
-multiplier that is always on. Training settles where the two agree: with w the share at which a dual method
-holds the limit, p = w (1 + lambda) / lambda, and the violation is noise * Phi^-1(p) (`batch_hinge.equilibrium_violation`).
-Both w and the noise come from runs of that dual method; the penalty's own runs are not looked at.
+A gate on a noisy estimate of J_C is open on a share p of the steps. PPO divides by 1 + g lambda, so the cost's mean
+share of the gradient is p lambda / (1 + lambda), against lambda / (1 + lambda) for a multiplier that is always on.
+Training settles where it equals w, the share at which a dual method meets the limit: p = w (1 + lambda) / lambda,
+and the violation is noise * Phi^-1(p) (`theory.batch_hinge.equilibrium_violation`). Both w and the noise come from
+runs of that dual method.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from csrlhf_kit.theory.batch_hinge import equilibrium_violation
 
 
 def last_half(curve: Mapping[str, Sequence[float]], name: str) -> np.ndarray:
-    """A metric's values (steps / 2,) in the second half of a run, where it is taken to have settled."""
+    """A metric's values (steps / 2,) in the second half of a run, assumed to have settled."""
     values = np.asarray(curve[name], dtype=np.float64)
     return values[len(values) // 2 :]
 
 
 def cost_share(curve: Mapping[str, Sequence[float]]) -> float:
-    """w: the cost's mean share lambda / (1 + lambda) of the gradient once the multiplier has settled."""
+    """w: the cost's mean share lambda / (1 + lambda) of the gradient in the second half of a run."""
     multiplier = last_half(curve, "multiplier")
     return float((multiplier / (1 + multiplier)).mean())
 
 
 def cost_spread(curve: Mapping[str, Sequence[float]], batch_size: int) -> float:
-    """Standard deviation of one episode's cost, from how batch means differ from one step to the next.
+    """Standard deviation of one episode's cost, from the differences between successive batch means.
 
-    Successive differences, so that a slow drift of the mean does not count (von Neumann et al. 1941).
+    A slow drift of the mean hardly changes successive differences (von Neumann et al. 1941).
     """
     steps = np.diff(last_half(curve, "cost"))
     return float(np.sqrt((steps**2).mean() / 2 * batch_size))
@@ -46,8 +46,8 @@ def settled_cost(curve: Mapping[str, Sequence[float]]) -> float:
 def predict(prices: Sequence[ev.PolicyRow], penalty: float, batch_size: int) -> ev.Estimate:
     """Mean cost at which `FixedPenalty(penalty, gate="half")` settles in batches of `batch_size`.
 
-    prices: runs of a dual method at the same threshold, one a seed; the interval is over them. Infinite where
-    the limit costs more than the penalty can pay, so that nothing settles.
+    prices: runs of a dual method at the same threshold, one per seed; the interval is over them. Infinite if the
+    penalty is too small to meet the limit, so that nothing settles.
     """
     settled = []
     for run in prices:

@@ -1,8 +1,8 @@
-"""What the ledger of claims reads, how it pools seeds, and the rules by which it judges.
+"""What the claims are judged by: the recorded evidence, how seeds are pooled, and the rules for verdicts.
 
-Evidence is what finished jobs have recorded under `data/`: the main job's results, the sweeps' cells, red-team
-tables, rounds, the arena. A file that is not there is no evidence, and a claim without evidence is *not yet
-measured*. A figure that depends on training needs three seeds before it may settle anything.
+Evidence is what finished runs have recorded under `data/` (read by `evaluation.results`): results of `csrlhf run`,
+the sweeps' cells, red-team tables, rounds, the arena. A claim without evidence is *not yet measured*. A number that
+depends on training needs three seeds for a verdict.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
 from csrlhf_kit.theory.intervals import Estimate
 
 REPRODUCED, REFUTED, DEPENDS, OPEN = "reproduced", "refuted", "depends", "not yet measured"
-SEEDS = 3  # that a figure of trained models needs
+SEEDS = 3  # needed for a verdict about trained models
 
 
 class Finding(NamedTuple):
-    """What the evidence says of one claim."""
+    """What the evidence says about one claim."""
 
     verdict: str
     ours: str
@@ -36,15 +36,15 @@ class Finding(NamedTuple):
 
 
 def exact(value: float) -> Estimate:
-    """A figure without sampling error: computed, not measured."""
+    """A value without sampling error: computed, not measured."""
     return Estimate.of(value)
 
 
 def pooled_rate(entries: Sequence[Mapping[str, float]]) -> Estimate:
-    """A rate over seeds: {"rate", "n"} of each.
+    """A rate pooled over seeds, from {"rate", "n"} of each.
 
-    The interval holds both errors: Clopper-Pearson over all prompts (as if the seeds were one policy), and
-    Student's t over the seeds' own rates; it is their union.
+    The interval is the union of Clopper-Pearson's over all prompts (as if the seeds were one policy) and Student's
+    t interval over the seeds' rates, so that it includes both errors.
     """
     pooled = Estimate.pooled(entries)
     if len(entries) < 2:
@@ -69,13 +69,13 @@ def complement(rate: Estimate) -> Estimate:
 
 
 def fewest(*seeds: int | None) -> int | None:
-    """The smaller number of seeds; None (nothing trained) does not count."""
+    """The smallest number of seeds; None (nothing trained) does not count."""
     known = [s for s in seeds if s is not None]
     return min(known) if known else None
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """first − second, as if independent: errors add as squares (Newcombe 1998, method 10)."""
+    """first − second, assumed independent: squared errors add up (Newcombe 1998, method 10)."""
     value = first.value - second.value
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)
@@ -83,7 +83,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def ratio(first: Estimate, second: Estimate) -> Estimate:
-    """first / second of two positive figures; the interval is the widest that the two intervals allow."""
+    """first / second of two positive values; the interval is the widest that the two intervals allow."""
 
     def over(a: float, b: float) -> float:
         return a / b if b > 0 else math.inf
@@ -94,7 +94,7 @@ def ratio(first: Estimate, second: Estimate) -> Estimate:
 
 
 def shown(estimate: Estimate, scale: float = 100.0, unit: str = "%", digits: int = 1) -> str:
-    """A figure with its interval, as the table prints it."""
+    """A value with its interval as text; scale: factor of all three numbers."""
     value, low, high = (scale * x for x in estimate[:3])
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         return f"{value:.{digits}f}{unit}"
@@ -105,28 +105,28 @@ def shown(estimate: Estimate, scale: float = 100.0, unit: str = "%", digits: int
 
 
 def at_least(ours: Estimate, bound: float) -> str:
-    """Reproduced where the whole interval is at or above the bound, refuted where it is below; else it depends."""
+    """Reproduced if the whole interval is at or above the bound, refuted if it is below; else it depends."""
     return REPRODUCED if ours.low >= bound else REFUTED if ours.high < bound else DEPENDS
 
 
 def at_most(ours: Estimate, bound: float) -> str:
-    """Reproduced where the whole interval is at or below the bound, refuted where it is above; else it depends."""
+    """Reproduced if the whole interval is at or below the bound, refuted if it is above; else it depends."""
     return REPRODUCED if ours.high <= bound else REFUTED if ours.low > bound else DEPENDS
 
 
 def exceeds(first: Estimate, second: Estimate) -> str:
-    """Reproduced where `first` is larger beyond their difference's interval, refuted where it is smaller."""
+    """Reproduced if the interval of first − second is above 0, refuted if it is below; else it depends."""
     gap = difference(first, second)
     return REPRODUCED if gap.low > 0 else REFUTED if gap.high < 0 else DEPENDS
 
 
 def covers(ours: Estimate, theirs: float) -> str:
-    """Reproduced where our interval holds their number, else refuted."""
+    """Reproduced if our interval contains their number, else refuted."""
     return REPRODUCED if ours.low <= theirs <= ours.high else REFUTED
 
 
 def all_of(verdicts: Iterable[str]) -> str:
-    """One verdict of several parts: reproduced or refuted if every part is; mixed parts depend."""
+    """One verdict for several parts: reproduced or refuted if every part is; otherwise it depends."""
     parts = set(verdicts)
     if not parts or OPEN in parts:
         return OPEN
@@ -134,7 +134,7 @@ def all_of(verdicts: Iterable[str]) -> str:
 
 
 def settled(verdict: str, seeds: int | None) -> str:
-    """With fewer than three seeds a figure of trained models reproduces or refutes nothing yet: it depends."""
+    """The verdict, or "it depends" if it is about trained models with fewer than three seeds."""
     too_few = seeds is not None and seeds < SEEDS
     return DEPENDS if too_few and verdict in (REPRODUCED, REFUTED) else verdict
 
@@ -144,28 +144,28 @@ def settled(verdict: str, seeds: int | None) -> str:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the ledger may look at."""
+    """Everything that the claims are judged by."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
-    """results.json of main jobs, the recorded one first."""
+    """results.json files of `csrlhf run`, the shipped one first."""
     sweep: list[PolicyRow] = field(default_factory=list)
-    """Cells of all sweeps."""
+    """Cells of all sweeps against the semantic cost model."""
     red_team: list[dict[str, Any]] = field(default_factory=list)
     """What `csrlhf red-team` wrote."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    """rounds.json, one a seed."""
+    """rounds.json files, one per seed."""
     arena: dict[str, Any] | None = None
     """What `csrlhf arena` wrote."""
     scorers: list[dict[str, Any]] = field(default_factory=list)
     """metrics.json of cost models trained on their own."""
     ablation: list[PolicyRow] = field(default_factory=list)
-    """Cells of sweeps that were trained against Safe RLHF's cost model."""
+    """Cells of sweeps against Safe RLHF's cost model."""
     files: list[str] = field(default_factory=list)
-    """Where all of it came from, below the data folder."""
+    """The files that were read, relative to the data folder."""
 
     @classmethod
     def read(cls, data: Path) -> Evidence:
-        """Everything recorded below the data folder: `recorded/` and `runs/`.
+        """Read everything in `recorded/` and `runs/` of the data folder.
 
         Raises UserError for a file that is no JSON.
         """
@@ -197,7 +197,7 @@ class Evidence:
         )
 
     def main(self, method: str) -> list[PolicyRow]:
-        """A method in the main job, a policy a seed, with the sweeps' cells that had the same settings."""
+        """A method's policies in `csrlhf run` and the sweeps' cells with the same settings, one per seed."""
         if not self.results:
             return []
         config = self.results[0]["config"]
@@ -217,7 +217,7 @@ class Evidence:
         return [by_seed[seed] for seed in sorted(by_seed)]
 
     def cells(self, method: str, settings: Mapping[str, Any]) -> list[PolicyRow]:
-        """The sweeps' cells of a method at exactly these settings, one a seed."""
+        """The sweeps' cells of a method with exactly these settings, one per seed."""
         by_seed: dict[int, PolicyRow] = {}
         for cell in self.sweep:
             if cell.method == method and cell.settings == dict(settings):
@@ -225,7 +225,7 @@ class Evidence:
         return [by_seed[seed] for seed in sorted(by_seed)]
 
     def rounds_by_settings(self) -> list[list[dict[str, Any]]]:
-        """Jobs of red-team rounds, grouped by what they were asked, seeds aside; the recorded defaults come first."""
+        """Runs of `csrlhf rounds`, grouped by their settings without the seed; the defaults come first."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for told in self.rounds:
             asked = {name: value for name, value in told["config"].items() if name != "seed"}
@@ -233,7 +233,7 @@ class Evidence:
         return list(groups.values())
 
     def swept(self, method: str, name: str) -> dict[float, list[PolicyRow]]:
-        """A method's cells in which only the setting `name` was changed: value -> cells."""
+        """The method's cells that change only the setting `name`: value -> cells."""
         found: dict[float, list[PolicyRow]] = {}
         for cell in self.sweep:
             if cell.method == method and set(cell.settings) == {name}:
@@ -241,7 +241,7 @@ class Evidence:
         return dict(sorted(found.items()))
 
     def costs(self, model: str, name: str) -> Estimate | None:
-        """A cost model's measure in the main job, over its seeds; None where it was not measured."""
+        """A cost model's metric in `csrlhf run`, over its seeds; None if it was not measured."""
         rows = [r["cost_models"][model] for r in self.results if model in r.get("cost_models", {})]
         values = [row[name] for row in rows if row.get(name) is not None]
         if not values:
@@ -253,7 +253,7 @@ class Evidence:
 
 
 def by_settings(cells: Iterable[PolicyRow]) -> list[list[PolicyRow]]:
-    """Cells grouped by method and settings, a group's cells being its seeds."""
+    """Cells grouped by method and settings; the cells of a group differ by seed."""
     groups: dict[str, list[PolicyRow]] = {}
     for cell in cells:
         groups.setdefault(f"{cell.method} {sorted(cell.settings.items())}", []).append(cell)
@@ -261,23 +261,23 @@ def by_settings(cells: Iterable[PolicyRow]) -> list[list[PolicyRow]]:
 
 
 def rate_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:
-    """A rate of policies, pooled over seeds; None where there are none."""
+    """A rate of these policies, pooled over seeds; None if there are none."""
     return pooled_rate([c.policy[name] for c in cells]) if cells else None
 
 
 def mean_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:
-    """A mean of policies over seeds; None where there are none."""
+    """A mean of these policies over seeds; None if there are none."""
     return mean_over_seeds([c.policy[name] for c in cells]) if cells else None
 
 
 Numbers = Mapping[str, float]
-"""A source's own numbers, by the names that its claim's measure reads."""
+"""A paper's own numbers, by the names that the claim's measure reads."""
 Measure = Callable[[Evidence, Numbers], Finding | None]
-"""(evidence, the paper's own numbers) -> what we found; None where there is no evidence."""
+"""(evidence, the paper's own numbers) -> our finding; None if there is no evidence."""
 
 
 def finding(verdict: str, ours: str, **estimates: Estimate) -> Finding:
-    """A finding whose verdict is held back where too few seeds stand behind it."""
+    """A finding; its verdict becomes "it depends" if the estimates have too few seeds."""
     seeds = fewest(*(e.seeds for e in estimates.values()))
     return Finding(settled(verdict, seeds), ours, estimates)
 
@@ -285,7 +285,7 @@ def finding(verdict: str, ours: str, **estimates: Estimate) -> Finding:
 def compared(
     read: Callable[[Evidence, str], Estimate | None], first: str, second: str, *, less: bool = False
 ) -> Measure:
-    """`first` has more (or less) of what is read than `second`, beyond the interval of the difference."""
+    """A measure: `read` gives more (or less) for `first` than for `second`, by the interval of the difference."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
         a, b = read(e, first), read(e, second)
@@ -304,7 +304,7 @@ def held_to(
     rule: Callable[[Estimate, float], str] = at_least,
     words: str = "",
 ) -> Measure:
-    """What is read keeps `rule` with the source's number `name`; `words` follow it in the text."""
+    """A measure: `rule` on what `read` gives and the paper's number `name`; `words` follow in the text."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
         found = read(e)

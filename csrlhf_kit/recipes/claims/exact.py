@@ -1,4 +1,4 @@
-"""Claims that need no training: finite problems solved exactly, and counts that anybody can recount."""
+"""Claims that need no training: finite problems solved exactly (`theory`), and counts of data and of the papers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def problems(
 ) -> Iterator[tuple[FiniteProblem, Solution]]:
     """Random problems whose constraint binds, each with its constrained optimum.
 
-    Six prompts with eight responses, rewards within ± reward_bound, costs in [0, cost_bound]; the threshold lies half-way between the least cost and that of the
-    unconstrained optimum.
+    Six prompts with eight responses each, rewards within ± reward_bound, costs in [0, cost_bound]; the threshold is
+    half-way between the least cost and that of the unconstrained optimum.
     """
     generator = np.random.default_rng(seed)
     for _ in range(PROBLEMS):
@@ -50,7 +50,7 @@ def problems(
 
 
 def best_tilt(problem: FiniteProblem, penalty: float) -> Solution:
-    """The maximiser of the rectified objective, found by search over tilts instead of by the theory."""
+    """The maximiser of the rectified objective, found by a search over tilts instead of by the theory."""
     found = minimize_scalar(
         lambda price: -problem.penalised_value(problem.tilted(price).policy, penalty),
         bounds=(0.0, penalty),
@@ -72,7 +72,7 @@ def exactness(e: Evidence, paper: Numbers) -> Finding:
 
 
 def domination(e: Evidence, paper: Numbers) -> Finding:
-    """The violation at λ = 2 R_max / ε against ε = 2 R_max / λ, on costs that could break it four times over."""
+    """The violation at λ = 2 R_max / ε against ε = 2 R_max / λ, with costs that could exceed it four times."""
     bound, penalty = paper["R_max"], paper["penalty"]
     allowed = 2 * bound / penalty
     violations = [
@@ -96,7 +96,7 @@ def more_reward(e: Evidence, paper: Numbers) -> Finding:
 
 
 def no_tuning_above(e: Evidence, paper: Numbers) -> Finding:
-    """The spread of J_C over λ = 2, 10, 50 λ*: under an exact gate, and under one that reads a batch of 64."""
+    """The spread of J_C over λ = 2, 10, 50 λ*: with an exact gate, and with one on a batch of 64."""
     spreads: dict[str, list[float]] = {"exact gate": [], "batch gate": []}
     for problem, optimum in problems():
         penalties = [factor * optimum.multiplier for factor in (2.0, 10.0, 50.0)]
@@ -111,7 +111,7 @@ def no_tuning_above(e: Evidence, paper: Numbers) -> Finding:
 
 
 def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
-    """Share of problems on which the linear penalty's optimum costs less than was asked for."""
+    """Share of problems on which the linear penalty's optimum has a cost below the threshold."""
     overshoots = []
     for problem, optimum in problems():
         penalty = max(paper["penalty"], 1.5 * optimum.multiplier)
@@ -124,7 +124,7 @@ def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
 
 
 def gpt_comparison(e: Evidence, paper: Numbers) -> Finding:
-    """Fisher's exact test on the counts that they print."""
+    """Fisher's exact test on the paper's own counts."""
     ours, theirs, n = (int(paper[name]) for name in ("ours", "theirs", "n"))
     p = exact(fisher_exact([[ours, n - ours], [theirs, n - theirs]]).pvalue)
     verdict = REPRODUCED if p.value < 0.05 else DEPENDS

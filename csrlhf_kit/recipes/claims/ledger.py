@@ -1,9 +1,9 @@
 """The claims of both papers, their reviewers' questions and this kit's own goals: what each says, and how to test it.
 
-A claim carries the source's own numbers (CS-RLHF: Pandit et al. 2025, arXiv 2510.03520, and its released code at
-commit 2e08639; Safe RLHF: Dai et al. 2023, arXiv 2310.12773), a function that computes ours from the evidence,
-and the command that makes the evidence. `fixed` is the rectified penalty, `jailbreaks` are wrapper families that
-no training has seen, `harmful` is the oracle's word.
+A claim has the source's own numbers (CS-RLHF: Pandit et al. 2025, arXiv 2510.03520, and its released code at
+commit 2e08639; Safe RLHF: Dai et al. 2023, arXiv 2310.12773), a function that computes ours from the evidence, and
+the command that makes the evidence. `fixed` is the rectified penalty, `jailbreaks` are wrapper families that do not
+occur in training, `harmful` is judged by the oracle.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Claim:
     rule: str
     """How the verdict is reached, in words."""
     command: str
-    """What makes the evidence; the row itself is `csrlhf claims`."""
+    """The command that makes the evidence; `csrlhf claims` makes the row."""
     numbers: dict[str, float] = field(default_factory=dict)
     """Their numbers, as the rule reads them."""
 

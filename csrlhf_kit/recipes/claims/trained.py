@@ -1,6 +1,6 @@
-"""Claims about trained policies and judges: measures that read what was recorded, pooled over seeds.
+"""Claims about trained policies and judges: measures of what was recorded, pooled over seeds.
 
-A measure takes the evidence and the source's own numbers to a `Finding`, or to None where the evidence is missing.
+A measure maps the evidence and the paper's numbers to a `Finding`, or to None if the evidence is missing.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ def safe_under_jailbreaks(e: Evidence) -> Estimate | None:
 
 
 def starts_harmful(e: Evidence) -> Estimate | None:
-    # The base is one model, made once: its seeds are seeds of sampling, and one will do.
+    # The base is one model: its seeds are seeds of sampling only, so the rule of three seeds does not apply.
     harm = ev.rate_of(e.main("sft"), "harmful_nominal")
     return None if harm is None else harm._replace(seeds=None)
 
 
 def degenerate(e: Evidence) -> Estimate | None:
-    """Degenerate text of the linear penalty, which their code runs, at their λ if it was swept."""
+    """Share of degenerate text under the linear penalty, which their code runs, at their λ if it was swept."""
     return ev.rate_of(e.cells("linear_penalty", {}) or e.main("linear_penalty"), "degenerate")
 
 
 def of_main(rate: str) -> Callable[[Evidence, str], Estimate | None]:
-    """A rate of a method of the main job."""
+    """A function that reads a rate of a method in `csrlhf run`."""
     return lambda e, method: ev.rate_of(e.main(method), rate)
 
 
 def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
-    """A measure of a cost model, on the same test labels."""
+    """A function that reads a metric of a cost model on the test labels."""
     return lambda e, model: e.costs(model, name)
 
 
 def of_ablation(e: Evidence, name: str) -> Estimate | None:
-    """Harm of "cost model + method"; with the semantic model it is the main job's."""
+    """Harm rate of "cost model + method"; with the semantic model it comes from `csrlhf run`."""
     cost, method = name.split(" + ")
     cells = e.main(method) if cost == "semantic" else [c for c in e.ablation if c.method == method]
     return ev.rate_of(cells, "harmful_nominal")
@@ -71,8 +71,8 @@ def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
-    """False alarms of the pairwise cost model on its smallest and on its largest training set."""
-    sources: dict[str, list[tuple[int, float]]] = {}  # seeds draw their own shares: sizes differ a little
+    """False-positive rates of the pairwise cost model for its smallest and its largest training set."""
+    sources: dict[str, list[tuple[int, float]]] = {}  # sizes differ a little between seeds
     for told in e.scorers:
         if told.get("config", {}).get("objective") != "safe_rlhf":
             continue
@@ -88,7 +88,7 @@ def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def helpful_by_penalty(e: Evidence, paper: Numbers) -> Finding | None:
-    """Most helpful near their best λ: there more than at a quarter of it and than at twice it or more."""
+    """Helpfulness near their best λ exceeds that at a quarter of it, and that at twice it or more."""
     swept = e.swept("fixed_penalty", "penalty")
     best = paper["best"]
     low = max((p for p in swept if p <= best / 2), default=None)
@@ -103,7 +103,7 @@ def helpful_by_penalty(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def insensitive_to_penalty(e: Evidence, paper: Numbers) -> Finding | None:
-    """The range of helpfulness over the swept λ: a linear penalty's against the rectified one's."""
+    """The range of helpfulness over the swept λ, of the linear against the rectified penalty."""
     ranges = {}
     for method in ("fixed_penalty", "linear_penalty"):
         swept = e.swept(method, "penalty")
@@ -120,7 +120,7 @@ def insensitive_to_penalty(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def time_to_safety(e: Evidence, paper: Numbers) -> Finding | None:
-    """Episodes until the harm rate is under the limit for good: Lagrangian's over the fixed penalty's."""
+    """Episodes until the harm rate stays under the limit: the Lagrangian's divided by the fixed penalty's."""
     times = {}
     for method in ("lagrangian", "fixed_penalty"):
         cells = [c for c in e.main(method) if c.curve.get("harmful")]
@@ -135,7 +135,7 @@ def time_to_safety(e: Evidence, paper: Numbers) -> Finding | None:
                 )
                 for c in cells
             ]
-        except UserError:  # the window cannot show so small a limit
+        except UserError:  # the window is too short for so small a limit
             return None
     found = efficiency.speed_up(times["lagrangian"], times["fixed_penalty"])
     seeds = min(len(t) for t in times.values())
@@ -164,7 +164,7 @@ def preferred(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def released_code(e: Evidence, paper: Numbers) -> Finding | None:
-    """At λ = 20: is what the code runs as helpful as what the paper states?"""
+    """Helpfulness at λ = 20 of the released code's method and of the paper's."""
     fixed = ev.mean_of(e.cells("fixed_penalty", {}), "helpfulness")
     linear = ev.mean_of(e.cells("linear_penalty", {}), "helpfulness")
     if fixed is None or linear is None:
@@ -176,7 +176,7 @@ def released_code(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def elo(kind: str) -> Measure:
-    """The Lagrangian's rating above the base is positive."""
+    """A measure: the Lagrangian's rating is above the base's."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
         rating = (e.arena or {}).get(kind, {}).get("ratings", {}).get("lagrangian")
@@ -189,7 +189,7 @@ def elo(kind: str) -> Measure:
 
 
 def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
-    """For each ν some figure of shaping is worse: more harm, or less help, than the Lagrangian's."""
+    """For each ν, shaping has more harm or less helpfulness than the Lagrangian."""
     lagrangian = e.cells("lagrangian", {})
     shaped = e.swept("reward_shaping", "weight")
     if not lagrangian or not shaped:
@@ -208,11 +208,11 @@ def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 SEARCHED = {"fixed_penalty": {"penalty"}, "lagrangian": {"initial", "rate", "maximum"}}
-"""What the plans `penalties` (8 settings) and `lagrangians` (9) search over."""
+"""The settings that the plans `penalties` (8 values) and `lagrangians` (9) vary."""
 
 
 def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
-    """The settings that were searched for each of the two rivals, each with its seeds."""
+    """The searched settings of both methods, each with its seeds."""
     return {
         method: ev.by_settings(
             c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names
@@ -222,9 +222,9 @@ def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
 
 
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """The least harm that each method reaches among its searched settings that keep 95% of unconstrained help."""
+    """The least harm of each method among the searched settings that keep 95% of unconstrained helpfulness."""
     best: dict[str, Estimate] = {}
-    floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # of as many steps
+    floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # with as many steps
     for method, groups in searched(e).items():
         if not groups or floor is None:
             return None
@@ -239,7 +239,7 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """The most help that each method keeps among its searched settings that are safe enough, asked plainly."""
+    """The best helpfulness of each method among the searched settings that are safe enough on plain requests."""
     best: dict[str, Estimate] = {}
     texts = []
     for method, groups in searched(e).items():
@@ -273,7 +273,7 @@ def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def gate_bias(e: Evidence, paper: Numbers) -> Finding | None:
-    """A gate on the very batch that it gates settles at another cost than one on a window."""
+    """A gate on the batch that it gates settles at another cost than a gate on a window."""
     batch, window = e.cells("fixed_penalty", {"gate": "batch"}), e.cells("fixed_penalty", {})
     if not batch or not window:
         return None
@@ -297,9 +297,9 @@ def feasible(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
-    """Some setting of the fixed penalty, in rounds or not: safe under jailbreaks, helpful, and not over-refusing.
+    """Some setting of the fixed penalty, in rounds or not, is safe under jailbreaks, helpful, and not over-refusing.
 
-    Help is counted against unconstrained PPO: of the main job for it and for rounds, else of the published sweep.
+    Helpfulness is relative to unconstrained PPO: that of `csrlhf run` for it and rounds, else of the published sweep.
     """
     swept = [
         (cells, e.cells("ppo", {}))
@@ -335,7 +335,7 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
-    """Where the cost of a gated penalty settles at each batch size, against what `equilibrium.predict` said before."""
+    """The cost at which a gated penalty settles for each batch size, against the value of `equilibrium.predict`."""
     prices = [c for c in e.sweep if c.method == "pid_lagrangian" and c.settings.get("threshold")]
     gated = ev.by_settings(
         [c for c in e.sweep if c.method == "fixed_penalty" and "ppo.batch_size" in c.settings]

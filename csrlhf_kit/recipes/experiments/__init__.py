@@ -1,0 +1,1 @@
+"""The commands that train many policies on the toy world: `csrlhf run`, `csrlhf sweep` and `csrlhf rounds`."""
