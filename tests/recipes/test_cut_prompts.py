@@ -103,7 +103,8 @@ def test_runs_tell_and_show_the_prompts_that_the_policy_sees(
         json.loads(line)["prompt"] for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
     ]
     assert shown[0] == "no" and shown[1].endswith(END) and len(shown[1]) < len(LONG)
-    monkeypatch.setattr("csrlhf_kit.evaluation.safety.MAX_PROMPT", size)
+    for module in ("evaluation.safety", "recipes.evaluate"):
+        monkeypatch.setattr(f"csrlhf_kit.{module}.MAX_PROMPT", size)
     run_evaluate(EvaluateConfig(**models, prompts=str(prompts), out=tmp_path / "e.json", max_new_tokens=2))
     assert f"1 of 2 prompts have more than {size} tokens" in capsys.readouterr().out
     asked = [answer["prompt"] for answer in json.loads((tmp_path / "e.json").read_text())["answers"]]
