@@ -33,8 +33,7 @@ def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]
     answers: dict[str, list[list[str]]] = {}
     for name, stage in stages.items():
         if isinstance(stage, dict) and "responses" in stage:
-            policy = name.partition("-seed_")[0]
-            answers.setdefault(policy, []).append(stage["responses"])
+            answers.setdefault(name.partition("-seed_")[0], []).append(stage["responses"])
     if not answers:
         raise UserError(f"{run} has no policy that has answered: expected a finished run")
     return prompts, answers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_random_base
+from example_base import build_random_base
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,

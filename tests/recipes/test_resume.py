@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build_random_base
+from example_base import build_random_base
 from example_records import dialogues, pairs
 from test_scorer_recipes import cs_rlhf_rows, write_rows
 

@@ -122,7 +122,7 @@ def test_without_a_disagreement_the_normal_interval_promises_too_much():
     [
         (lambda: JudgeAudit(10, 11, 0, 0, 0, 0), "judged_unsafe is 11"),
         (lambda: JudgeAudit(10, 1, 1, 2, 0, 0), "false_alarms is 2"),
-        (lambda: JudgeAudit.from_labels([1], [1], [1, 0]), "the same were expected"),
+        (lambda: JudgeAudit.from_labels([1], [1], [1, 0]), "equally many were expected"),
         (lambda: prediction_powered([1], [1], [1, 0]), "two labelled"),
         (lambda: prediction_powered([1, 2], [1, 0], [1, 0]), r"in \[0, 1\]"),
         (lambda: prediction_powered([1, 0], [1, 0], [1, 0], method="magic"), "method is 'magic'"),
