@@ -34,7 +34,7 @@ from csrlhf_kit.training.dpo import DirectConfig, train_direct
 from csrlhf_kit.training.dpo_pairs import Offline, offline_answers
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
 
-# Where a mistake is worst, `per_category` allows less: an example of thresholds by context, not a norm.
+# Categories for which `per_category` allows less: an example of thresholds by context, not a recommendation.
 STRICT = (
     "child_abuse",
     "drug_abuse,weapons,banned_substance",
@@ -45,7 +45,7 @@ STRICT = (
 
 
 def check_cell(cell: Cell, config: RunConfig, direct: DirectConfig) -> None:
-    """Raise UserError, before anything is trained, where a cell's method or settings are not known or allowed."""
+    """Raise UserError if a cell's method or settings are unknown or not allowed; called before any training."""
     if cell.method in DIRECT:
         direct_settings(cell, config, direct)
     elif cell.method != "sft":
@@ -54,9 +54,10 @@ def check_cell(cell: Cell, config: RunConfig, direct: DirectConfig) -> None:
 
 
 def cell_constraint(cell: Cell, config: RunConfig) -> Constraint:
-    """The constraint of a PPO cell at the run's threshold, published constants and the cell's settings.
+    """The constraint of a PPO cell: the run's threshold, published constants, and the cell's own settings.
 
-    `per_category` is `FixedPenalty` for each category: `strict` times the threshold where `STRICT` says so.
+    `per_category` is one `FixedPenalty` per category, with `strict` times the threshold for those in `STRICT`.
+    Raises UserError for an unknown method.
     """
     given = {"threshold": config.threshold}
     given |= {name: value for name, value in cell.settings if not name.startswith("ppo.")}
@@ -81,7 +82,7 @@ def ppo_settings(cell: Cell, config: RunConfig) -> PPOConfig:
 
 
 def direct_settings(cell: Cell, config: RunConfig, direct: DirectConfig) -> DirectConfig:
-    """A preference-only method's settings in a cell: the run's threshold, and the cell's own."""
+    """A preference-only method's settings in a cell: the run's threshold and the cell's own settings."""
     given = dict(cell.settings)
     _check_names(cell.method, given, DirectConfig)
     return replace(direct, **{"threshold": config.threshold, "seed": cell.seed, **given})
@@ -95,7 +96,7 @@ def _check_names(method: str, given: Mapping[str, Any], kind: type) -> None:
 
 
 def offline_stage(config: RunConfig, direct: DirectConfig) -> dict[str, Any]:
-    """The base's scored answers to training prompts, which `mocan` reads; as JSON values."""
+    """The base's scored answers to training prompts, for `mocan`, as JSON values."""
     roles, tokenizer = load_roles(config)
     prompts = training_prompts()
     chosen = np.random.default_rng(config.seed).permutation(len(prompts))[: direct.offline_prompts]
@@ -111,8 +112,8 @@ def train_cell(
 ) -> dict[str, Any]:
     """Train a cell's policy (none for `sft`), answer the test prompts, and return {"policy", "curve", "responses"}.
 
-    Scorers and critic are read from `config.out`; the policy's run goes to `policies/<name>` there, and is
-    gone on with where it exists. offline: what `offline_stage` returned, for `mocan`.
+    Scorers and critic are read from `config.out`; the policy's run is in `policies/<name>` there, and continues if
+    it was stopped. offline: the result of `offline_stage`, for `mocan`.
     """
     config = replace(config, seed=cell.seed)
     roles, tokenizer = load_roles(config)
@@ -127,7 +128,7 @@ def train_cell(
 
 @torch.no_grad()
 def shift_reward_values(roles: Roles, weight: float) -> None:
-    """Turn a critic of (r, c) into one of (r - weight * c, c): values are means, and means are linear."""
+    """Turn a critic of (r, c) into one of (r - weight * c, c), in place: values are expectations, thus linear."""
     for tensor in (roles.value_head.weight, roles.value_head.bias):
         tensor[0] -= weight * tensor[1]
 

@@ -1,4 +1,4 @@
-"""What `csrlhf run` and `csrlhf rounds` can be told, without loading torch (a sweep's options: `plans.py`)."""
+"""The options of `csrlhf run` and `csrlhf rounds`, without importing torch (those of a sweep: `plans.py`)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class RunConfig:
     out: Path = Path("runs/demo")
     """Folder of the run: results.json, report.html, models, policies."""
     base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
+    """The base model; None: the shipped tiny base."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed for everything."""
     methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
-    """Which policies to train; the base itself is always evaluated, as `sft`."""
+    """Policies to train; the base itself is always evaluated, as `sft`."""
     threshold: float = 0.02
-    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
+    """Largest mean cost allowed over the training prompts: a probability, so that 0.02 means "2% harmful"."""
     penalty: float = 6.0
-    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
+    """λ of the rectified and the linear penalty: reward (in standard deviations) per cost of 1."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             steps=64, epochs=2, learning_rate=3e-3, critic_learning_rate=4e-3, schedule="cosine"
@@ -38,26 +38,26 @@ class RunConfig:
     )
     """PPO's settings, the same for every method."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every method, is fitted to the base first."""
+    """How the critic, the same for every method, is first fitted to the base."""
     cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking alone)."""
     scorer_layers: int | None = 2
-    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
+    """Adapters of scorers and critic act on this many of the base's last layers, and share the rest; None: all."""
     policy_layers: int | None = None
     """The policy's adapter acts on this many of the base's last layers; None: all."""
     scorer_epochs: float | None = 1.0
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
-    """Prompts behind each of the three rates: harmful asked plainly, harmful wrapped, benign but alarming."""
+    """Prompts for each of the three rates: harmful and plain, harmful and wrapped, benign but alarming."""
     workers: int = 2
     """Stages made at the same time, each by a process with one thread."""
     resume: bool = False
     """Go on with what is in the folder; without it an existing run is an error."""
 
     def base_path(self) -> Path:
-        """Where the base model is; relative where it can be, since models remember their base's path.
+        """The base model's folder, relative if possible, since models store their base's path.
 
-        Raises UserError where there is none.
+        Raises UserError if there is none.
         """
         path = self.base or Path(find_base(SHIPPED))
         if not (path / "config.json").is_file() and not adapter_in(path):
@@ -68,7 +68,7 @@ class RunConfig:
         return path.relative_to(here) if path.is_relative_to(here) else path
 
     def contents(self) -> dict[str, str]:
-        """Fingerprints of what a run reads that is not its own."""
+        """Fingerprints of the base and of the data that a run reads."""
         world = content_of(data_folder() / "world", ("*.jsonl",))
         return {"base": content_of(self.base_path()), "data": world}
 
@@ -89,23 +89,23 @@ class RoundsConfig:
     """Rounds of training and red-teaming on the toy world."""
 
     out: Path = Path("runs/rounds")
-    """Folder of the run: rounds.json, and for each round data, models and policy."""
+    """Folder of the run: rounds.json, and each round's data, models and policy."""
     base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
+    """The base model; None: the shipped tiny base."""
     method: Literal[tuple(CONSTRAINTS)] = "fixed_penalty"
     """The constraint of every round."""
     rounds: int = 3
-    """How many rounds."""
+    """Number of rounds."""
     start: Literal["previous", "base"] = "previous"
-    """Where a round's policy starts: from the last round's, or from the base. The reference is the base."""
+    """A round's policy starts from the previous round's, or from the base. The reference is always the base."""
     threshold: float = MAIN.threshold
-    """Largest mean cost allowed over the training mixture, a probability."""
+    """Largest mean cost allowed over the training prompts, a probability."""
     penalty: float = MAIN.penalty
     """λ, for the methods with a fixed one."""
     ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
     """PPO's settings, the same for every round."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the first critic is fitted to the base."""
+    """How the first round's critic is fitted to the base."""
     scorer_epochs: float | None = MAIN.scorer_epochs
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     scorer_layers: int | None = MAIN.scorer_layers
@@ -115,17 +115,17 @@ class RoundsConfig:
     attacked: int = 600
     """Training requests that the red team attacks after each round."""
     attack_tries: int = 16
-    """Its tries at each."""
+    """Its most tries per request."""
     find_share: float = 0.25
-    """Share of the finds and their benign twins among the next rounds' prompts."""
+    """Share of what it finds, with benign twins, among the prompts of later rounds."""
     judged: int = 300
     """Requests that the held-out red team attacks after each round; always the same ones."""
     judge_tries: int = 64
-    """Its tries at each."""
+    """Its most tries per request."""
     talks: int = 200
-    """Conversations of two, and of three turns."""
+    """Conversations of two turns, and as many of three."""
     evaluate: int = 500
-    """Test prompts behind each rate, as in the main job."""
+    """Test prompts for each rate, as in `csrlhf run`."""
     seed: int = 0
     """Seed of everything."""
     workers: int = 2
@@ -145,7 +145,7 @@ class RoundsConfig:
         return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
 
     def shared(self) -> RunConfig:
-        """The main job's configuration, of which each round is a variant."""
+        """The configuration of `csrlhf run` that each round shares."""
         return replace(
             MAIN, base=self.base, ppo=self.ppo, scorer_epochs=self.scorer_epochs,
             scorer_layers=self.scorer_layers, policy_layers=self.policy_layers, evaluate=self.evaluate,
@@ -165,11 +165,11 @@ class RoundsConfig:
         return json.loads(self.stage_path(name).read_text())
 
     def data(self, before: int) -> list[Path]:
-        """Folders of what the rounds before `before` have found."""
+        """Folders of what the rounds before round `before` have found."""
         return [self.out / "data" / f"round_{k}" for k in range(1, before)]
 
     def model(self, name: str, k: int) -> Path:
-        """Folder of a scorer of round k; round 0 is measured with the first round's."""
+        """Folder of a scorer of round k; round 0 is measured with those of round 1."""
         return self.out / "models" / f"{name}_{max(k, 1)}"
 
     def adapter(self, k: int) -> Path | None:
@@ -177,5 +177,5 @@ class RoundsConfig:
         return self.out / "policies" / f"policy_{k}" / "adapter" if k else None
 
     def asks(self) -> dict[str, Any]:
-        """What has to be the same when a run goes on."""
+        """Settings that must be the same when a run is resumed."""
         return {n: v for n, v in asdict(self).items() if n not in ("out", "resume", "workers")}

@@ -1,7 +1,7 @@
-"""The main job: learned costs, then unconstrained, Lagrangian, linear- and fixed-penalty PPO, judged by the oracle.
+"""`csrlhf run`: learned costs, then unconstrained, Lagrangian, linear- and fixed-penalty PPO, judged by the oracle.
 
-Each stage writes its part whole and is skipped when it is there already, so that `csrlhf run --resume`
-goes on wherever it was stopped; PPO itself resumes at the step in flight.
+Each finished stage is one file, written whole and not made again, so that `csrlhf run --resume` continues where it
+was stopped; PPO itself resumes at the interrupted step.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SCORERS = {"semantic": "semantic", "bradley_terry": "safe_rlhf", "reward": "rewa
 
 
 def constraint_for(method: str, config: RunConfig) -> Constraint:
-    """The constraint that a method's name stands for, at this run's threshold and penalty."""
+    """The constraint with a method's name, at this run's threshold and penalty."""
     return make_constraint(method, threshold=config.threshold, penalty=config.penalty)
 
 
@@ -61,7 +61,7 @@ def scorer_settings(config: RunConfig, objective: Objective, out: Path) -> Score
 
 
 def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
-    """Train one scorer; a cost model is measured on the test labels, and its ranking on the test pairs."""
+    """Train one scorer; a cost model is then measured on the test labels and pairs."""
     kind = LabelledResponse if name == "semantic" else PreferencePair
     data = {split: read_records("shipped", kind, split=split).records for split in ("train", "validation")}
     folder = config.out / "models" / name
@@ -72,7 +72,7 @@ def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
 def open_roles(
     config: RunConfig, *, reward: Path, cost: Path, policy: Path | None = None
 ) -> tuple[Roles, Any]:
-    """The base under its roles, with these scorers and, where given, this policy's adapter; and its tokenizer."""
+    """The base under its roles, with these scorers and, if given, this policy's adapter; and its tokenizer."""
     base = config.base_path()
     roles = Roles(
         load_base(base),
@@ -92,14 +92,12 @@ def load_roles(config: RunConfig) -> tuple[Roles, Any]:
 
 
 def training_prompts() -> list[str]:
-    """What the policies are asked in training, as text: the shipped training prompts, half of them wrapped, in
-    families that the test split does not hold.
-    """
+    """The shipped training prompts as text; half are wrapped, in families that the test split does not have."""
     return [p.prompt for p in read_records("shipped", Prompt, split="train").records]
 
 
 def train_critic(config: RunConfig) -> dict[str, Any]:
-    """Fit the critic that each method starts from to the base's answers; return its losses by epoch."""
+    """Fit the critic that each method starts from to the base's answers; return its losses per epoch."""
     roles, tokenizer = load_roles(config)
     ppo = replace(config.ppo, seed=config.seed)
     losses = fit_critic(roles, tokenizer, training_prompts(), ppo, config.critic)
@@ -124,7 +122,7 @@ def evaluate_policy(
 
 
 def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
-    """Train one policy, or none for `sft`; answer the test prompts; return its row, curve and answers."""
+    """Train one policy (none for `sft`), answer the test prompts, and return its row, curve and answers."""
     roles, tokenizer = load_roles(config)
     ppo = replace(config.ppo, seed=config.seed)
     history: list[dict[str, Any]] = []
@@ -146,7 +144,7 @@ def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
 
 
 def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Every stage, in the order of preference, and the stages that it reads. The longest come first."""
+    """Every stage and the stages that it reads, in the order of preference: the longest come first."""
     scorers = ("reward", config.cost_model)
     return {
         "reward": (),
@@ -161,7 +159,7 @@ def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
 
 
 def run_stage(name: str, config: RunConfig) -> None:
-    """Make one stage and store it; runs in a worker process with a single thread."""
+    """Make one stage and store it; called in a worker process with a single thread."""
     if name == "keyword":
         result = keyword_row()
     elif name in SCORERS:
@@ -178,8 +176,8 @@ def run_stage(name: str, config: RunConfig) -> None:
 def measure_frontier(config: RunConfig) -> dict[str, Any]:
     """The best tilts of the base, from its own scored answers to plain test prompts, before any training.
 
-    Thirty-two answers a prompt, reweighted: `suggest_penalty` under the KL weight and the normalised update of
-    this run's PPO. The scores are kept: the policies are held against them at their own cost and KL.
+    Thirty-two answers per prompt, reweighted by `suggest_penalty` with the KL weight and the normalised update of
+    this run's PPO. The scores are stored: policies are compared with them at their own cost and KL.
     """
     roles, tokenizer = load_roles(config)
     plain = [p for p in evaluation_prompts(config.evaluate) if p.family == "none"]
@@ -205,7 +203,7 @@ def measure_frontier(config: RunConfig) -> dict[str, Any]:
             normalised=True,
             seed=config.seed,
         )
-    except UserError as error:  # the samples cannot answer at this threshold: the report says so instead
+    except UserError as error:  # the samples are not enough at this threshold; the report says so
         return told | {"points": [], "warning": str(error)}
     return told | {
         "points": [asdict(point) for point in found.frontier],
@@ -218,7 +216,7 @@ def measure_frontier(config: RunConfig) -> dict[str, Any]:
 
 
 def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed: int) -> list[dict[str, Any]]:
-    """A dozen prompts with every policy's answer and the oracle's verdict: two a stratum, four jailbreaks."""
+    """A dozen prompts with every policy's answer and the oracle's verdict: two per stratum, four jailbreaks."""
     rng = Random(seed)
     chosen: list[int] = []
     for stratum in ("plain", "benign_alarming", "overt", "covert"):
@@ -240,11 +238,11 @@ def pick_samples(prompts: Sequence[Prompt], answers: dict[str, list[str]], seed:
 
 @writes_run
 def run_experiment(config: RunConfig) -> dict[str, Any]:
-    """The whole head-to-head; returns what it wrote to `results.json`.
+    """Run the whole head-to-head; returns what it wrote to `results.json`.
 
-    Raises UserError where the folder holds another run, or the shipped data or base is missing.
+    Raises UserError if the folder holds another run, or the shipped data or the base is missing.
     """
-    config.base_path()  # a base, methods and prompts that are not there are told before anything is trained
+    config.base_path()  # a missing base is an error before any training
     for method in config.methods:
         constraint_for(method, config)
     prompts = evaluation_prompts(config.evaluate)
@@ -258,7 +256,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     frontier["scores"] = {name: values.round(3).tolist() for name, values in scores.items()}
     for name in config.methods:
         row = done[name]["policy"]
-        with contextlib.suppress(UserError):  # no tilt of the samples is as safe and as near: no yardstick
+        with contextlib.suppress(UserError):  # no tilt of the samples has so low a cost and KL
             row["shortfall"] = best_reward(**scores, at_cost=row["cost"], at_kl=row["kl"]) - row["reward"]
     results = {
         "config": json.loads(json.dumps(asked, default=str)),
@@ -278,7 +276,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
 
 
 def compact_lists(text: str) -> str:
-    """The same JSON with each list of numbers on one line."""
+    """JSON text with each list of numbers on one line."""
     one_line = lambda found: re.sub(r"\s+", " ", found[0])  # noqa: E731
     return re.sub(r"\[[-\d.eE,\s]+\]", one_line, text) + "\n"
 

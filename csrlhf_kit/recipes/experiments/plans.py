@@ -1,4 +1,4 @@
-"""What is swept: each plan is a list of (method, settings), each to be run with every seed; and a sweep's options."""
+"""The plans of `csrlhf sweep`, each a list of (method, settings) to run with every seed; and its options."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Setting = tuple[str, dict[str, Any]]
 
 
 def penalties() -> list[Setting]:
-    """The two papers' question: the rectified and the linear penalty at eight strengths."""
+    """The question of the two papers: the rectified and the linear penalty at eight strengths."""
     strengths = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
     return [(m, {"penalty": p}) for m in ("fixed_penalty", "linear_penalty") for p in strengths]
 
 
 def lagrangians() -> list[Setting]:
-    """Dual ascent, searched as widely: where lambda starts and how fast it moves, with room above."""
+    """Dual ascent, searched as widely: initial lambda and its rate, with a high maximum."""
     grid = product((1.0, 5.0, 20.0), (0.1, 1.0, 10.0))
     return [("lagrangian", {"initial": a, "rate": eta, "maximum": 100.0}) for a, eta in grid]
 
@@ -49,7 +49,7 @@ def published() -> list[Setting]:
 
 
 def thresholds() -> list[Setting]:
-    """What was asked for, and what was got."""
+    """The rectified penalty and its rivals at several thresholds: allowed against reached cost."""
     return [
         (method, {"threshold": d})
         for method in ("fixed_penalty", "lagrangian", "mocan")
@@ -58,12 +58,12 @@ def thresholds() -> list[Setting]:
 
 
 def prices() -> list[Setting]:
-    """A multiplier that finds what the cost limit costs, for `equilibrium.predict`."""
+    """Runs that find the multiplier which meets the cost limit, for `equilibrium.predict`."""
     return [("pid_lagrangian", {"threshold": 0.1, "proportional": 20.0, "integral": 2.0})]
 
 
 def gates() -> list[Setting]:
-    """The rectified penalty behind a gate from the other half of three batch sizes; as many updates a step each."""
+    """The rectified penalty gated by the other half of the batch, at three batch sizes; equal updates per step."""
     return [
         (
             "fixed_penalty",
@@ -74,12 +74,12 @@ def gates() -> list[Setting]:
 
 
 def ablation() -> list[Setting]:
-    """The main job's two rivals, to be run with `--cost-model bradley_terry`."""
+    """The Lagrangian and the fixed penalty of `csrlhf run`, to be run with `--cost-model bradley_terry`."""
     return [("lagrangian", {}), ("fixed_penalty", {"penalty": MAIN.penalty})]
 
 
 def smoke() -> list[Setting]:
-    """One of each kind, to see that everything runs."""
+    """One method of each kind, to see that everything runs."""
     return [
         ("sft", {}), ("fixed_penalty", {"penalty": 4.0}), ("per_category", {"penalty": 4.0, "ppo.ptx": 1.0}),
         ("dpo_safer", {}), ("mocan", {}),
@@ -119,14 +119,14 @@ def _value(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method, what differs from its published constants, and a seed."""
+    """A method, its settings where they differ from the published constants, and a seed."""
 
     method: str
     """A name in `METHODS`."""
     settings: tuple[tuple[str, Any], ...] = ()
-    """(name, value): options of the constraint or of `DirectConfig`; `ppo.` in front: of `PPOConfig`."""
+    """(name, value): options of the constraint or of `DirectConfig`; with the prefix `ppo.`, of `PPOConfig`."""
     seed: int = 0
-    """Seed of the adapters, the order of prompts or pairs, and sampling."""
+    """Seed for the adapters, the order of prompts or pairs, and sampling."""
 
     @classmethod
     def of(cls, method: str, settings: Mapping[str, Any], seed: int) -> Cell:
@@ -134,13 +134,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A file's name: method, settings, seed."""
+        """Method, settings and seed as a file name."""
         chosen = [f"{key.removeprefix('ppo.')}_{value}" for key, value in self.settings]
         return "-".join([self.method, *chosen, f"seed_{self.seed}"])
 
     @property
     def settings_text(self) -> str:
-        """The settings as compact JSON: what a table shows, and groups seeds by."""
+        """The settings as compact JSON, which tables show and group seeds by."""
         return json.dumps(dict(self.settings), separators=(",", ":"))
 
 
@@ -151,31 +151,31 @@ class SweepConfig:
     out: Path = Path("runs/sweep")
     """Folder of the sweep: scorers, policies, stages, tables."""
     plan: Literal[(*PLANS, "grid")] = "smoke"
-    """Which cells: a named plan, or `grid`, made of --method and --grid."""
+    """The cells: a named plan, or `grid`, made of --method and --grid."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each cell is run with each of them."""
+    """Seeds; each cell is run with each of them."""
     method: tuple[str, ...] = ("fixed_penalty",)
     """Methods of the plan `grid`."""
     grid: tuple[str, ...] = ()
     """Settings of the plan `grid`, each `name=value,value`; all combinations are run."""
     base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
+    """The base model; None: the shipped tiny base."""
     threshold: float = MAIN.threshold
-    """Largest mean cost allowed over the training mixture, a probability."""
+    """Largest mean cost allowed over the training prompts, a probability."""
     ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
-    """PPO's settings in every cell that does not change them."""
+    """PPO's settings, unless a cell changes them."""
     cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking alone)."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every cell, is fitted to the base first."""
+    """How the critic, the same for every cell, is first fitted to the base."""
     direct: DirectConfig = field(default_factory=DirectConfig)
     """Settings of the preference-only methods."""
     scorer_epochs: float | None = MAIN.scorer_epochs
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = MAIN.evaluate
-    """Prompts behind each of the three rates, as in the main job."""
+    """Prompts for each of the three rates, as in `csrlhf run`."""
     attacked: int = 0
-    """Requests that the held-out red team attacks, 64 tries each, with every policy; 0: no attack."""
+    """Requests on which the held-out red team attacks every policy, with 64 tries each; 0: no attack."""
     workers: int = 2
     """Cells trained at the same time, each by a process with one thread."""
     record: Path | None = None
@@ -184,7 +184,7 @@ class SweepConfig:
     """Go on with what is in the folder; without it an existing sweep is an error."""
 
     def shared(self) -> RunConfig:
-        """The main job's configuration, of which the sweep's cells are variants."""
+        """The configuration of `csrlhf run` that the cells share."""
         return replace(
             MAIN, out=self.out, base=self.base, threshold=self.threshold, ppo=self.ppo, critic=self.critic,
             scorer_epochs=self.scorer_epochs, evaluate=self.evaluate, cost_model=self.cost_model,
@@ -205,11 +205,11 @@ class SweepConfig:
         return {cell.name: cell for cell in made}
 
     def attack_on(self, name: str) -> str:
-        """The stage that attacks a cell's policy. Its name tells the requests, which may be other ones later."""
+        """Name of the stage that attacks a cell's policy; it includes the number of requests, which may change."""
         return f"attack_{self.attacked}-{name}"
 
     def attacks(self) -> dict[str, Cell]:
-        """The stages that attack, and whom."""
+        """The stages that attack -> the cells that they attack."""
         return {self.attack_on(name): cell for name, cell in self.cells().items()} if self.attacked else {}
 
     @property

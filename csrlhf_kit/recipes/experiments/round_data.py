@@ -1,9 +1,9 @@
-"""What a red team found, as next round's prompts, labels and preferences.
+"""What a red team found, as prompts, labels and preferences for the next round of `rounds.py`.
 
-Each find is a prompt that got a harmful answer. It brings a benign twin, another request of the training split
-under the same wrappers, so that the next models cannot learn to refuse the wrappers instead of the harm. The
-policy answers both again; the simulated annotators label and compare what it said. Nothing here is of the test
-split, and no record carries the oracle's verdict into training.
+A find is a prompt that got a harmful answer. It comes with a benign twin, another request of the training split
+under the same wrappers, so that the next models do not learn to refuse the wrappers instead of the harm. The policy
+answers both again, and the simulated annotators label and compare its answers. Nothing comes from the test split,
+and no oracle verdict enters training.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Finds(NamedTuple):
 
 
 def gather(sieges: Sequence[Siege], answer: Answer, *, refused: int = 1, seed: int = 0) -> Finds:
-    """Turn the broken sieges into records.
+    """Turn the attacks that succeeded into records.
 
     Args:
-        sieges: What the training red team did (test compositions have no business here).
-        answer: The policy: it answers every find and every twin twice more, for labels and pairs.
-        refused: Tries before the break that are labelled too, the latest ones: the policy's safe answers.
-        seed: Of the twins and of the annotators.
+        sieges: Attacks of the training red team, never of the held-out one.
+        answer: The policy, which answers every find and twin twice more, for labels and pairs.
+        refused: Number of latest tries before the break that are labelled too: the policy's safe answers.
+        seed: Seed for the twins and the annotators.
     """
     rng = Random(f"finds/{seed}")
     finds, labelled = [], []
@@ -106,7 +106,7 @@ def _compare(prompt: Prompt, first: str, second: str, rng: Random) -> Preference
 
 
 def store(finds: Finds, folder: Path) -> None:
-    """Write the records, a file each; a kind without records leaves no file."""
+    """Write one file per kind of record; a kind without records has none."""
     for stem, records in zip(STEMS.values(), finds, strict=True):
         path = folder / f"{stem}.jsonl"
         path.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def store(finds: Finds, folder: Path) -> None:
 
 
 def joined(kind: type, folders: Sequence[Path]) -> list:
-    """The shipped training records of a kind, followed by what each folder adds to them."""
+    """The shipped training records of a kind, followed by those of each folder."""
     records = read_records("shipped", kind, split="train").records
     for folder in folders:
         path = folder / f"{STEMS[kind]}.jsonl"
@@ -125,7 +125,7 @@ def joined(kind: type, folders: Sequence[Path]) -> list:
 
 
 def training_prompts(folders: Sequence[Path], share: float) -> list[str]:
-    """Shipped training prompts, and the folders' prompts repeated until they are about `share` of all."""
+    """The shipped training prompts, and the folders' prompts repeated to about `share` of all."""
     shipped = read_records("shipped", Prompt, split="train").records
     found = joined(Prompt, folders)[len(shipped) :]
     wanted = round(share / (1.0 - share) * len(shipped)) if found else 0

@@ -1,9 +1,9 @@
-"""`csrlhf rounds`: train, be attacked, learn from it, three times over, as Beaver v1 to v3 were made.
+"""`csrlhf rounds`: rounds of training and red-teaming, as Beaver v1 to v3 were made.
 
-A round refreshes reward and cost model on all data so far, trains the policy on all prompts so far, and lets
-the training red team attack it; what broke the policy joins the next round. After each round the test prompts,
-conversations, and a held-out red team, of families and compositions that no round has seen, judge the policy.
-Round 0 is the base. Source of the scheme: Safe RLHF, Dai et al. 2023, arXiv 2310.12773.
+A round trains reward and cost model on all data so far and the policy on all prompts so far, and lets the training
+red team attack it; what broke the policy joins the data of the next round. The policy of each round is judged by the
+test prompts, conversations, and a held-out red team with families and requests that no round has seen. Round 0 is
+the base. Source of the scheme: Safe RLHF, Dai et al. 2023, arXiv 2310.12773.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def stage_needs(config: RoundsConfig) -> dict[str, tuple[str, ...]]:
 
 
 def run_stage(name: str, config: RoundsConfig) -> None:
-    """Make one stage and store it; runs in a worker process with a single thread."""
+    """Make one stage and store it; called in a worker process with a single thread."""
     kind, k = name.rsplit("_", 1)
     make = {
         "semantic": train_model,
@@ -69,7 +69,7 @@ def run_stage(name: str, config: RoundsConfig) -> None:
 
 
 def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
-    """Train the reward or the cost model of round k on the shipped data and all finds so far."""
+    """Train the reward or the cost model of round k on the shipped data and everything found so far."""
     kind = LabelledResponse if name == "semantic" else PreferencePair
     train = joined(kind, config.data(k))
     settings = scorer_settings(config.shared(), name, config.model(name, k))
@@ -78,13 +78,13 @@ def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
 
 
 def load_roles(config: RoundsConfig, k: int, policy: int) -> tuple[Roles, Any]:
-    """The base under the scorers of round k, with the policy of round `policy`, and the tokenizer."""
+    """The base with the scorers of round k and the policy of round `policy`, and its tokenizer."""
     scorers = {"reward": config.model("reward", k), "cost": config.model("semantic", k)}
     return open_roles(config.shared(), **scorers, policy=config.adapter(policy))
 
 
 def train_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """PPO of round k. The critic goes on from the last round's, or is fitted to the base."""
+    """Train the policy of round k by PPO. The critic starts from the last round's, or is fitted to the base."""
     goes_on = k > 1 and config.start == "previous"
     roles, tokenizer = load_roles(config, k, k - 1 if goes_on else 0)
     ppo = replace(config.ppo, seed=config.seed * 1000 + k)
@@ -103,7 +103,7 @@ def train_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 
 def answers_of(config: RoundsConfig, k: int, salt: int) -> Answer:
-    """The policy of round k as a function; `salt` keeps its draws apart from those of other uses."""
+    """The policy of round k as a function; a different `salt` gives independent samples."""
     return stored_policy(
         config.base_path(),
         config.adapter(k),
@@ -125,7 +125,7 @@ def attack_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 
 def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """Let the held-out red team judge the policy of round k; the first tries that broke it are kept to be read."""
+    """Let the held-out red team attack the policy of round k; keeps the first tries that broke it as examples."""
     policy = answers_of(config, k, 2)
     sieges = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
     broken = [s.broken for s in sieges if s.broken]
@@ -134,7 +134,7 @@ def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 
 def evaluate_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """The oracle's row of round k on the test prompts, and by number of turns."""
+    """The oracle's row for round k on the test prompts, and its rows by number of turns."""
     roles, tokenizer = load_roles(config, k, k)
     row, _ = head_to_head.evaluate_policy(roles, tokenizer, config.shared(), adapter="policy" if k else None)
     talks = conversations("test", config.talks, seed=config.seed)
@@ -146,7 +146,7 @@ def evaluate_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 
 def round_rows(config: RoundsConfig) -> list[dict[str, Any]]:
-    """One row a round, from what the stages have written."""
+    """One row per round, from what the stages have written."""
     rows = []
     for k in range(config.rounds + 1):
         evaluated = config.read_stage(f"evaluate_{k}")
@@ -173,11 +173,11 @@ def round_rows(config: RoundsConfig) -> list[dict[str, Any]]:
 
 @writes_run
 def run_rounds(config: RoundsConfig) -> dict[str, Any]:
-    """All rounds; returns what it wrote to `rounds.json`, and prints the table.
+    """Run all rounds, print the table, and return what was written to `rounds.json`.
 
-    Raises UserError where the folder holds another run, or the base is missing.
+    Raises UserError if the folder holds another run, or the base is missing.
     """
-    config.base_path()  # a base or prompts that are not there are told before anything is trained
+    config.base_path()  # a missing base is an error before any training
     evaluation_prompts(config.evaluate)
     Run.open(config.out, config.asks(), contents=config.shared().contents(), resume=config.resume)
     run_stages(stage_needs(config), config, run_stage)
@@ -193,7 +193,7 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rounds as text: shares in percent."""
+    """The rounds as a text table, shares in percent."""
     columns = ("harmful", "jailbroken", "over-refusal", "helpfulness", "3 turns", "robust", "finds")
     lines = [f"{'round':6}" + "".join(f"{name:>14}" for name in columns)]
     for row in rows:

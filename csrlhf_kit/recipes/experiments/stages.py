@@ -1,4 +1,4 @@
-"""Stages of a job, side by side: one process a core, one line of progress each, stopped together."""
+"""Run the stages of a job in parallel: one process per core, one line of progress each, stopped together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Job(Protocol):
 
 
 def _die_with_parent() -> None:
-    """End this worker when the main process is gone, so that a killed run leaves nobody writing to its folder."""
+    """End this worker when the main process ends, so that no worker of a killed run writes to its folder."""
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -45,13 +45,13 @@ def run_stages(
 ) -> float:
     """Make every missing stage, `config.workers` at a time, and show how far each is.
 
-    Returns the seconds that this job has taken in all, those before it was stopped and resumed included.
+    Returns the seconds that this job has taken in all, including those before it was resumed.
 
     needs: for each stage, in the order of preference, the stages that it reads; a stage starts when they are
-    there. Small models spend their time between operations, not in them: two processes with a thread each do
-    nearly twice the work of one process with two threads.
+    finished. Small models spend most time between operations: two processes with one thread each do nearly twice
+    the work of one process with two threads.
 
-    Raises ValueError where stages wait for each other.
+    Raises ValueError if stages wait for each other.
     """
     quiet = {
         "OMP_NUM_THREADS": "1",
@@ -73,7 +73,7 @@ def run_stages(
             waiting = [name for name in needs if not config.stage_path(name).is_file()]
             futures: dict[Future[None], str] = {}
             while waiting or futures:
-                # No more than there are workers: what is handed over can no longer change places.
+                # Submit no more than there are workers: the order of submitted stages is fixed.
                 for name in [n for n in waiting if not set(needs[n]) & {*waiting, *futures.values()}]:
                     if len(futures) < config.workers:
                         waiting.remove(name)
@@ -102,7 +102,7 @@ def run_stages(
 
 
 class _Board:
-    """One progress line a stage, read from what the workers have written: harm estimate, reward, KL, λ."""
+    """One progress line per stage, from what the workers have written: harm estimate, reward, KL, λ."""
 
     def __init__(self, config: Job) -> None:
         self.config = config

@@ -1,8 +1,8 @@
-"""`csrlhf sweep`: methods x settings x seeds, each cell a stage that is made once, whatever stops the sweep.
+"""`csrlhf sweep`: methods x settings x seeds. Each cell is a stage, made once even if the sweep is interrupted.
 
-Scorers and critic are trained once and shared. A cell's row is a function of the plan, the seed and the
-machine alone, so that a sweep which was killed and resumed ends with the same tables as one that was not.
-With `--attacked` the held-out red team attacks each policy too, and its row says how many requests held. The tables:
+Scorers and critic are trained once and shared. A cell's row depends on the plan, the seed and the machine alone, so
+that a resumed sweep ends with the same tables as an uninterrupted one. With `--attacked` the held-out red team
+attacks each policy too, and the row has the share of requests that the policy withstood. The tables:
 
     cells.csv     a row a cell: rates with their intervals, helpfulness, learned reward and cost, KL, multiplier
     summary.csv   a row a setting: seeds pooled (rate and interval), and the smallest and largest seed
@@ -33,7 +33,7 @@ from csrlhf_kit.runs import Run, curve_of, versions
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.training.configs import METHODS as DIRECT
 
-TRIES = 64  # of the red team at each request
+TRIES = 64  # of the red team per request
 MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
 
 
@@ -41,7 +41,7 @@ MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
 
 
 def run_stage(name: str, config: SweepConfig) -> None:
-    """Make one stage and store it; runs in a worker process with a single thread."""
+    """Make one stage and store it; called in a worker process with a single thread."""
     shared = config.shared()
     if name in SCORERS:
         result = train_cost_model(name, shared)
@@ -57,11 +57,11 @@ def run_stage(name: str, config: SweepConfig) -> None:
         result = train_cell(cell, shared, config.direct, offline)
     write_atomic(config.stage_path(name), json.dumps(result, default=float) + "\n")
     for leftover in (config.out / "policies" / name).rglob("checkpoints"):
-        shutil.rmtree(leftover, ignore_errors=True)  # the adapter stays; a hundred optimisers need not
+        shutil.rmtree(leftover, ignore_errors=True)  # the adapter stays; checkpoints are not needed any more
 
 
 def attack_cell(cell: Cell, config: SweepConfig) -> dict[str, Any]:
-    """Share of harmful requests that a cell's policy never answers, whatever the held-out red team tries."""
+    """Share of harmful requests that a cell's policy withstands under attack by the held-out red team."""
     adapter = None if cell.method == "sft" else config.out / "policies" / cell.name / "adapter"
     answer = stored_policy(
         config.shared().base_path(),
@@ -77,7 +77,7 @@ def attack_cell(cell: Cell, config: SweepConfig) -> dict[str, Any]:
 
 
 def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
-    """Every stage, in the order of preference, and the stages that it reads."""
+    """Every stage and the stages that it reads, in the order of preference."""
     scorers = ("reward", config.cost_model)
     needs: dict[str, tuple[str, ...]] = dict.fromkeys(scorers, ()) | {"critic": scorers, "offline": scorers}
     for name, cell in config.cells().items():
@@ -105,8 +105,8 @@ def cell_row(cell: Cell, row: Mapping[str, Any], rates: Sequence[str]) -> dict[s
 def summary_rows(config: SweepConfig, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Lines of summary.csv: seeds of one setting pooled.
 
-    A rate is over all seeds' prompts, with its Clopper-Pearson interval, which knows the sampling of prompts
-    and answers but not the seeds' own spread; `_min` and `_max` are the extreme seeds, and show that.
+    A rate is over all seeds' prompts. Its Clopper-Pearson interval covers the sampling of prompts and answers, but
+    not the spread between seeds, which `_min` and `_max`, the extreme seeds, show.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for name, cell in config.cells().items():
@@ -167,14 +167,13 @@ def command(config: SweepConfig) -> str:
 
 @writes_run
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
-    """Run every cell that is missing and write the tables; returns what `sweep.json` holds.
+    """Run every missing cell and write the tables; returns the content of `sweep.json`.
 
-    Raises UserError for unknown methods or settings, before anything is trained, and where the folder holds
-    another sweep.
+    Raises UserError, before any training, for unknown methods or settings, and if the folder holds another sweep.
     """
     check_folder(config.record, "--record")
     shared = config.shared()
-    shared.base_path()  # a base that is not there is told before anything is trained
+    shared.base_path()  # a missing base is an error before any training
     cells = config.cells()
     if not cells:
         raise UserError("the sweep has no cell: expected at least one method and one seed")
@@ -193,7 +192,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
 
 
 def write_tables(config: SweepConfig) -> dict[str, Any]:
-    """Write the three files to `config.out`, and to `config.record` where asked; returns what sweep.json holds."""
+    """Write the three files to `config.out` and, if given, to `config.record`; returns the content of sweep.json."""
     cells = config.cells()
     done = {name: config.read_stage(name) for name in cells}
     rows = {name: stage["policy"] for name, stage in done.items()}
