@@ -1,9 +1,8 @@
-"""A run's one page: `results.json` in, a self-contained `report.html` out.
+"""The report of a run: from `results.json` to one self-contained page, `report.html`.
 
-The page needs no network and no server: plotly.js is inlined once, each figure's static twin stands in the
-page already (shown without JavaScript, and on paper), and the sentence at the top is computed from the
-numbers below it. All text that a model wrote is escaped (jinja2's autoescape), and the page's own security
-policy forbids it to load anything.
+The page needs no network and no server: plotly.js is included once, each figure's static twin is in the page (shown
+without JavaScript, and on paper), and the sentence at the top is computed from the page's numbers. All text that a
+model wrote is escaped (jinja2's autoescape), and the page's security policy forbids loading anything.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def write_report(folder: str | Path, results: Mapping[str, Any]) -> Path:
 
 
 def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
-    """The result in two sentences, computed: the safest claim first, with its intervals and its price."""
+    """The result in two computed sentences: the safest policy first, with its intervals and its helpfulness."""
     ppo, lagrangian = policies.get("ppo"), policies.get("lagrangian")
     name = "fixed_penalty"
     if name not in policies:
@@ -90,7 +89,7 @@ def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def report_figures(results: Mapping[str, Any]) -> list[ReportFigure]:
-    """The figures that `results` has data for, in the order of the page."""
+    """The figures for which `results` has data, in the order of the page."""
     policies, cost_models = results["policies"], results["cost_models"]
     counts = sorted({int(policy["harmful_nominal"]["n"]) for policy in policies.values()})
     made = [
@@ -145,7 +144,7 @@ def report_figures(results: Mapping[str, Any]) -> list[ReportFigure]:
 
 
 def frontier_caption(frontier: Mapping[str, Any]) -> str:
-    """What the line, the marks and the bars of `suggested_frontier` are, in this run's numbers."""
+    """The caption of `suggested_frontier`: its line, marks and bars, with this run's numbers."""
     text = (
         "The line is what the reference's own scored answers predict, before any training: reweighted, they "
         "show the best policy for each λ. Policies stand at their own mean cost (left) and KL (right), by the "
@@ -173,7 +172,7 @@ def frontier_caption(frontier: Mapping[str, Any]) -> str:
 
 
 def render(results: Mapping[str, Any], drawn: list[tuple[ReportFigure, str]]) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=number, label=lambda name: _capital(style.style(name).label))
     source = resources.files("csrlhf_kit.figures").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -190,7 +189,7 @@ def render(results: Mapping[str, Any], drawn: list[tuple[ReportFigure, str]]) ->
                 "heading": each.heading,
                 "caption": each.caption,
                 "notes": each.notes,
-                "svg": Markup(svg),  # ours, with every text in it escaped
+                "svg": Markup(svg),  # made here, with every text in it escaped
                 "json": json.loads(each.figure.to_json()),
             }
             for each, svg in drawn
@@ -202,7 +201,7 @@ def render(results: Mapping[str, Any], drawn: list[tuple[ReportFigure, str]]) ->
 
 
 def portable(value: Any) -> Any:
-    """`value` with every absolute path in it cut to its last part: a report travels, the machine does not."""
+    """`value` with every absolute path in it cut to its last part, since other machines have other folders."""
     if isinstance(value, Mapping):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -222,7 +221,7 @@ def share(value: Mapping[str, float]) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with `digits` decimals, a dash where there is none."""
+    """A number with `digits` decimals; None: a dash."""
     if value is None or math.isnan(value):
         return "\N{EN DASH}"
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

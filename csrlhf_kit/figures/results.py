@@ -1,6 +1,6 @@
-"""Every figure of the head-to-head: plain functions from results to a `plotly.graph_objects.Figure`.
+"""Every figure of the head-to-head: functions from results to a `plotly.graph_objects.Figure`.
 
-How they look is in `style.py`; `csrlhf_kit.figures.static` draws the same figure without JavaScript.
+Colours, markers and layout are in `style.py`; `csrlhf_kit.figures.static` draws the same figures without JavaScript.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from csrlhf_kit.theory.intervals import Estimate
 
 
 def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Harm against helpfulness, one point a policy: nominal requests left, unseen jailbreaks right.
+    """Harm against helpfulness, one point per policy: nominal requests left, unseen jailbreaks right.
 
-    `policies` is `results.json`'s: name -> {harmful_nominal, harmful_jailbreak, helpfulness, ...}. The
-    horizontal bars are Clopper-Pearson 95% intervals. The corner to reach is the upper left.
+    `policies` as in `results.json`: name -> {harmful_nominal, harmful_jailbreak, helpfulness, ...}. The horizontal
+    bars are Clopper-Pearson 95% intervals. The best corner is the upper left.
     """
     panels = ("harmful_nominal", "harmful_jailbreak")
     figure = make_subplots(
@@ -60,7 +60,7 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return titled(figure, "Safe and helpful is the upper left corner: who gets there, and who stays there?")
 
 
-CURVES = (  # (keys of a metrics row, best first; what the panel shows)
+CURVES = (  # (keys of a metrics row, in order of preference; what the panel shows)
     ("objective/cost", "mean learned cost"),
     ("constraint/multiplier", "effective multiplier λ"),
     ("objective/harmful", "harmful answers, estimated, %"),
@@ -70,18 +70,18 @@ CURVES = (  # (keys of a metrics row, best first; what the panel shows)
 
 
 def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
-    """What each method's training did, step by step: cost against the threshold, λ, harm, reward and KL.
+    """Each method's training, step by step: cost against the threshold, λ, harm, reward and KL.
 
-    `curves` maps a policy to its metrics rows (`step`, `objective/cost`, `constraint/multiplier`, ...). A
-    metric that no row has gets no panel. In the cost panel the faint line is a step's batch and the strong
-    line `constraint/window_cost`, the average that the gate reads; the dotted line is the threshold.
+    `curves` maps a policy to its metrics rows (`step`, `objective/cost`, `constraint/multiplier`, ...). A metric
+    that no row has gets no panel. In the cost panel the faint line is the batch of each step, the strong line
+    `constraint/window_cost`, the average that the gate uses, and the dotted line the threshold.
     """
 
     def has(key: str) -> bool:
         return any(row.get(key) is not None for rows in curves.values() for row in rows)
 
     panels = [(key, label) for key, label in CURVES if has(key)]
-    lead = len(panels) % 2  # with an odd number of panels the first has a row to itself
+    lead = len(panels) % 2  # if the number of panels is odd, the first has a row of its own
     rows_of_panels = max(1, (len(panels) + lead) // 2)
     figure = make_subplots(
         rows=rows_of_panels,
@@ -145,11 +145,11 @@ METRICS = {
 def cost_model_strata(
     cost_models: Mapping[str, Mapping[str, Any]], metrics: Sequence[str] = ("auroc", "false_positive_rate")
 ) -> go.Figure:
-    """Each cost model on each stratum, one panel a metric: where does meaning beat keywords?
+    """Each cost model on each stratum, one panel per metric: where does meaning beat keywords?
 
-    Reads `cost_models.X.strata: {stratum: {metric: {rate, low, high, n}}}`. For AUROC, the overall numbers
-    `auroc` (all) and `auroc_tricky` (benign but alarming with covertly harmful) are rows of their own, with
-    the bounds in `cost_models.X.intervals: {auroc: [low, high], ...}` where there are any.
+    Reads `cost_models.X.strata: {stratum: {metric: {rate, low, high, n}}}`. For AUROC, the overall values `auroc`
+    (all) and `auroc_tricky` (benign but alarming with covertly harmful) have their own rows, with the bounds in
+    `cost_models.X.intervals: {auroc: [low, high], ...}`, if there are any.
     """
     values: dict[str, dict[str, dict[str, Estimate]]] = {metric: {} for metric in metrics}
     for name, model in cost_models.items():
@@ -169,7 +169,7 @@ def cost_model_strata(
     for column, metric in enumerate(shown, start=1):
         label = METRICS.get(metric, metric.replace("_", " ") + ", %")
         rates = [v.low for series in values[metric].values() for v in series.values()]
-        # 0.5 is a coin's AUROC; nothing that works is near 0, so the axis starts where the numbers do.
+        # 0.5 is the AUROC of chance; no useful value is near 0, so the axis need not start there.
         _dots(figure, values[metric], column, label, lowest=min(0.5, *rates) if metric == "auroc" else 0.0)
     rows = max((len(set().union(*values[metric].values())) for metric in shown), default=1)
     return titled(
@@ -181,12 +181,12 @@ def cost_model_strata(
 
 
 def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_family") -> go.Figure:
-    """Each policy's harmful rate in every group: `key` is `by_family` (jailbreaks) or `by_category`."""
+    """Each policy's harm rate in every group; `key` is `by_family` (jailbreaks) or `by_category`."""
     values = {
         name: {
             group.replace("_", " "): Estimate.of(value)
             for group, value in (policy.get(key) or {}).items()
-            if value.get("n", 1) > 0  # a group without a request says nothing
+            if value.get("n", 1) > 0  # groups without requests are left out
         }
         for name, policy in policies.items()
     }
@@ -217,8 +217,7 @@ def _dots(
 ) -> None:
     """Draw series -> group -> rate as dots with intervals, groups as rows, series side by side in a row.
 
-    Positions are numbers, not categories: the series must not hide each other, and a numeric axis is
-    drawn alike by every renderer.
+    Positions are numbers, not categories, so that the series do not hide each other and every renderer agrees.
     """
     if groups is None:
         groups = list(dict.fromkeys(group for series in values.values() for group in series))
@@ -260,9 +259,9 @@ def _dots(
 
 
 def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
-    """Stated against observed harm: a calibrated cost model lies on the dotted diagonal.
+    """Predicted against observed harm: a calibrated cost model lies on the dotted diagonal.
 
-    `bins` maps a cost model to its bins, each {predicted: mean stated probability, rate, low, high, n}.
+    `bins` maps a cost model to its bins, each {predicted: mean predicted probability, rate, low, high, n}.
     """
     figure = make_subplots(rows=1, cols=1)
     figure.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, line=DOTTED)

@@ -1,9 +1,9 @@
 """One look for every figure: a method's colour, marker and dash, axes, titles, intervals, and numbers' digits.
 
-A method keeps its colour *and* its marker and its dash in every figure of the course (the colours are Okabe and
-Ito's, which colour-blind readers tell apart), axes carry units, intervals are error bars, and the title says what to
-look at. Nothing is random: no uid, no clock, and numbers rounded to `DIGITS` significant digits, so that a figure's
-JSON is equal, digit by digit, on every run.
+A method has the same colour, marker and dash in every figure (the colours are Okabe and Ito's, which colour-blind
+readers can tell apart), axes have units, intervals are error bars, and the title says what to look at. There are no
+random identifiers and no dates, and numbers are rounded to `DIGITS` significant digits, so that a figure's JSON is
+the same on every run.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import plotly.graph_objects as go
 
 from csrlhf_kit.theory.intervals import Estimate
 
-DIGITS = 5  # significant digits kept in a figure: finer than a pixel, coarser than rounding noise
-WIDTH = 860  # pixels; what a notebook column and a laptop's half screen can show
+DIGITS = 5  # significant digits in a figure: finer than a pixel, coarser than rounding errors
+WIDTH = 860  # pixels; fits a notebook column and half a laptop's screen
 
 INK, MUTED, GRID = "#24292f", "#57606a", "#d8dee4"
 DOTTED = {
     "color": INK,
     "dash": "dot",
     "width": 1.5,
-}  # thresholds and other marks that a curve is held against
+}  # thresholds and other marks to compare a curve with
 
 
 class Style(NamedTuple):
-    """How one method looks, everywhere."""
+    """Colour, marker and dash of one method in all figures."""
 
     label: str
     colour: str
@@ -102,7 +102,7 @@ TEMPLATE = go.layout.Template(
 
 
 def style(name: str) -> Style:
-    """The look of `name`; a name that the kit does not know gets one that depends on the name alone."""
+    """The style of `name`; for an unknown name, one that depends on the name alone."""
     known = STYLES.get(name)
     if known is None:
         known = Style(name.replace("_", " "), *_SPARE[zlib.crc32(name.encode()) % len(_SPARE)])
@@ -110,14 +110,14 @@ def style(name: str) -> Style:
 
 
 def ramp(count: int) -> list[str]:
-    """`count` colours from pale to dark blue: an order, not categories."""
+    """`count` colours from pale to dark blue, for ordered values."""
     pale, dark = np.array([155, 200, 232]), np.array([0, 51, 102])
     shares = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
     return ["#{:02x}{:02x}{:02x}".format(*np.round(pale + s * (dark - pale)).astype(int)) for s in shares]
 
 
 def rounded(value: float | None, scale: float = 1.0) -> float | None:
-    """`value * scale` with `DIGITS` significant digits; None and NaN become a gap (None)."""
+    """`value * scale` with `DIGITS` significant digits; None and NaN become None, a gap."""
     if value is None or value != value:
         return None
     return float(f"{float(value) * scale:.{DIGITS}g}")
@@ -131,10 +131,10 @@ def rounded_all(values: Iterable[float | None], scale: float = 1.0) -> list[floa
 def titled(
     figure: go.Figure, title: str, *, caption: str = "", height: int = 440, **layout: Any
 ) -> go.Figure:
-    """Give `figure` the kit's template, a title that says what to see, and a caption under it.
+    """Give `figure` the kit's template, a title that says what to see, and a caption under it, in place.
 
-    Both are wrapped to the figure's width, since neither plotly nor matplotlib does that; the top margin
-    grows with them. Further `layout` keys go to `update_layout` as they are.
+    Both are wrapped to the figure's width, which neither plotly nor matplotlib does, and the top margin grows with
+    them. Further `layout` keys go to `update_layout`.
     """
     title_lines = textwrap.wrap(title, 92)
     caption_lines = textwrap.wrap(caption, 122)

@@ -1,8 +1,7 @@
-"""The figures of the exact theory: what the penalties do, drawn from problems that are solved, not trained.
+"""The figures of the exact theory: what the penalties do, from problems that are solved, not trained.
 
-They take the objects of `csrlhf_kit.theory` and follow the rules of `csrlhf_kit.figures.style`: one function, one
-figure, nothing random but what a seed fixes. The rectified penalty has the look of the fixed-penalty method,
-the linear one that of the linear penalty, the per-sample hinge its own.
+They take objects of `csrlhf_kit.theory` and follow `style.py`: one function per figure, and nothing random without a
+seed. The rectified penalty has the style of the fixed-penalty method, the linear one that of the linear penalty.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from csrlhf_kit.theory import (
 
 PENALTIES = {"rectified": "fixed_penalty", "linear": "linear_penalty", "per_sample": "rectified_sample"}
 MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
-_FEW_SAMPLES = 5  # effective samples a prompt, below which a reweighted mean is one or two responses
+_FEW_SAMPLES = 5  # effective samples per prompt; with fewer, a mean depends on one or two responses
 
 
 def penalty_landscape(
     problem: FiniteProblem, *, multiples: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 5.0)
 ) -> go.Figure:
-    """What a penalised objective looks like along the best policies, left rectified, right linear.
+    """The penalised objective along the best policies, left rectified, right linear.
 
-    A curve is F - λ[E[cost] - threshold]₊ (or without the ₊) of the best policy at each mean cost, one for
-    each λ in `multiples` of the optimal multiplier; a dot is its maximum. Rectified: past λ* the maximum sits
-    in the kink at the threshold and stays. Linear: it slides on to the left.
+    A curve is F - λ[E[cost] - threshold]₊ (or without the ₊) of the best policy at each mean cost, one for each λ in
+    `multiples` of the optimal multiplier; a dot is its maximum. Rectified: above λ* the maximum stays in the kink at
+    the threshold. Linear: it moves further to the left.
     """
     optimum = _active(problem)
     frontier = _frontier(problem, optimum, widest=2 * max(multiples))
@@ -79,7 +78,7 @@ def penalty_landscape(
                 col=column,
             )
         _threshold_line(figure, problem.threshold, row=1, col=column)
-    span = max(heights) - float(value.min())  # every maximum is in the picture
+    span = max(heights) - float(value.min())  # shows every maximum
     figure.update_yaxes(range=[rounded(float(value.min()) - 0.25 * span), rounded(max(heights) + 0.1 * span)])
     figure.update_yaxes(title_text="penalised objective, reward units", col=1)
     edge = 0.03 * float(np.ptp(cost))
@@ -95,10 +94,10 @@ def penalty_landscape(
 
 
 def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MULTIPLES) -> go.Figure:
-    """The best objective at each mean cost, and where each of the three penalties ends up on it, or off it.
+    """The best objective at each mean cost, and the optima of the three penalties, on or below it.
 
-    Marks are the penalties' optima at `multiples` of λ*. Rectified optima move along the frontier to the
-    threshold and stop; linear ones go on; the per-sample hinge leaves the frontier.
+    Marks are the penalties' optima at `multiples` of λ*. Rectified optima move along the frontier and stop at the
+    threshold; linear ones move on; those of the per-sample hinge leave the frontier.
     """
     optimum = _active(problem)
     frontier = _frontier(problem, optimum, widest=2 * max(multiples))
@@ -142,10 +141,10 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MUL
 
 
 def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | None = None) -> go.Figure:
-    """What each penalty costs and what it buys as λ grows: violation above, objective given up below.
+    """Each penalty as λ grows: the violation above, the objective given up below.
 
-    λ is in units of λ*, on a log axis. Exact means: no violation *and* nothing given up, for every λ > λ*;
-    the objective below the line of 0 is bought with a violation.
+    λ is in units of λ*, on a log axis. Exact means no violation *and* nothing given up, for every λ > λ*; a
+    negative loss comes from a violation.
     """
     optimum = _active(problem)
     if multiples is None:
@@ -191,11 +190,11 @@ def batch_hinge(
     repeats: int = 4000,
     seed: int = 0,
 ) -> go.Figure:
-    """What a batch makes of the exact penalty: a bias that falls like 1/√B, and a threshold that looks like 2λ*.
+    """What a batch does to the exact penalty: a bias that falls like 1/√B, and 2λ* as the least safe penalty.
 
-    Left: the mean of the batch hinge max(batch mean - threshold, 0) at the constrained optimum, where the
-    true hinge is 0; line: the Gaussian closed form, dots: `repeats` simulated batches with two standard
-    errors. Right: where training with such a gate settles, above (violating) or below the threshold.
+    Left: the mean of the batch hinge max(batch mean - threshold, 0) at the constrained optimum, where the true hinge
+    is 0; the line is the Gaussian closed form, the dots are `repeats` simulated batches with two standard errors.
+    Right: the violation at which training with such a gate settles.
     """
     optimum = _active(problem)
     joint = problem.weights[:, None] * optimum.policy
@@ -259,11 +258,11 @@ def batch_hinge(
 def dual_trajectories(
     trajectories: Mapping[str, Trajectory], *, threshold: float, multiplier: float, steps: int = 160
 ) -> go.Figure:
-    """Learning the multiplier, step by step: the price acted on above, the mean cost below.
+    """Learning the multiplier, step by step: the effective multiplier above, the mean cost below.
 
-    `trajectories` maps a method's name (`fixed_penalty`, `lagrangian`, `pid_lagrangian`, ...) to its
-    `simulate_dual`. The dotted lines are the optimal multiplier and the threshold. Only the first `steps` are
-    drawn, but every one of them: leaving some out would hide a gate's chatter or invent another.
+    `trajectories` maps a method's name (`fixed_penalty`, `lagrangian`, `pid_lagrangian`, ...) to its result of
+    `simulate_dual`. The dotted lines are the optimal multiplier and the threshold. Every one of the first `steps`
+    is drawn, since leaving some out would change how a gate's switching looks.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for name, trajectory in trajectories.items():
@@ -297,12 +296,12 @@ def suggested_frontier(
     *,
     threshold: float,
 ) -> go.Figure:
-    """What reference samples predict before any training, and where trained policies came out.
+    """What reference samples predict before any training, and what trained policies reach.
 
-    Line: the best tilt at each multiplier (`suggest_penalty(...).frontier`), its mean learned reward against
-    its cost (left) and its KL (right); hollow marks have fewer than 5 effective samples a prompt and are
-    guesses. `policies` as in `results.json`: {name: {reward, cost, kl, shortfall}}. A policy's bar ends at the
-    most reward that the line allows for its own cost and KL: the bar is the `shortfall`, where there is one.
+    Line: the best tilt at each multiplier (`suggest_penalty(...).frontier`), its mean learned reward against its
+    cost (left) and its KL (right); hollow marks have fewer than 5 effective samples per prompt and are unreliable.
+    `policies` as in `results.json`: {name: {reward, cost, kl, shortfall}}. A policy's bar ends at the largest reward
+    that the line allows for its cost and KL; its length is the `shortfall`, if there is one.
     """
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     hollow = ["circle-open" if p.effective_samples < _FEW_SAMPLES else "circle" for p in frontier]
@@ -347,7 +346,7 @@ def suggested_frontier(
 
 
 def _active(problem: FiniteProblem) -> Solution:
-    """The constrained optimum of a problem with a binding constraint, which these figures need."""
+    """The constrained optimum; these figures need a binding constraint (UserError otherwise)."""
     optimum = problem.constrained_optimum()
     if optimum.status != "active":
         raise UserError(f"this figure needs a constraint that binds; here it is {optimum.status}")
@@ -355,7 +354,7 @@ def _active(problem: FiniteProblem) -> Solution:
 
 
 def _frontier(problem: FiniteProblem, optimum: Solution, *, widest: float) -> list[Solution]:
-    """Tilts from the unconstrained optimum to `widest` times λ*, λ* itself among them."""
+    """Tilts from the unconstrained optimum to `widest` times λ*, including λ*."""
     inner = np.geomspace(0.02, 1, 50)
     outer = np.geomspace(1, max(2.0, widest), 50)[1:]
     return problem.frontier(optimum.multiplier * np.concatenate([[0.0], inner, outer]))
@@ -383,13 +382,13 @@ def _times(multiple: float) -> str:
 
 
 def _marks(kind: str, multiples: Sequence[float]) -> list[str]:
-    """Words beside the marks of `penalty_frontier`: few, since the marks crowd below λ*."""
-    if kind == "rectified":  # the last of the rings that lie on one another
+    """Labels of the marks of `penalty_frontier`; few, since the marks lie close together below λ*."""
+    if kind == "rectified":  # the last of the rings at the same place
         return ["" for _ in multiples[:-1]] + ["every λ ≥ λ*" if multiples[-1] >= 1 else ""]
     wanted = {"linear": (2.0, 5.0), "per_sample": (multiples[-1],)}[kind]
     return [_times(m) if m in wanted else "" for m in multiples]
 
 
 def _tidy(value: float) -> float:
-    """Rounding noise of the solver as the 0 that it is: digits that differ between machines are no result."""
+    """Replace rounding errors of the solver around 0, which differ between machines, by 0."""
     return 0.0 if abs(value) < 1e-9 else value

@@ -20,7 +20,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-# On its first run matplotlib tells stderr about its caches, which nbval would find in a notebook's output.
+# On its first run matplotlib writes to stderr about its caches, which would appear in a notebook's output.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 import matplotlib
@@ -47,7 +47,7 @@ CONFIG = {
     ],
 }
 _RC = {
-    # Laid out with the font that comes inside matplotlib, so that every machine gets the same SVG.
+    # Laid out with matplotlib's own font, so that every machine gets the same SVG.
     "font.family": ["DejaVu Sans"],
     "svg.fonttype": "none",
     "svg.hashsalt": "csrlhf-kit",
@@ -61,8 +61,7 @@ _RC = {
 def show(figure: go.Figure, caption: str = "") -> None:
     """Display `figure` in a notebook as one output: interactive, a static twin, and a sentence.
 
-    The three are deterministic, so strict nbval compares all of them. `caption` goes under the title, where
-    every reader of the notebook sees it.
+    All three are deterministic, so nbval can compare them. `caption` goes under the title.
     """
     from IPython.display import display
 
@@ -84,7 +83,7 @@ def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:
 
 
 def summary(figure: go.Figure) -> str:
-    """One line for a reader who sees no picture: the title, the caption, and what is drawn."""
+    """One line instead of the picture: the title, the caption, and what is drawn."""
     title = figure.layout.title
     names = dict.fromkeys(trace.name for trace in figure.data if trace.name)
     parts = [plain(title.text), plain(title.subtitle.text), f"[{', '.join(names)}]" if names else ""]
@@ -102,13 +101,13 @@ def _add_caption(figure: go.Figure, caption: str) -> None:
 
 
 def static_svg(figure: go.Figure) -> str:
-    """Draw `figure` as SVG text, as wide as the figure says, else `style.WIDTH`.
+    """Draw `figure` as SVG text, as wide as the figure says, else `style.WIDTH` pixels.
 
-    Equal figures give equal text: fixed identifiers, no date, coordinates to a tenth of a pixel, text as
-    text in whatever sans-serif font the reader has. The background is white, since pages may be dark.
+    Equal figures give equal text: fixed identifiers, no date, coordinates to a tenth of a pixel, and text in the
+    reader's sans-serif font. The background is white, also on dark pages.
 
     Raises:
-        UserError: the figure has a trace, a shape or a format that this module does not draw.
+        UserError: the figure has a trace, a shape or a number format that this module does not draw.
     """
     document = figure.to_plotly_json()
     layout = merge(document["layout"].get("template", {}).get("layout", {}), document["layout"])
@@ -133,7 +132,7 @@ def static_svg(figure: go.Figure) -> str:
 
 
 def _clean(svg: str, width: int, height: int, description: str) -> str:
-    """matplotlib's SVG without its metadata, page-wide style, spare identifiers and spare digits."""
+    """matplotlib's SVG without metadata, page-wide style, unused identifiers and superfluous digits."""
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
@@ -144,8 +143,8 @@ def _clean(svg: str, width: int, height: int, description: str) -> str:
     body = re.sub(r"<[^>]+>", lambda tag: _round(tag[0], 2), body)
     body = re.sub(r' transform="rotate\(-0 [^)]*\)"| font-family: \'DejaVu Sans\';', "", body)
     body = re.sub(r'\s*\n"', '"', re.sub(r"\n\s+", "\n", body))
-    body = re.sub(r"<g(?: [^>]*)?/>\n", "", body)  # what lies outside its axes leaves an empty group
-    open_groups: list[bool] = []  # whether each open <g> says anything
+    body = re.sub(r"<g(?: [^>]*)?/>\n", "", body)  # what is outside its axes leaves an empty group
+    open_groups: list[bool] = []  # whether each open <g> has an attribute
 
     def without_empty_groups(tag: re.Match[str]) -> str:
         if tag[0] == "</g>\n":

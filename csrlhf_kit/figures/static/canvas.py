@@ -1,7 +1,7 @@
-"""The page of one figure: where its axes lie, which ranges they have, and how each part is drawn on them.
+"""The page of one figure: its axes with places and ranges, and how everything but traces is drawn on it.
 
-Input is the JSON of a plotly figure, with its template merged in; output is artists on a matplotlib page. A
-pixel of plotly's is a point of matplotlib's, so that sizes carry over as they are.
+From the JSON of a plotly figure, with its template merged in, to artists on a matplotlib page. One plotly pixel is
+one matplotlib point, so that sizes stay the same. Traces are drawn by `traces.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from csrlhf_kit.figures.style import GRID, INK, MUTED
 
 
 class Canvas:
-    """The page of one figure: its axes with their ranges, and how each part of the figure is drawn on it."""
+    """The page of one figure, with its axes and their ranges."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Canvas:
         return merge(template, self.layout.get(key, {}))
 
     def numbers(self, values: Any, axis: str) -> list[float]:
-        """`values` as floats: categories by their place, gaps as NaN."""
+        """`values` as floats: categories by their position, gaps as NaN."""
         names = self.categories.get(axis) or []
         return [
             names.index(value) if isinstance(value, str) else math.nan if value is None else float(value)
@@ -93,7 +93,7 @@ class Canvas:
         return list(found)
 
     def _range(self, name: str) -> tuple[float, float]:
-        """The axis's own range, or what its data (and those of axes that must match it) need and 5% more."""
+        """The axis's own range, or that of its data (and of the axes matched to it) plus 5%."""
         axis = self.axis(name)
         log = axis.get("type") == "log"
         if axis.get("range"):
@@ -244,7 +244,7 @@ class Canvas:
         self.drawers[kind](self, self.axes[pair], trace, pair)
 
     def draw_shape(self, shape: dict) -> None:
-        """Draw a line at its place in pixels, inside its axes where it belongs to some."""
+        """Draw a line at its place in pixels, clipped to its axes if it has any. UserError for other shapes."""
         kind = shape.get("type", "rect")  # plotly's default
         if kind != "line":
             raise UserError(f"a figure's static twin cannot draw a {kind!r} shape; it draws lines")
@@ -301,7 +301,7 @@ class Canvas:
             self.page.add_artist(shaft)
 
     def draw_legend(self) -> None:
-        """The legend where the layout wants it: under the plot by default, wrapped to the page's width."""
+        """Draw the legend where the layout says, by default under the plot, wrapped to the page's width."""
         named = [t for t in self.traces if t.get("name") and t.get("showlegend", True)]
         wanted = self.layout.get(
             "showlegend", len(self.traces) > 1 or any(t.get("showlegend") for t in named)
@@ -340,7 +340,7 @@ class Canvas:
         )
 
     def draw_title(self) -> None:
-        """The title and its subtitle, top left."""
+        """Draw the title and its subtitle, top left."""
         title = self.layout.get("title") or {}
         left, top = 12, self.height - 12
         for part in (title, title.get("subtitle") or {}):

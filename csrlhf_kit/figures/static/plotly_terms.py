@@ -1,4 +1,4 @@
-"""plotly's words in matplotlib's: colours, dashes, markers, number formats, ticks, and its small HTML."""
+"""plotly's terms translated to matplotlib's: colours, dashes, markers, number formats, ticks, and inline HTML."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _MARKERS = {
 def set_ticks(
     axis: Any, settings: dict, names: list[str], limits: tuple, length: float, hidden: bool
 ) -> None:
-    """Ticks and their labels: the given ones, the categories, decades on a log axis, else round numbers."""
+    """Set ticks and labels: the given ones, the categories, decades on a log axis, else round numbers."""
     axis.set_minor_locator(NullLocator())
     letter_width = 40 if axis.axis_name == "x" else 28
     low, high = sorted(limits)
@@ -84,7 +84,7 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def formatted(value: float, spec: str) -> str:
-    """`value` as plotly's d3 format would write it, for the formats that d3 and Python share."""
+    """`value` in plotly's d3 format `spec`, for the formats that d3 and Python share; UserError for others."""
     if spec in ("", "g", "~g"):
         text = f"{value:.6g}"
     elif spec == "d":
@@ -98,7 +98,7 @@ def formatted(value: float, spec: str) -> str:
 
 
 def merge(base: dict, over: dict) -> dict:
-    """`base` with `over` laid over it, dictionaries within dictionaries too, as plotly merges a template."""
+    """`base` updated with `over`, recursively, as plotly merges a template."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -112,26 +112,26 @@ def first_given(*values: Any) -> Any:
 
 
 def floats(values: Any) -> list[float]:
-    """Numbers as floats, gaps as NaN."""
+    """Numbers as floats; None becomes NaN."""
     return [math.nan if value is None else float(value) for value in values]
 
 
 def listed(values: Any, count: int | None = None) -> list:
-    """`values` as a list; a single value, or none, becomes `count` of them."""
+    """`values` as a list; with `count`, a single value or None is repeated so often."""
     if count is not None and (values is None or isinstance(values, str | int | float)):
         return [values] * count
     return list(values) if values is not None else []
 
 
 def plain(text: Any) -> str:
-    """plotly's small HTML as plain text."""
+    """plotly's inline HTML as plain text."""
     words = re.sub(r"<br\s*/?>", "\n", str(text if text is not None else ""))
     words = re.sub(r"<sub>(.*?)</sub>", r"_\1", words)
     return html.unescape(re.sub(r"</?\w[^>]*>", "", words))
 
 
 def rgba(colour: str, opacity: float) -> tuple[float, float, float, float]:
-    """A plotly colour with its opacity as matplotlib's four numbers."""
+    """A plotly colour and opacity as matplotlib's (red, green, blue, alpha)."""
     match = re.fullmatch(r"rgba?\(([^)]*)\)", colour)
     if match:
         parts = [float(part) for part in match[1].split(",")]
@@ -142,13 +142,13 @@ def rgba(colour: str, opacity: float) -> tuple[float, float, float, float]:
 
 
 def faint(colour: str) -> str:
-    """The colour that plotly fills with where a line has this one."""
+    """plotly's default fill colour for a line of this colour."""
     red, green, blue, _ = rgba(colour, 1.0)
     return f"rgba({round(255 * red)},{round(255 * green)},{round(255 * blue)},0.5)"
 
 
 def line_look(line: dict, colour: Any, opacity: float) -> dict[str, Any]:
-    """A line's colour, width and dashes in matplotlib's words."""
+    """A line's colour, width and dashes as matplotlib's arguments."""
     return {
         "color": rgba(first_given(line.get("color"), colour), opacity),
         "linewidth": line.get("width", 2),
@@ -157,7 +157,7 @@ def line_look(line: dict, colour: Any, opacity: float) -> dict[str, Any]:
 
 
 def marker_look(colour: str, size: float, symbol: str, edge: dict, opacity: float) -> dict[str, Any]:
-    """A marker's shape, size, face and edge in matplotlib's words."""
+    """A marker's shape, size, face and edge as matplotlib's arguments."""
     shape, _, opened = symbol.partition("-open")
     hollow = symbol.endswith("-open") or bool(opened)
     face = rgba(colour, opacity)
@@ -172,7 +172,7 @@ def marker_look(colour: str, size: float, symbol: str, edge: dict, opacity: floa
 
 
 def legend_handle(trace: dict) -> Any:
-    """What stands for a trace in the legend."""
+    """The legend's handle for a trace."""
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
     colour = first_given(line.get("color"), marker.get("color"), trace["_colour"])
     if not isinstance(colour, str):
@@ -206,7 +206,7 @@ def error_ends(trace: dict, letter: str, values: list[float]) -> list[float]:
 
 
 def fitting_columns(labels: list[str], size: float, room: float) -> int:
-    """The most columns in which a legend's labels, written in rows, fit into `room` pixels."""
+    """The largest number of columns in which a legend's labels fit into `room` pixels."""
     widths = [50 + 0.6 * size * len(label) for label in labels]
     for columns in range(len(labels), 1, -1):
         if sum(max(widths[start::columns]) for start in range(columns)) <= room:

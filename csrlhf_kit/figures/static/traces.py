@@ -1,4 +1,4 @@
-"""One trace of a plotly figure, drawn on its axes: scatter or bar, with error bars and text."""
+"""Draw one trace of a plotly figure on its axes: scatter or bar, with error bars and text."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _error_bars(ax: Axes, trace: dict, letter: str, x: list, y: list, colour: An
 
 
 def draw_bar(canvas: Canvas, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:
-    """Bars where `Canvas` has placed them, upright or lying."""
+    """Draw bars, vertical or horizontal, where `Canvas` has placed them."""
     marker = trace.get("marker") or {}
     lengths = floats(trace[trace["_value"]])
     colours = [
