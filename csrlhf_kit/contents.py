@@ -21,24 +21,26 @@ WEIGHTS = (
 WEIGHTS += ("added_tokens.json", "special_tokens_map.json", "merges.txt", "*.model", "scorer.json")
 
 
+def cached_folder(hub_id: str) -> Path | None:
+    """The folder of a hub id in the cache; None if it is not cached, or is no hub id."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        file = try_to_load_from_cache(hub_id, "config.json")
+    except ValueError:  # no valid hub id
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def content_of(source: str | Path, files: Sequence[str] = WEIGHTS) -> str:
     """Fingerprint (32 hex digits) of the model in a folder or, for a hub id, in the cache; its place does not count.
 
     files: patterns of the files that count. For large files, only the size and 64 evenly spaced pieces are read.
     A `source` that is neither a folder nor cached is returned as it is.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            cached = try_to_load_from_cache(str(source).rpartition(":")[2], "config.json")
-        except HFValidationError:
-            cached = None
-        if not isinstance(cached, str):
-            return str(source)
-        folder = Path(cached).parent
+    folder: Path | None = Path(source).expanduser()
+    if not folder.is_dir() and (folder := cached_folder(str(source).rpartition(":")[2])) is None:
+        return str(source)
     digest, piece = hashlib.blake2b(digest_size=16), 2**20
     for path in sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()}):
         size = path.stat().st_size

@@ -126,20 +126,22 @@ def share_labels(splits: dict[str, list[Record]], drawn: Iterable[str], seed: in
     """
     drawn = [name for name in ("test", "validation") if name in drawn]
     for target, giver in [("train", name) for name in reversed(drawn)] + [(name, "train") for name in drawn]:
+        there = {label for record in splits[target] for label in labels_of(record)}
+        if there.issuperset(label for record in splits[giver] for label in labels_of(record)):
+            continue
         prompts = defaultdict(list)
         for record in splits[giver]:
             prompts[normalise_prompt(record.prompt)].append(record)
         labels = {prompt: {x for r in rows for x in labels_of(r)} for prompt, rows in prompts.items()}
         left = Counter(label for held in labels.values() for label in held)
-        there = {label for record in splits[target] for label in labels_of(record)}
-        moved: list[str] = []
+        moved: dict[str, None] = {}  # an ordered set of prompts
         for label in sorted(left.keys() - there, key=str):
             wanted = 1 if target == "train" else max(1, round(0.1 * left[label]))
             wanted -= sum(label in labels[prompt] for prompt in moved)
             for prompt in sorted((p for p in prompts if label in labels[p]), key=lambda p: _point(p, seed)):
                 keeps = target == "train" or all(left[held] > 1 for held in labels[prompt])
                 if wanted > 0 and keeps and prompt not in moved:
-                    moved.append(prompt)
+                    moved[prompt] = None
                     left.subtract(labels[prompt])
                     wanted -= 1
         for prompt in moved:

@@ -20,7 +20,7 @@ from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem
 
 FILES = ("results.json", "sweep.json")
-BATCH = 64  # the default of `PPOConfig`, which takes PyTorch to ask
+BATCH = 64  # the default of `PPOConfig`, which is training's: this room does not know it
 POLICY_RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
 POLICY_NUMBERS = ("helpfulness", "reward", "cost", "kl", "multiplier", "seconds")
 COST_MODEL_NUMBERS = (

@@ -14,10 +14,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from csrlhf_kit.contents import content_of
+from csrlhf_kit.contents import cached_folder, content_of
 from csrlhf_kit.data.sources import data_folder, may_be_on_hub
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
@@ -45,7 +45,7 @@ def find_base(name: str | Path) -> str:
     local = os.path.expanduser(name)
     if os.path.isdir(local):
         return local
-    if _snapshot(name):
+    if cached_folder(name):
         return name
     if name.count("/") != 1 or "@" in name or not may_be_on_hub(name):
         raise UserError(
@@ -159,7 +159,7 @@ def fingerprint(base: str | Path) -> str | None:
     """A fingerprint of the weights in a folder or of a cached hub id; for an adapter, of its base, tensors and scale
     together. None if there are no weights in safetensors.
     """
-    folder = str(base) if os.path.isdir(base) else _snapshot(str(base))
+    folder = Path(base) if os.path.isdir(base) else cached_folder(str(base))
     if folder is None:
         return None
     if adapter := adapter_in(folder):
@@ -171,7 +171,7 @@ def fingerprint(base: str | Path) -> str | None:
         told = json.dumps([fingerprint(base_of(adapter)), scale, own], sort_keys=True)
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     files = "model*.safetensors"
-    return content_of(folder, (files,)) if any(Path(folder).glob(files)) else None
+    return content_of(folder, (files,)) if any(folder.glob(files)) else None
 
 
 # --- files beside a model -------------------------------------------------------------------------------
@@ -200,15 +200,6 @@ def _json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): expected JSON") from error
-
-
-def _snapshot(name: str) -> str | None:
-    """The folder of a hub id in the cache; None if it is not cached."""
-    try:
-        file = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no valid hub id
-        return None
-    return str(Path(file).parent) if isinstance(file, str) else None
 
 
 def adapter_folder(run: Path) -> Path:
