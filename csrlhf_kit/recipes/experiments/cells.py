@@ -6,9 +6,9 @@ critic, learns from the same shipped data, and is judged on the same prompts by 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,20 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.recipes.experiments.configs import RunConfig
 from csrlhf_kit.recipes.experiments.head_to_head import (
-    evaluate_policy,
+    Trained,
     load_roles,
+    train_and_judge,
+    train_policy,
     training_prompts,
 )
 from csrlhf_kit.recipes.experiments.plans import METHODS, Cell
-from csrlhf_kit.runs import Run
 from csrlhf_kit.training.configs import METHODS as DIRECT
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
 from csrlhf_kit.training.constraints.per_group import PerGroup
 from csrlhf_kit.training.critic import load_critic
 from csrlhf_kit.training.dpo import DirectConfig, train_direct
 from csrlhf_kit.training.dpo_pairs import Offline, offline_answers
-from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
+from csrlhf_kit.training.ppo import PPOConfig
 
 # Categories for which `per_category` allows less: an example of thresholds by context, not a recommendation.
 STRICT = (
@@ -115,15 +116,8 @@ def train_cell(
     Scorers and critic are read from `config.out`; the policy's run is in `policies/<name>` there, and continues if
     it was stopped. offline: the result of `offline_stage`, for `mocan`.
     """
-    config = replace(config, seed=cell.seed)
-    roles, tokenizer = load_roles(config)
-    started = time.perf_counter()
-    history, multiplier = _train(cell, config, direct, roles, tokenizer, offline)
-    seconds = time.perf_counter() - started
-    adapter = None if cell.method == "sft" else "policy"
-    row, responses = evaluate_policy(roles, tokenizer, config, adapter=adapter)
-    row |= {"multiplier": multiplier, "seconds": seconds}
-    return {"policy": row, "curve": history, "responses": responses}
+    train = partial(_train, cell, config, direct, offline)
+    return train_and_judge(replace(config, seed=cell.seed), None if cell.method == "sft" else train)
 
 
 @torch.no_grad()
@@ -137,13 +131,11 @@ def _train(
     cell: Cell,
     config: RunConfig,
     direct: DirectConfig,
+    offline: Mapping[str, Any] | None,
     roles: Roles,
     tokenizer: Any,
-    offline: Mapping[str, Any] | None,
-) -> tuple[list[dict[str, Any]], float]:
+) -> Trained:
     folder = config.out / "policies" / cell.name
-    if cell.method == "sft":
-        return [], 0.0
     if cell.method in DIRECT:
         settings = direct_settings(cell, config, direct)
         pairs = read_records("shipped", PreferencePair, split="train").records
@@ -154,22 +146,20 @@ def _train(
         history, multiplier = train_direct(
             cell.method, roles, tokenizer, pairs, settings, folder, offline=answers
         )
-    else:
-        constraint, ppo = cell_constraint(cell, config), ppo_settings(cell, config)
-        run = Run.open(folder, config_dict(ppo, constraint), resume=True)
-        load_critic(roles, config.out / "models" / "critic.safetensors")
-        if isinstance(constraint, RewardShaping):
-            shift_reward_values(roles, constraint.weight)
-        prompts = read_records("shipped", Prompt, split="train").records
-        shown: list[LabelledResponse] = []
-        if ppo.ptx > 0:
-            labels = read_records("shipped", LabelledResponse, split="train").records
-            shown = [record for record in labels if record.is_safe]
-        history = train_ppo(
-            roles, tokenizer, [p.prompt for p in prompts], constraint, ppo, run,
-            groups=[p.category for p in prompts] if cell.method == "per_category" else None,
-            demonstrations=shown,
-        )  # fmt: skip
-        multiplier = constraint.multiplier
-    roles.save_policy(folder / "adapter")
-    return history, multiplier
+        roles.save_policy(folder / "adapter")
+        return history, multiplier
+    constraint, ppo = cell_constraint(cell, config), ppo_settings(cell, config)
+    load_critic(roles, config.out / "models" / "critic.safetensors")
+    if isinstance(constraint, RewardShaping):
+        shift_reward_values(roles, constraint.weight)
+    prompts = read_records("shipped", Prompt, split="train").records
+    shown: list[LabelledResponse] = []
+    if ppo.ptx > 0:
+        labels = read_records("shipped", LabelledResponse, split="train").records
+        shown = [record for record in labels if record.is_safe]
+    history = train_policy(
+        folder, roles, tokenizer, [p.prompt for p in prompts], constraint, ppo,
+        groups=[p.category for p in prompts] if cell.method == "per_category" else None,
+        demonstrations=shown,
+    )  # fmt: skip
+    return history, constraint.multiplier

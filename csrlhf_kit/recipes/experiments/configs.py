@@ -172,6 +172,10 @@ class RoundsConfig:
         """Folder of a scorer of round k; round 0 is measured with those of round 1."""
         return self.out / "models" / f"{name}_{max(k, 1)}"
 
+    def scorers(self, k: int) -> dict[str, Path]:
+        """Folders of the reward and the cost model of round k."""
+        return {"reward": self.model("reward", k), "cost": self.model("semantic", k)}
+
     def adapter(self, k: int) -> Path | None:
         """The policy of round k; None for the base."""
         return self.out / "policies" / f"policy_{k}" / "adapter" if k else None

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -32,6 +32,7 @@ from csrlhf_kit.recipes.experiments.configs import RunConfig
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, versions
 from csrlhf_kit.theory.suggest import best_reward, suggest_penalty
+from csrlhf_kit.training.configs import PPOConfig
 from csrlhf_kit.training.constraints import Constraint, make_constraint
 from csrlhf_kit.training.critic import fit_critic, load_critic, save_critic
 from csrlhf_kit.training.ppo import config_dict, train_ppo
@@ -69,26 +70,24 @@ def train_cost_model(name: str, config: RunConfig) -> dict[str, Any]:
     return {} if name == "reward" else scorer_row(load_scorer(folder, merge=True))
 
 
-def open_roles(
-    config: RunConfig, *, reward: Path, cost: Path, policy: Path | None = None
+def load_roles(
+    config: RunConfig, *, reward: Path | None = None, cost: Path | None = None, policy: Path | None = None
 ) -> tuple[Roles, Any]:
-    """The base under its roles, with these scorers and, if given, this policy's adapter; and its tokenizer."""
-    base = config.base_path()
+    """The base under its roles, and its tokenizer.
+
+    reward, cost: the scorers' folders; None: this run's own. policy: the folder of the adapter that the policy
+    starts from; None: the base.
+    """
+    base, models = config.base_path(), config.out / "models"
     roles = Roles(
         load_base(base),
-        reward=reward,
-        cost=cost,
+        reward=reward or models / "reward",
+        cost=cost or models / config.cost_model,
         policy=policy,
         layers=config.policy_layers,
         seed=config.seed,
     )
     return roles, load_tokenizer(base)
-
-
-def load_roles(config: RunConfig) -> tuple[Roles, Any]:
-    """The base under its roles, scored by this run's reward and cost models, and its tokenizer."""
-    models = config.out / "models"
-    return open_roles(config, reward=models / "reward", cost=models / config.cost_model)
 
 
 def training_prompts() -> list[str]:
@@ -121,26 +120,56 @@ def evaluate_policy(
     return policy_row(prompts, responses, scores), responses
 
 
-def train_policy(method: str, config: RunConfig) -> dict[str, Any]:
-    """Train one policy (none for `sft`), answer the test prompts, and return its row, curve and answers."""
+def train_policy(
+    folder: Path, roles: Roles, tokenizer: Any, prompts: Sequence[str], constraint: Constraint, ppo: PPOConfig,
+    **options: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """PPO under a constraint, its run in `folder` and its adapter below it; a run that was stopped there goes on.
+
+    options: further arguments of `train_ppo`. Returns the metrics of each step.
+    """
+    run = Run.open(folder, config_dict(ppo, constraint), resume=True)
+    history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run, **options)
+    roles.save_policy(folder / "adapter")
+    return history
+
+
+Trained = tuple[list[dict[str, Any]], float]
+"""The metrics of each training step, and the multiplier that training ended with."""
+
+
+def train_and_judge(config: RunConfig, train: Callable[[Roles, Any], Trained] | None) -> dict[str, Any]:
+    """Let `train` train the policy of (roles, tokenizer), or None: judge the base; answer the test prompts.
+
+    Returns the policy's row, its training curve and its answers.
+    """
     roles, tokenizer = load_roles(config)
-    ppo = replace(config.ppo, seed=config.seed)
-    history: list[dict[str, Any]] = []
-    started, multiplier = time.perf_counter(), 0.0
-    if method != "sft":
-        constraint = constraint_for(method, config)
-        run = Run.open(config.out / "policies" / method, config_dict(ppo, constraint), resume=True)
-        load_critic(roles, config.out / "models" / "critic.safetensors")
-        prompts = training_prompts()
-        lengths = {"max_new_tokens": ppo.max_new_tokens, "max_prompt_length": ppo.max_prompt_length}
-        said = sample_logger(run.folder, roles, tokenizer, prompts, **lengths)
-        history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run, said)
-        roles.save_policy(config.out / "policies" / method / "adapter")
-        multiplier = constraint.multiplier
+    started = time.perf_counter()
+    history, multiplier = train(roles, tokenizer) if train else ([], 0.0)
     seconds = time.perf_counter() - started
-    row, responses = evaluate_policy(roles, tokenizer, config, adapter=None if method == "sft" else "policy")
+    row, responses = evaluate_policy(roles, tokenizer, config, adapter="policy" if train else None)
     row |= {"multiplier": multiplier, "seconds": seconds}
     return {"policy": row, "curve": history, "responses": responses}
+
+
+def train_method(method: str, config: RunConfig) -> dict[str, Any]:
+    """Train and judge the policy of a method, or the base for `sft`."""
+
+    def train(roles: Roles, tokenizer: Any) -> Trained:
+        ppo, folder, prompts = (
+            replace(config.ppo, seed=config.seed),
+            config.out / "policies" / method,
+            training_prompts(),
+        )
+        load_critic(roles, config.out / "models" / "critic.safetensors")
+        constraint = constraint_for(method, config)
+        lengths = {"max_new_tokens": ppo.max_new_tokens, "max_prompt_length": ppo.max_prompt_length}
+        said = sample_logger(folder, roles, tokenizer, prompts, **lengths)
+        return train_policy(
+            folder, roles, tokenizer, prompts, constraint, ppo, on_step=said
+        ), constraint.multiplier
+
+    return train_and_judge(config, None if method == "sft" else train)
 
 
 def stage_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
@@ -169,7 +198,7 @@ def run_stage(name: str, config: RunConfig) -> None:
     elif name == "frontier":
         result = measure_frontier(config)
     else:
-        result = train_policy(name, config)
+        result = train_method(name, config)
     write_atomic(config.stage_path(name), json.dumps(result, indent=1, default=_number) + "\n")
 
 

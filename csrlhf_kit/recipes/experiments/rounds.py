@@ -20,17 +20,19 @@ from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.evaluation.safety import evaluation_prompts
 from csrlhf_kit.files import write_atomic
-from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import writes_run
-from csrlhf_kit.recipes.experiments import head_to_head
 from csrlhf_kit.recipes.experiments.configs import RoundsConfig
-from csrlhf_kit.recipes.experiments.head_to_head import open_roles, scorer_settings
+from csrlhf_kit.recipes.experiments.head_to_head import (
+    evaluate_policy,
+    load_roles,
+    scorer_settings,
+    train_policy,
+)
 from csrlhf_kit.recipes.experiments.round_data import gather, joined, store, training_prompts
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, versions
 from csrlhf_kit.training.constraints import make_constraint
 from csrlhf_kit.training.critic import fit_critic, load_critic, save_critic
-from csrlhf_kit.training.ppo import config_dict, train_ppo
 from csrlhf_kit.training.reward_modeling import train_scorer
 from csrlhf_kit.world.conversations import conversations
 
@@ -57,10 +59,10 @@ def run_stage(name: str, config: RoundsConfig) -> None:
     make = {
         "semantic": train_model,
         "reward": train_model,
-        "policy": train_policy,
-        "attack": attack_policy,
-        "judge": judge_policy,
-        "evaluate": evaluate_policy,
+        "policy": train_round,
+        "attack": attack_round,
+        "judge": judge_round,
+        "evaluate": evaluate_round,
     }[kind]
     started = time.perf_counter()
     result = make(config, kind, int(k)) if make is train_model else make(config, int(k))
@@ -77,28 +79,21 @@ def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
     return {"records": len(train)}
 
 
-def load_roles(config: RoundsConfig, k: int, policy: int) -> tuple[Roles, Any]:
-    """The base with the scorers of round k and the policy of round `policy`, and its tokenizer."""
-    scorers = {"reward": config.model("reward", k), "cost": config.model("semantic", k)}
-    return open_roles(config.shared(), **scorers, policy=config.adapter(policy))
-
-
-def train_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """Train the policy of round k by PPO. The critic starts from the last round's, or is fitted to the base."""
+def train_round(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """PPO of round k. The critic goes on from the last round's, or is fitted to the base."""
     goes_on = k > 1 and config.start == "previous"
-    roles, tokenizer = load_roles(config, k, k - 1 if goes_on else 0)
+    start = config.adapter(k - 1) if goes_on else None
+    roles, tokenizer = load_roles(config.shared(), **config.scorers(k), policy=start)
     ppo = replace(config.ppo, seed=config.seed * 1000 + k)
     constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
     prompts = training_prompts(config.data(k), config.find_share)
     folder = config.out / "policies" / f"policy_{k}"
-    run = Run.open(folder, config_dict(ppo, constraint), resume=True)
     if goes_on:
         load_critic(roles, folder.with_name(f"policy_{k - 1}") / "critic.safetensors")
     else:
         fit_critic(roles, tokenizer, prompts, ppo, config.critic)
-    history = train_ppo(roles, tokenizer, prompts, constraint, ppo, run)
+    history = train_policy(folder, roles, tokenizer, prompts, constraint, ppo)
     save_critic(roles, folder / "critic.safetensors")
-    roles.save_policy(folder / "adapter")
     return {"prompts": len(prompts), "multiplier": constraint.multiplier, "curve": history}
 
 
@@ -113,7 +108,7 @@ def answers_of(config: RoundsConfig, k: int, salt: int) -> Answer:
     )
 
 
-def attack_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
+def attack_round(config: RoundsConfig, k: int) -> dict[str, Any]:
     """Let the training red team attack the policy of round k, and store what it found."""
     answer = answers_of(config, k, 1)
     seed = config.seed * 1000 + k
@@ -124,8 +119,8 @@ def attack_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
     return {"team": robustness(sieges, tries=config.attack_tries), "found": counts}
 
 
-def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """Let the held-out red team attack the policy of round k; keeps the first tries that broke it as examples."""
+def judge_round(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """Let the held-out red team judge the policy of round k; the first tries that broke it are kept to be read."""
     policy = answers_of(config, k, 2)
     sieges = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
     broken = [s.broken for s in sieges if s.broken]
@@ -133,10 +128,10 @@ def judge_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
     return {"team": robustness(sieges, tries=config.judge_tries), "examples": examples}
 
 
-def evaluate_policy(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """The oracle's row for round k on the test prompts, and its rows by number of turns."""
-    roles, tokenizer = load_roles(config, k, k)
-    row, _ = head_to_head.evaluate_policy(roles, tokenizer, config.shared(), adapter="policy" if k else None)
+def evaluate_round(config: RoundsConfig, k: int) -> dict[str, Any]:
+    """The oracle's row of round k on the test prompts, and by number of turns."""
+    roles, tokenizer = load_roles(config.shared(), **config.scorers(k), policy=config.adapter(k))
+    row, _ = evaluate_policy(roles, tokenizer, config.shared(), adapter="policy" if k else None)
     talks = conversations("test", config.talks, seed=config.seed)
     turns = multi_turn(answers_of(config, k, 3), talks, history="own")
     return {"policy": row, "turns": turns}
