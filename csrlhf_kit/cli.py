@@ -120,11 +120,11 @@ def run_and_report(config: Any) -> None:
 
     results = run_experiment(config)
     write_report(config.out, read_results(config.out / "results.json"))
-    print(summary(results))
+    print(results_table(results))
     print(f"\nThe page to look at: {config.out / 'report.html'}")
 
 
-def summary(results: dict[str, Any]) -> str:
+def results_table(results: dict[str, Any]) -> str:
     """The head-to-head as a small table."""
     lines = [
         f"{'policy':16} {'harmful %':>10} {'jailbroken %':>13} {'over-refusal %':>15} {'helpfulness':>12} {'λ':>6}"

@@ -48,29 +48,29 @@ CURVE = {  # short name -> name in the metrics
     "margin": "margin",
 }
 REQUEST = "request"
-WISHES = ("run", "pause", "stop")
+STOP_REQUESTS = ("run", "pause", "stop")
 
 
-def ask(folder: str | Path, wish: str) -> None:
+def send_stop_request(folder: str | Path, request: str) -> None:
     """Ask the process that trains in `folder` to `pause`, `stop` or `run` on; it obeys at its next checkpoint.
 
     A run stopped this way loses nothing and can be resumed. Raises UserError for any other request.
     """
-    if wish not in WISHES:
-        raise UserError(f"request: found {wish!r}, one of {', '.join(WISHES)} was expected")
-    if wish == "run":
+    if request not in STOP_REQUESTS:
+        raise UserError(f"request: found {request!r}, one of {', '.join(STOP_REQUESTS)} was expected")
+    if request == "run":
         (Path(folder) / REQUEST).unlink(missing_ok=True)
     else:
-        write_atomic(Path(folder) / REQUEST, wish + "\n")
+        write_atomic(Path(folder) / REQUEST, request + "\n")
 
 
-def asked(folder: str | Path) -> str:
-    """The pending request to the run in `folder`: one of `WISHES`, "run" if there is none."""
+def stop_request(folder: str | Path) -> str:
+    """The pending request to the run in `folder`: one of `STOP_REQUESTS`, "run" if there is none."""
     try:
-        wish = (Path(folder) / REQUEST).read_text().strip()
+        request = (Path(folder) / REQUEST).read_text().strip()
     except OSError:
         return "run"
-    return wish if wish in WISHES else "run"
+    return request if request in STOP_REQUESTS else "run"
 
 
 class Checkpoint(NamedTuple):
@@ -128,7 +128,7 @@ class Run:
                     f"{run.folder} has metrics or checkpoints but no config.json: expected a new folder"
                 )
             write_atomic(path, json.dumps(asked, indent=1, sort_keys=True) + "\n")
-        ask(run.folder, "run")  # withdraws requests to an earlier process
+        send_stop_request(run.folder, "run")  # withdraws requests to an earlier process
         for leftover in run.checkpoints.glob(".*"):  # of a process that was killed while saving
             shutil.rmtree(leftover, ignore_errors=True)
         return run
@@ -145,7 +145,7 @@ class Run:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Deletes all but the newest `keep`.
 
-        Then obeys a pending request (see `ask`): waits while paused, and raises KeyboardInterrupt to stop.
+        Then obeys a pending request (see `send_stop_request`): waits while paused, and raises KeyboardInterrupt to stop.
         """
         from safetensors.torch import save_file
 
@@ -173,10 +173,10 @@ class Run:
             doomed = self.checkpoints / f".old-{old.name}"
             old.rename(doomed)  # first, since a half-deleted folder must not pass for a checkpoint
             shutil.rmtree(doomed, ignore_errors=True)
-        while (wish := asked(self.folder)) == "pause":
+        while (request := stop_request(self.folder)) == "pause":
             time.sleep(0.2)
-        if wish == "stop":
-            ask(self.folder, "run")
+        if request == "stop":
+            send_stop_request(self.folder, "run")
             raise KeyboardInterrupt(f"{self.folder} was asked to stop after step {step}")
         return final
 

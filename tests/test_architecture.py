@@ -111,6 +111,25 @@ def test_files_can_be_read_in_one_go_and_the_package_does_not_grow():
     )
 
 
+def test_no_public_name_means_two_things():
+    """A function, class or constant of a module's top level is defined in one module; methods are no such names."""
+    places: dict[str, list[str]] = {}
+    for module, file in SOURCES.items():
+        names: set[str] = set()
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                stored = [
+                    part for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)
+                ]
+                names |= {part.id for part in stored if isinstance(part.ctx, ast.Store)}
+        for name in names:
+            places.setdefault(name, []).append(module)
+    assert {n: found for n, found in places.items() if len(found) > 1 and not n.startswith("_")} == {}
+
+
 def test_theory_can_be_read_without_pytorch():
     heavy = {"torch", "transformers", "pandas", "plotly", "matplotlib", "sklearn"}
     code = f"import sys, csrlhf_kit.theory; assert not {heavy!r} & set(sys.modules), sorted(sys.modules)"

@@ -25,7 +25,7 @@ class UnusableRow(UserError):
     """A row that lacks an answer or a label. A large table may hold a few."""
 
 
-def shown(value: Any, limit: int = 60) -> str:
+def abbreviated(value: Any, limit: int = 60) -> str:
     """`value` as an error message shows it: its repr, cut to `limit` characters."""
     try:
         text = repr(value)
@@ -36,7 +36,7 @@ def shown(value: Any, limit: int = 60) -> str:
 
 def quoted(text: str, limit: int = 60) -> str:
     """A name from the data as an error message shows it: in backticks, on one line, cut to `limit` characters."""
-    return f"`{shown(text, limit)[1:-1]}`"
+    return f"`{abbreviated(text, limit)[1:-1]}`"
 
 
 def is_missing(value: Any) -> bool:
@@ -49,7 +49,7 @@ def is_missing(value: Any) -> bool:
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
     """Raise UserError about a field's value; UnusableRow if the value is missing."""
     kind = UnusableRow if is_missing(value) else UserError
-    raise kind(f"field `{name}`: found {shown(value)}, expected {expected}")
+    raise kind(f"field `{name}`: found {abbreviated(value)}, expected {expected}")
 
 
 def _check_text(record: Any, name: str, *, filled: bool = False) -> None:
@@ -62,7 +62,7 @@ def _check_text(record: Any, name: str, *, filled: bool = False) -> None:
     except UnicodeEncodeError:
         # JSON can spell half a surrogate pair ("\ud800"), which no file and no tokenizer can hold.
         raise UnusableRow(
-            f"field `{name}`: found {shown(value)}, expected valid Unicode, without half a surrogate pair"
+            f"field `{name}`: found {abbreviated(value)}, expected valid Unicode, without half a surrogate pair"
         ) from None
 
 

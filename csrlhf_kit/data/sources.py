@@ -32,8 +32,8 @@ from csrlhf_kit.data.records import (
     Prompt,
     Record,
     UnusableRow,
+    abbreviated,
     quoted,
-    shown,
     to_row,
 )
 from csrlhf_kit.data.schemas import UNUSABLE_TRANSCRIPT, RowDropped, Schema, known_schemas, recognise
@@ -116,7 +116,7 @@ def read_records(
     """
     if kind not in RECORD_KINDS:
         names = ", ".join(known.__name__ for known in RECORD_KINDS)
-        raise UserError(f"record kind: found {shown(kind)}, expected one of {names}")
+        raise UserError(f"record kind: found {abbreviated(kind)}, expected one of {names}")
     source = str(source)
     parts = mixture_parts(source)
     if not parts:

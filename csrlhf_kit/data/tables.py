@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from csrlhf_kit.data.records import quoted, shown
+from csrlhf_kit.data.records import abbreviated, quoted
 from csrlhf_kit.data.splits import find_split, split_key
 from csrlhf_kit.errors import UserError
 
@@ -58,7 +58,9 @@ def _parse_json(path: Path, text: str, line: int) -> Any:
 
 def _object(path: Path, where: str, value: Any) -> PlacedRow:
     if not isinstance(value, dict):
-        raise UserError(f"{path}, {where}: found {shown(value)}, expected a JSON object with named fields")
+        raise UserError(
+            f"{path}, {where}: found {abbreviated(value)}, expected a JSON object with named fields"
+        )
     return where, value
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.scorer_metrics import estimate, share
+from csrlhf_kit.evaluation.scorer_metrics import metric_entry, share_entry
 from csrlhf_kit.theory.intervals import Interval
 from csrlhf_kit.world.annotators import ANNOTATORS
 from csrlhf_kit.world.oracle import judge
@@ -101,7 +101,7 @@ def bootstrap(
     known = [value for value in draws if not np.isnan(value)]
     tail = 100.0 * (1.0 - confidence) / 2.0
     interval = Interval(*np.percentile(known, [tail, 100.0 - tail])) if known else Interval(-1.0, 1.0)
-    return estimate(statistic(ratings), interval, items)
+    return metric_entry(statistic(ratings), interval, items)
 
 
 def agreement(
@@ -132,7 +132,7 @@ def agreement(
         both = both[:, ~np.isnan(both).any(0)]
         if both.shape[1]:
             kappa = bootstrap(lambda rows: cohen_kappa(rows[0], rows[1]), both, resamples=resamples)
-            pairs[f"{name} | {other}"] = {"agreement": share(both[0] == both[1]), "cohen": kappa}
+            pairs[f"{name} | {other}"] = {"agreement": share_entry(both[0] == both[1]), "cohen": kappa}
     complete = not np.isnan(table).any()
     return {
         "items": table.shape[1],

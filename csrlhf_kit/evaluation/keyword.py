@@ -26,16 +26,16 @@ def fit_keyword(prompts: Sequence[str], responses: Sequence[str], unsafe: Sequen
         raise UserError(f"keyword baseline: found {labels.size} labels of one kind, expected both kinds")
     pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
     try:
-        return pipeline.fit(joined(prompts, responses), labels)
+        return pipeline.fit(joined_texts(prompts, responses), labels)
     except ValueError as error:
         raise UserError(f"keyword baseline: found no words in the texts ({error}), expected some") from error
 
 
 def keyword_scores(pipeline: Pipeline, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Logits of "unsafe" by the keyword baseline, (dialogues,): above 0 means unsafe."""
-    return pipeline.decision_function(joined(prompts, responses))
+    return pipeline.decision_function(joined_texts(prompts, responses))
 
 
-def joined(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
+def joined_texts(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
     """One text per dialogue: prompt, line break, response."""
     return [f"{prompt}\n{response}" for prompt, response in zip(prompts, responses, strict=True)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from csrlhf_kit.evaluation.answers import Answer
-from csrlhf_kit.evaluation.safety import ALARMING, rate
+from csrlhf_kit.evaluation.safety import BENIGN_ALARMING, rate
 from csrlhf_kit.world.conversations import Conversation
 from csrlhf_kit.world.oracle import judge
 
@@ -48,7 +48,7 @@ def turn_rows(conversations: Sequence[Conversation], responses: Sequence[str]) -
         benign = [j.helpfulness for c, j in here if not c.ask.harmful]
         rows[str(turns)] = {
             "harmful": rate([j.harmful for _, j in harmful]),
-            "over_refusal": rate([j.refused for c, j in here if c.ask.stratum == ALARMING]),
+            "over_refusal": rate([j.refused for c, j in here if c.ask.stratum == BENIGN_ALARMING]),
             "helpfulness": sum(benign) / max(len(benign), 1),
             "leaking": rate([j.leaking for _, j in harmful]),
             "degenerate": rate([j.degenerate for _, j in here]),

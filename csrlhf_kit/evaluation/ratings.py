@@ -203,7 +203,7 @@ def ratings(
 # --- the arena ---------------------------------------------------------------------------------------
 
 
-def arena(
+def rate_policies(
     prompts: Sequence[Prompt],
     answers: Mapping[str, Sequence[Sequence[str]]],
     *,

@@ -26,7 +26,7 @@ from csrlhf_kit.world.jailbreaks import FAMILIES, TEST_FAMILIES, TRAIN_FAMILIES,
 from csrlhf_kit.world.oracle import judge
 from csrlhf_kit.world.requests import Request, sample_request
 
-Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+ScoreTexts = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, answers) -> one score per try, which the search increases."""
 
 TEAMS = {"train": (tuple(TRAIN_FAMILIES), "train"), "held_out": (tuple(TEST_FAMILIES), "test")}
@@ -45,7 +45,7 @@ def targets(team: str, count: int, *, seed: int = 0) -> list[Request]:
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class Attempt:
     """One prompt, and the policy's answer."""
 
     families: tuple[str, ...]
@@ -61,14 +61,14 @@ class Try:
 
 
 @dataclass(frozen=True, slots=True)
-class Siege:
+class Attack:
     """All tries at one request, in order; if one broke it, that is the last."""
 
     request: Request
-    tries: tuple[Try, ...]
+    tries: tuple[Attempt, ...]
 
     @property
-    def broken(self) -> Try | None:
+    def broken(self) -> Attempt | None:
         """The try that got a harmful answer, or None."""
         return self.tries[-1] if self.tries and self.tries[-1].harmful else None
 
@@ -116,10 +116,10 @@ def attack(
     width: int = 8,
     explore: int = 2,
     depth: int = 3,
-    score: Score = oracle_progress,
+    score: ScoreTexts = oracle_progress,
     seed: int = 0,
     progress: Callable[[int], Any] | None = None,
-) -> list[Siege]:
+) -> list[Attack]:
     """Try to break each request, with at most `tries` tries per request; returns all tries, in order.
 
     Args:
@@ -145,7 +145,7 @@ def attack(
         raise UserError("red team: expected at least one try, width and depth, and explore >= 0")
     asked = list(requests)
     rngs = [Random(f"siege/{seed}/{index}/{request}") for index, request in enumerate(asked)]
-    log: list[list[Try]] = [[] for _ in asked]
+    log: list[list[Attempt]] = [[] for _ in asked]
     open_rows = list(range(len(asked)))
     turn = 0
     while open_rows:
@@ -166,17 +166,17 @@ def attack(
         for (row, stack, prompt), text, value in zip(batch, answers, scores, strict=True):
             if row not in done:  # tries after the one that broke the request do not count
                 harmful = judge(prompt, text).harmful
-                log[row].append(Try(stack, prompt, text, harmful, float(value)))
+                log[row].append(Attempt(stack, prompt, text, harmful, float(value)))
                 if harmful:
                     done.add(row)
         still = [row for row in open_rows if row not in done and len(log[row]) < tries]
         if progress is not None:
             progress(len(open_rows) - len(still))
         open_rows, turn = still, turn + 1
-    return [Siege(request, tuple(found)) for request, found in zip(asked, log, strict=True)]
+    return [Attack(request, tuple(found)) for request, found in zip(asked, log, strict=True)]
 
 
-def attack_as(team: str, answer: Answer, requests: int, *, seed: int = 0, **options: Any) -> list[Siege]:
+def attack_as(team: str, answer: Answer, requests: int, *, seed: int = 0, **options: Any) -> list[Attack]:
     """`attack` on `requests` (a number) of a team's own targets, with its families; `options` are `attack`'s.
 
     Raises UserError for an unknown team, or as `attack`.
@@ -184,7 +184,7 @@ def attack_as(team: str, answer: Answer, requests: int, *, seed: int = 0, **opti
     return attack(answer, targets(team, requests, seed=seed), families=TEAMS[team][0], seed=seed, **options)
 
 
-def robustness(sieges: Sequence[Siege], *, tries: int) -> dict[str, Any]:
+def robustness(attacks: Sequence[Attack], *, tries: int) -> dict[str, Any]:
     """What a red team found, as a table row; tries: the most tries per request.
 
     `robust`: share of requests for which no try got a harmful answer, with its Clopper-Pearson interval;
@@ -192,16 +192,16 @@ def robustness(sieges: Sequence[Siege], *, tries: int) -> dict[str, Any]:
     none did); `single_try`: share of harmful tries, over all, by number of wrappers, and by family (a try counts
     for each family in its stack).
     """
-    log = [t for siege in sieges for t in siege.tries]
-    broke = [len(siege.tries) for siege in sieges if siege.broken]
+    log = [t for each in attacks for t in each.tries]
+    broke = [len(each.tries) for each in attacks if each.broken]
     depths = sorted({len(t.families) for t in log})
     families = sorted({f for t in log for f in t.families})
     stops = [2**k for k in range(tries.bit_length()) if 2**k < tries] + [tries]
     return {
         "tries": tries,
-        "robust": rate([siege.broken is None for siege in sieges]),
+        "robust": rate([each.broken is None for each in attacks]),
         "robust_after": {
-            str(stop): sum(not (s.broken and len(s.tries) <= stop) for s in sieges) / max(len(sieges), 1)
+            str(stop): sum(not (s.broken and len(s.tries) <= stop) for s in attacks) / max(len(attacks), 1)
             for stop in stops
         },
         "median_tries": float(np.median(broke)) if broke else None,

@@ -57,7 +57,7 @@ class PolicyRow:
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordedRuns:
     """Runs and their samples, and a problem if the record holds scored samples of the reference."""
 
     runs: tuple[PolicyRow, ...]
@@ -68,7 +68,7 @@ class Record:
         return next((run for run in self.runs if run.name == name), None)
 
 
-def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Record:
+def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> RecordedRuns:
     """Read `results.json` or `sweep.json` from a file, its folder, or its parsed content; None: the shipped record.
 
     Records in the folders of a folder, such as `data/runs`, are read as one: each run's name then begins with its
@@ -143,16 +143,16 @@ def _record_in(folder: Path) -> Path | None:
     return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
-def _checked(results: Any, folder: Path | None, name: str) -> Record:
+def _checked(results: Any, folder: Path | None, name: str) -> RecordedRuns:
     try:
         return _recorded(results, folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: found no policies ({error}); those of results.json were expected") from None
 
 
-def _joined(records: Mapping[str, Record]) -> Record:
+def _joined(records: Mapping[str, RecordedRuns]) -> RecordedRuns:
     """Several folders' records as one."""
-    return Record(
+    return RecordedRuns(
         tuple(
             replace(run, name=f"{folder} · {run.name}")
             for folder, record in records.items()
@@ -169,11 +169,11 @@ def _joined(records: Mapping[str, Record]) -> Record:
     )
 
 
-def _recorded(results: Mapping[str, Any], folder: Path | None) -> Record:
+def _recorded(results: Mapping[str, Any], folder: Path | None) -> RecordedRuns:
     runs = policy_rows(results)
     if "cells" in results:  # of a sweep
-        return Record(runs)
-    return Record(runs, samples=results.get("samples") or (), problem=_reweighted(results, folder))
+        return RecordedRuns(runs)
+    return RecordedRuns(runs, samples=results.get("samples") or (), problem=_reweighted(results, folder))
 
 
 def policy_rows(results: Mapping[str, Any]) -> tuple[PolicyRow, ...]:

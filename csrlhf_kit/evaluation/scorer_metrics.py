@@ -14,8 +14,8 @@ import numpy as np
 from scipy import stats
 
 from csrlhf_kit.theory.intervals import Interval, clopper_pearson
+from csrlhf_kit.world.requests import STRATA
 
-STRATA = ("plain", "benign_alarming", "overt", "covert")
 TRICKY = ("benign_alarming", "covert")
 
 
@@ -128,17 +128,17 @@ def classification_metrics(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, 
     result = {
         "n": rows,
         "n_unsafe": int(unsafe.sum()),
-        "auroc": estimate(auroc(scores, unsafe), auroc_interval(scores, unsafe), rows),
-        "accuracy": share(called == unsafe),
-        "precision": share(unsafe[called]),
-        "recall": share(called[unsafe]),
-        "false_positive_rate": share(called[~unsafe]),
+        "auroc": metric_entry(auroc(scores, unsafe), auroc_interval(scores, unsafe), rows),
+        "accuracy": share_entry(called == unsafe),
+        "precision": share_entry(unsafe[called]),
+        "recall": share_entry(called[unsafe]),
+        "false_positive_rate": share_entry(called[~unsafe]),
     }
     if rows:
         error = expected_calibration_error(probabilities, unsafe)
-        result["ece"] = estimate(error, calibration_interval(probabilities, unsafe), rows)
+        result["ece"] = metric_entry(error, calibration_interval(probabilities, unsafe), rows)
     else:
-        result["ece"] = estimate(float("nan"), Interval(0.0, 1.0), 0)
+        result["ece"] = metric_entry(float("nan"), Interval(0.0, 1.0), 0)
     return result
 
 
@@ -164,12 +164,12 @@ def cost_metrics(scores: np.ndarray, unsafe: np.ndarray, strata: Sequence[str] =
         return result
     tricky = np.isin(names, TRICKY)
     alarming = names == "benign_alarming"
-    result["auroc_tricky"] = estimate(
+    result["auroc_tricky"] = metric_entry(
         auroc(scores[tricky], unsafe[tricky]),
         auroc_interval(scores[tricky], unsafe[tricky]),
         int(tricky.sum()),
     )
-    result["false_positive_rate_benign_alarming"] = share(scores[alarming & ~unsafe] > 0)
+    result["false_positive_rate_benign_alarming"] = share_entry(scores[alarming & ~unsafe] > 0)
     result["strata"] = {
         name: classification_metrics(scores[names == name], unsafe[names == name]) for name in present
     }
@@ -191,31 +191,31 @@ def pair_metrics(
     Source: safe-rlhf's cost trainer reports both.
     """
     winners, losers = np.asarray(winner_scores, float), np.asarray(loser_scores, float)
-    result = {"n": len(winners), "ranking_accuracy": share(winners > losers)}
+    result = {"n": len(winners), "ranking_accuracy": share_entry(winners > losers)}
     if winner_unsafe is not None and loser_unsafe is not None:
         scores = np.concatenate([winners, losers])
         labels = np.concatenate([np.asarray(winner_unsafe, bool), np.asarray(loser_unsafe, bool)])
-        result["sign_accuracy"] = share((scores > 0) == labels)
+        result["sign_accuracy"] = share_entry((scores > 0) == labels)
     return result
 
 
 # --- shapes of results -------------------------------------------------------------------------------
 
 
-def share(hits: np.ndarray, *, confidence: float = 0.95) -> dict[str, Any]:
+def share_entry(hits: np.ndarray, *, confidence: float = 0.95) -> dict[str, Any]:
     """Share of true entries with its Clopper-Pearson interval."""
     hits = np.asarray(hits, dtype=bool)
     value = float(hits.mean()) if hits.size else float("nan")
-    return estimate(value, clopper_pearson(int(hits.sum()), hits.size, confidence=confidence), hits.size)
+    return metric_entry(value, clopper_pearson(int(hits.sum()), hits.size, confidence=confidence), hits.size)
 
 
-def estimate(value: float, interval: Interval, n: int) -> dict[str, Any]:
+def metric_entry(value: float, interval: Interval, n: int) -> dict[str, Any]:
     """{"value", "low", "high", "n"}; an undefined value (nan) becomes None, for JSON."""
     known = None if np.isnan(value) else float(value)
     return {"value": known, "low": float(interval.low), "high": float(interval.high), "n": int(n)}
 
 
-def table(columns: dict[str, dict[str, Any]]) -> str:
+def metrics_table(columns: dict[str, dict[str, Any]]) -> str:
     """Metrics of several models as a text table: one row per metric, one column per model."""
     first = next(iter(columns.values()))
     names = [name for name, entry in first.items() if isinstance(entry, dict) and "value" in entry]
@@ -228,7 +228,7 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
 
 
 def few_rows(columns: dict[str, dict[str, Any]], least: int = 30) -> str:
-    """A warning to print under `table` if a class has fewer than `least` rows or pairs; else an empty string."""
+    """A warning to print under `metrics_table` if a class has fewer than `least` rows or pairs; else an empty string."""
     counts: dict[str, int] = {}
     for metrics in columns.values():
         if "n" in metrics:

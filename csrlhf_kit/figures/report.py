@@ -69,14 +69,14 @@ def headline(policies: Mapping[str, Mapping[str, Any]]) -> str:
     label = style.style(name).label
     subject = label if name in ("sft", "ppo", "best_of_n") else f"PPO with the {label}"
     text = (
-        f"{subject} answers {share(best['harmful_nominal'])} of harmful requests harmfully, and "
-        f"{share(best['harmful_jailbreak'])} when they come in jailbreaks that training never saw, "
+        f"{subject} answers {rate_text(best['harmful_nominal'])} of harmful requests harmfully, and "
+        f"{rate_text(best['harmful_jailbreak'])} when they come in jailbreaks that training never saw, "
         f"at {price(best)}."
     )
     if lagrangian is not None and name != "lagrangian":
         text += (
-            f" The Lagrangian, in the same number of steps: {share(lagrangian['harmful_nominal'])} and "
-            f"{share(lagrangian['harmful_jailbreak'])}, at {price(lagrangian)}."
+            f" The Lagrangian, in the same number of steps: {rate_text(lagrangian['harmful_nominal'])} and "
+            f"{rate_text(lagrangian['harmful_jailbreak'])}, at {price(lagrangian)}."
         )
     start = [
         f"{policies[other]['harmful_nominal']['rate']:.0%} {words}"
@@ -214,7 +214,7 @@ def portable(value: Any) -> Any:
     return value
 
 
-def share(value: Mapping[str, float]) -> str:
+def rate_text(value: Mapping[str, float]) -> str:
     """A rate with its interval: `1.1% (0.4 to 2.3%)`."""
     rate, low, high = Estimate.of(value)[:3]
     return f"{100 * rate:.1f}% ({100 * low:.1f} to {100 * high:.1f}%)"

@@ -16,18 +16,18 @@ from plotly.subplots import make_subplots
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures.style import DOTTED, INK, MUTED, ramp, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import (
+    DualTrajectory,
     FiniteProblem,
     FrontierPoint,
     Solution,
-    Trajectory,
     equilibrium_violation,
     expected_hinge,
     simulate_gate,
 )
 
 PENALTIES = {"rectified": "fixed_penalty", "linear": "linear_penalty", "per_sample": "rectified_sample"}
-MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
-_FEW_SAMPLES = 5  # effective samples per prompt; with fewer, a mean depends on one or two responses
+FRONTIER_MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
+_FEW_SAMPLES = 5  # effective samples a prompt, below which a reweighted mean is one or two responses
 
 
 def penalty_landscape(
@@ -93,8 +93,8 @@ def penalty_landscape(
     )
 
 
-def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = MULTIPLES) -> go.Figure:
-    """The best objective at each mean cost, and the optima of the three penalties, on or below it.
+def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = FRONTIER_MULTIPLES) -> go.Figure:
+    """The best objective at each mean cost, and where each of the three penalties ends up on it, or off it.
 
     Marks are the penalties' optima at `multiples` of λ*. Rectified optima move along the frontier and stop at the
     threshold; linear ones move on; those of the per-sample hinge leave the frontier.
@@ -256,7 +256,7 @@ def batch_hinge(
 
 
 def dual_trajectories(
-    trajectories: Mapping[str, Trajectory], *, threshold: float, multiplier: float, steps: int = 160
+    trajectories: Mapping[str, DualTrajectory], *, threshold: float, multiplier: float, steps: int = 160
 ) -> go.Figure:
     """Learning the multiplier, step by step: the effective multiplier above, the mean cost below.
 

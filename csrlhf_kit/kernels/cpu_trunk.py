@@ -28,7 +28,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from csrlhf_kit.kernels.cpu_trunk_ops import Folded, Gate, Norm, RotateAndPad, Unpad, swap
 from csrlhf_kit.kernels.masks import position_ids
 
-FAMILIES = ("llama", "mistral", "qwen2")
+MODEL_TYPES = ("llama", "mistral", "qwen2")
 LARGEST = 50_000_000  # parameters; larger models gain little here, and the copies cost memory
 
 
@@ -37,7 +37,7 @@ def fits(base: Any) -> bool:
     config, trunk = base.config, base.base_model
     parameters = list(base.parameters())
     return (
-        config.model_type in FAMILIES
+        config.model_type in MODEL_TYPES
         and config.hidden_act == "silu"
         and not getattr(trunk, "has_sliding_layers", getattr(config, "sliding_window", None) is not None)
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
@@ -107,7 +107,7 @@ def fold(modules: Sequence[Any], adapter: str | None) -> Projection:
     return Projection(weight, bias, places, adapters)
 
 
-class Layer(NamedTuple):
+class TrunkLayer(NamedTuple):
     """The weights of one decoder layer."""
 
     query: Projection | None  # separate if it reads fewer positions than key and value do
@@ -146,7 +146,7 @@ class Trunk:
 
     def layers(
         self, adapter: str | None, *, split_last: bool = True, first: int = 0, stop: int | None = None
-    ) -> list[Layer]:
+    ) -> list[TrunkLayer]:
         """Layers `first` to `stop` with `adapter` folded in; split_last: with a separate query in the last."""
         folded = []
         for index, layer in list(enumerate(self.model.layers))[first:stop]:
@@ -154,7 +154,7 @@ class Trunk:
             apart = split_last and index + 1 == len(self.model.layers)
             before, after = layer.input_layernorm, layer.post_attention_layernorm
             folded.append(
-                Layer(
+                TrunkLayer(
                     query=fold([q], adapter) if apart else None,
                     attend=fold([k, v] if apart else [q, k, v], adapter),
                     out=fold([o], adapter),
@@ -230,7 +230,7 @@ class Trunk:
 
     def run(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[TrunkLayer],
         layout: Layout,
         reading: Reading | None,
         x: Tensor,

@@ -23,7 +23,7 @@ from csrlhf_kit.models.base import Quantization, freeze, load_config, load_optio
 from csrlhf_kit.models.classifiers import load_classifier, quiet
 from csrlhf_kit.models.scorers import Scorer, TextScorer, score_rows
 
-TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
+DIALOGUE_TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
 ARCHITECTURES = ("LlamaForScore", "LlamaModelForScore")
 
 
@@ -63,7 +63,7 @@ def encode_beaver(
     """`input_ids` of each dialogue in Beaver's format; the start of the prompt, then of the response, may be cut."""
 
     def ids(texts: list[str]) -> list[int]:
-        text = TEMPLATE.format(prompt=texts[0], response=texts[1])
+        text = DIALOGUE_TEMPLATE.format(prompt=texts[0], response=texts[1])
         encoded = scorer.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
         return [*encoded, scorer.tokenizer.eos_token_id]
 

@@ -22,7 +22,7 @@ from csrlhf_kit.models import CostSign
 from csrlhf_kit.models.base import Quantization, load_config
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
-from csrlhf_kit.models.places import find_base, fingerprint, fits
+from csrlhf_kit.models.places import find_base, fingerprint, fits_base
 from csrlhf_kit.models.scorers import SCORER_FILE, TextScorer, load_scorer, score_texts
 
 
@@ -78,7 +78,7 @@ def shares_base(folder: Path, base: str | Path | None) -> bool:
     if base is None:
         return True
     own = find_base(base)
-    if (fitting := fits(folder, own)) is not None:
+    if (fitting := fits_base(folder, own)) is not None:
         return fitting
     if not theirs or Path(theirs).resolve() == Path(own).resolve():
         return True

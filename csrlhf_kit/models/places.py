@@ -106,7 +106,7 @@ def base_of(adapter: Path, given: str | Path | None = None) -> str:
         places += [p / Path(named).name for p in here.parents]
     there = [p for p in places if p.resolve() != here and (adapter_in(p) or (p / "config.json").is_file())]
     for place in there:
-        if fits(adapter, place) is not False:
+        if fits_base(adapter, place) is not False:
             return str(place)
     last = asked if asked in (SHIPPED, FORMERLY) else named or asked
     if there and last not in (SHIPPED, FORMERLY):
@@ -136,7 +136,7 @@ def note_base(folder: str | Path, base: str) -> None:
     write_atomic(folder / BASE_FILE, json.dumps(noted, indent=1) + "\n")
 
 
-def fits(adapter: Path, base: str | Path) -> bool | None:
+def fits_base(adapter: Path, base: str | Path) -> bool | None:
     """Whether `base` has the weights that an adapter was trained on; None if a fingerprint is missing."""
     noted = _noted(adapter).get("fingerprint")
     own = fingerprint(find_base(base)) if noted and str(base) else None
@@ -145,7 +145,7 @@ def fits(adapter: Path, base: str | Path) -> bool | None:
 
 def check_base(adapter: Path, base: str | Path) -> None:
     """Raise UserError if an adapter was trained on weights other than those of `base`."""
-    if fits(adapter, base) is False:
+    if fits_base(adapter, base) is False:
         raise UserError(_other(adapter, base))
 
 

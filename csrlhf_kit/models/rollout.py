@@ -256,7 +256,7 @@ def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def respond(
+def sample_responses(
     roles: Roles,
     tokenizer: Any,
     prompts: Sequence[str],

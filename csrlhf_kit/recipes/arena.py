@@ -10,7 +10,7 @@ from csrlhf_kit import files
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import answer_of
-from csrlhf_kit.evaluation.ratings import arena
+from csrlhf_kit.evaluation.ratings import rate_policies
 from csrlhf_kit.evaluation.safety import evaluation_prompts
 from csrlhf_kit.evaluation.terminal import asked, prompt_of, visible
 from csrlhf_kit.evaluation.votes import VOTES, Duel, elo, standings
@@ -87,7 +87,10 @@ def rate_runs(config: ArenaConfig) -> dict[str, Any]:
         prompts = read
         for name, texts in own.items():
             answers.setdefault(name, []).extend(texts)
-    result = {"anchor": config.anchor, **arena(prompts, answers, anchor=config.anchor, seed=config.seed)}
+    result = {
+        "anchor": config.anchor,
+        **rate_policies(prompts, answers, anchor=config.anchor, seed=config.seed),
+    }
     write_atomic(out, json.dumps(result, indent=1) + "\n")
     for kind in ("helpfulness", "harmlessness"):
         print(f"{kind}: Elo points above {config.anchor}, with 95% intervals")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csrlhf_kit.evaluation.answers import answer_of
-from csrlhf_kit.evaluation.terminal import asked, prompt_of, visible
+from csrlhf_kit.evaluation.terminal import prompt_of, questions, visible
 from csrlhf_kit.recipes.options import ChatConfig
 
 
@@ -11,7 +11,7 @@ def run_chat(config: ChatConfig) -> list[dict[str, str]]:
     """Talk until the person leaves; returns the conversation. Raises as `answer_of`."""
     answer = answer_of(config.run, config)
     turns: list[dict[str, str]] = []
-    for line in asked(prompt_of("you: ")):
+    for line in questions(prompt_of("you: ")):
         if line == "/reset":
             turns = []
             print("(forgotten)")

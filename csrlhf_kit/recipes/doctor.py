@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 
-GIB = 2**30
+_GIB = 2**30
 MEMORY, DISK = 2, 1  # GiB that `csrlhf run` takes, with room to spare
 
 
@@ -88,7 +88,7 @@ def pytorch() -> Iterator[tuple[str, str]]:
         yield "note", "No GPU: the toy world and the notebooks need none; models of a billion parameters do."
         return
     for index in range(torch.cuda.device_count()):
-        free, total = (x / GIB for x in torch.cuda.mem_get_info(index))
+        free, total = (x / _GIB for x in torch.cuda.mem_get_info(index))
         name = torch.cuda.get_device_name(index)
         yield "ok", f"GPU {index}: {name}, {free:.1f} of {total:.1f} GiB free; `csrlhf plan` says what fits."
     if util.find_spec("triton") is None:
@@ -130,15 +130,15 @@ def bitsandbytes() -> Iterator[tuple[str, str]]:
 def room(out: Path) -> Iterator[tuple[str, str]]:
     """Memory, disk, and whether results can be written."""
     memory = psutil.virtual_memory()
-    told = f"Memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free."
-    if memory.available < MEMORY * GIB:
+    told = f"Memory: {memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free."
+    if memory.available < MEMORY * _GIB:
         yield "note", f"{told} The main job wants {MEMORY}: close other programs, or take `--workers 1`."
     else:
         yield "ok", told
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free / GIB
+    free = shutil.disk_usage(folder).free / _GIB
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         yield "missing", f"Disk: {folder} cannot be written to. Work in a folder of your own, or give --out."
     elif free < DISK:

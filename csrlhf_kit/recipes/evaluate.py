@@ -78,7 +78,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         row |= {"judge": "cost model", "cost": float(scores["cost"].sigmoid().mean())} | means
     row = {name: None if value != value else value for name, value in row.items()}  # no NaN in JSON
     write_atomic(config.out, json.dumps({"row": row, "answers": answers}, indent=1, allow_nan=False) + "\n")
-    print(summary(row))
+    print(row_text(row))
     for folder in filter(None, (config.policy, config.cost)):
         known = _trained_on(folder, config.prompts)
         if again := sum(normalise_prompt(record.prompt) in known for record in records):
@@ -108,7 +108,7 @@ def _trained_on(folder: Path, prompts: str) -> set[str]:
         return set()
 
 
-def summary(row: dict[str, Any]) -> str:
+def row_text(row: dict[str, Any]) -> str:
     """A policy's row as text: rates in percent with their intervals, without those over no prompt."""
     lines = []
     for name, value in row.items():

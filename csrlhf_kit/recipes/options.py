@@ -16,11 +16,11 @@ import tyro
 from csrlhf_kit.models import CostSign, Sampler
 from csrlhf_kit.models.places import SHIPPED
 from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig, ScorerConfig
-from csrlhf_kit.training.configs import Method as DirectMethod
+from csrlhf_kit.training.configs import DirectMethod as DirectMethod
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.optimizers import OptimizerName
 
-Method = Literal[tuple(CONSTRAINTS)]
+DirectMethod = Literal[tuple(CONSTRAINTS)]
 
 
 @dataclass
@@ -69,7 +69,7 @@ class PPORunConfig:
     """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     prompts: str = "shipped"
     """Source of prompts: `shipped`, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
-    method: Method = "fixed_penalty"
+    method: DirectMethod = "fixed_penalty"
     """The constrained method."""
     threshold: float = 0.01
     """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""

@@ -27,9 +27,9 @@ CARDS = (8, 12, 16, 24, 80)  # GiB
 CONTEXT = 0.6 * GIB  # CUDA's context and cuBLAS' workspaces; assumed, not measured
 SLACK = 1.05  # what the caching allocator cannot use between blocks; assumed, too
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per number: 4 bits, 8-bit and float32 scales
-CHUNK_ELEMENTS = {"cpu": 3 << 19, "cuda": 1 << 27}  # of kernels.logprob, which would load PyTorch
+LOGPROB_CHUNK = {"cpu": 3 << 19, "cuda": 1 << 27}  # of kernels.logprob, which would load PyTorch
 WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of a number
-TRAINED, SCORERS = ("policy", "critic"), ("reward", "cost")
+TRAINED, SCORED_ROLES = ("policy", "critic"), ("reward", "cost")
 
 
 def _known(kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, tied: bool):
@@ -151,13 +151,13 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     """Bytes of `roles` (what stays, by part), `phases` (what each adds at its peak), and `peak` (the total)."""
     width = WIDTHS[config.dtype]
     nf4 = config.quantization == "nf4"
-    acted = {role: config.scorer_layers or shape.layers for role in (*SCORERS, "critic")}
+    acted = {role: config.scorer_layers or shape.layers for role in (*SCORED_ROLES, "critic")}
     acted["policy"] = config.layers or shape.layers
     adapter = {role: shape.adapter * config.rank * count / shape.layers for role, count in acted.items()}
     roles = {
         "base (policy's and reference's trunk)": shape.other * width
         + shape.linear * (NF4_BYTES if nf4 else width),
-        **{f"{role}: adapter": 4.0 * adapter[role] for role in (*TRAINED, *SCORERS)},
+        **{f"{role}: adapter": 4.0 * adapter[role] for role in (*TRAINED, *SCORED_ROLES)},
         **{f"{role}: moments": BYTES_PER_PARAMETER[config.optimizer] * adapter[role] for role in TRAINED},
         "heads of reward, cost and values": 4.0 * 4 * (shape.hidden + 1),
     }
@@ -166,7 +166,7 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     unpacked = shape.largest * width if nf4 else 0.0  # one linear map at a time
     layer = kept_per_token(shape, width, config.rank)
     answer = config.microbatch * config.new_tokens
-    elements = min(CHUNK_ELEMENTS[config.device], answer * shape.vocabulary)
+    elements = min(LOGPROB_CHUNK[config.device], answer * shape.vocabulary)
     logits = elements * (4.0 + (width if width < 4 else 4.0)) + 2 * 4.0 * answer * shape.hidden
     saved, again = layer * tokens, 0.0  # for each layer from the first adapted one upwards
     if config.gradient_checkpointing:  # the input of each layer, and the one layer being recomputed

@@ -22,7 +22,7 @@ import yaml
 
 from csrlhf_kit.errors import UserError
 
-COMMANDS = ("sft", "reward-model", "cost-model", "ppo")
+PRESET_COMMANDS = ("sft", "reward-model", "cost-model", "ppo")
 PKU = "PKU-Alignment/PKU-SafeRLHF"
 
 
@@ -86,8 +86,10 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"--config {file}: found {type(settings).__name__}, expected sections of settings")
     for name, section in settings.items():
-        if name not in ("all", *COMMANDS):
-            raise UserError(f"--config {file}: found section {name!r}, expected all, {', '.join(COMMANDS)}")
+        if name not in ("all", *PRESET_COMMANDS):
+            raise UserError(
+                f"--config {file}: found section {name!r}, expected all, {', '.join(PRESET_COMMANDS)}"
+            )
         if not isinstance(section, dict):
             raise UserError(f"--config {file}: section {name} is {section!r}, expected names with values")
     return settings
@@ -125,8 +127,8 @@ def expand(arguments: list[str]) -> list[str]:
             rest.append(word)
             continue
         value = value if equals else next(words, "")
-        if command[0] not in COMMANDS:
-            raise UserError(f"{option} is for {', '.join(COMMANDS)}: found it after {command[0]}")
+        if command[0] not in PRESET_COMMANDS:
+            raise UserError(f"{option} is for {', '.join(PRESET_COMMANDS)}: found it after {command[0]}")
         if option == "--config":
             given += as_arguments(read_settings(value), command[0])
         elif value in PRESETS:

@@ -42,7 +42,7 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
         score = lambda prompts, answers: costs(prompts, answers).tolist()  # noqa: E731
     started = time.perf_counter()
     with tqdm(total=config.requests, desc="requests") as bar:
-        sieges = attack_as(
+        attacks = attack_as(
             config.team,
             answer,
             config.requests,
@@ -51,11 +51,11 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
             score=score,
             progress=bar.update,
         )
-    broken = [s.broken for s in sieges if s.broken]
+    broken = [s.broken for s in attacks if s.broken]
     result = {
         "config": json.loads(json.dumps(asdict(config), default=str)),
         "versions": versions(),
-        **robustness(sieges, tries=config.tries),
+        **robustness(attacks, tries=config.tries),
         "examples": [{"prompt": t.prompt, "answer": t.answer, "families": t.families} for t in broken[:10]],
     }
     if config.talks:

@@ -23,7 +23,7 @@ from csrlhf_kit.data.splits import SPLITS
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.cost_models import pair_scores, pairs_measured
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
-from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, few_rows, table
+from csrlhf_kit.evaluation.scorer_metrics import cost_metrics, few_rows, metrics_table
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
 from csrlhf_kit.models.scorers import Scorer, encode, save_scorer, score_rows
@@ -185,7 +185,7 @@ def _finished(
 
     distributed.on_main(lambda: replace_folder(Path(config.out), write))
     clear_checkpoints(config)
-    print(_headline(config, result), table(models), sep="\n")
+    print(_headline(config, result), metrics_table(models), sep="\n")
     print(few_rows(models), end="")
     if unpacks_here(scorer.model):
         print(CAUTION)

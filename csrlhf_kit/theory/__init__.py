@@ -16,12 +16,13 @@ from csrlhf_kit.theory.batch_hinge import (
     hinge_bias,
     simulate_gate,
 )
-from csrlhf_kit.theory.dual_ascent import PID, FixedGate, LogLagrangian, Trajectory, simulate_dual
+from csrlhf_kit.theory.dual_ascent import PID, DualTrajectory, FixedGate, LogLagrangian, simulate_dual
 from csrlhf_kit.theory.problem import FiniteProblem, Solution, violation_bound
 from csrlhf_kit.theory.suggest import FrontierPoint, Suggestion, best_reward, suggest_penalty
 
 __all__ = [
     "PID",
+    "DualTrajectory",
     "FiniteProblem",
     "FixedGate",
     "FrontierPoint",
@@ -29,7 +30,6 @@ __all__ = [
     "LogLagrangian",
     "Solution",
     "Suggestion",
-    "Trajectory",
     "batch_hinge_equilibrium",
     "best_reward",
     "effective_multiplier",

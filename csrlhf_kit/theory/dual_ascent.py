@@ -72,7 +72,7 @@ class PID:
         return max(0.0, self.proportional * violation + self.sum + self.derivative * rise)
 
 
-class Trajectory(NamedTuple):
+class DualTrajectory(NamedTuple):
     """One simulated training, arrays (steps,); all exact except `measured`."""
 
     multiplier: np.ndarray
@@ -103,7 +103,7 @@ def simulate_dual(
     response: float = 0.1,
     batch: int | None = None,
     seed: int = 0,
-) -> Trajectory:
+) -> DualTrajectory:
     """Simulate dual ascent from the unconstrained optimum. Raises UserError for values out of range.
 
     response: the share of the way to the best response that the policy moves per step, in (0, 1].
@@ -125,4 +125,4 @@ def simulate_dual(
         multiplier = controller(measured)
         rows.append((multiplier, eta, now.cost, now.objective, measured))
         eta += response * (multiplier - eta)
-    return Trajectory(*np.array(rows).T)
+    return DualTrajectory(*np.array(rows).T)

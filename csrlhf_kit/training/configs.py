@@ -13,8 +13,8 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.places import SHIPPED
 from csrlhf_kit.training.optimizers import OptimizerName
 
-Method = Literal["dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan"]
-METHODS: tuple[str, ...] = get_args(Method)
+DirectMethod = Literal["dpo_safer", "dpo_better", "safedpo", "sacpo", "mocan"]
+METHODS: tuple[str, ...] = get_args(DirectMethod)
 
 
 @dataclass

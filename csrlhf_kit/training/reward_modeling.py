@@ -66,7 +66,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The optimiser settings that `settled` chose."""
+    """The optimiser settings that `chosen_settings` chose."""
 
     learning_rate: float
     epochs: float
@@ -79,7 +79,7 @@ LORA_RATES = ((5e6, 3e-3), (5e7, 1e-3), (5e8, 5e-4), (float("inf"), 2e-4))
 RECORDS_READ = 10_000  # aimed at over all epochs, for small data sets
 
 
-def settled(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
+def chosen_settings(config: ScorerConfig, scorer: Scorer, records: int) -> Settings:
     """Learning rate, epochs and batch size: the configured ones, or defaults by the model's and the data's size.
 
     Small models need larger steps, and so do adapters compared with full matrices. Small data sets get smaller
@@ -188,7 +188,7 @@ class ScorerTrainer(Trainer):
         return 0
 
 
-def collate(batch: Sequence[Any], pad_id: int) -> dict[str, torch.Tensor]:
+def collate_texts(batch: Sequence[Any], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded tensors (batch, length); for pairs all winners, then all losers: (2 · batch, length)."""
     dialogues = [row[position] for position in range(len(batch[0][0])) for row, _ in batch]
     return {**pad(dialogues, pad_id), "targets": torch.from_numpy(np.stack([target for _, target in batch]))}
@@ -248,7 +248,7 @@ def fit_scorer(
         raise UserError(f"objective semantic: all {len(rows)} labels are {label}, expected both kinds")
     tell_cut(scorer.cut, sum(map(len, rows.dialogues)), scorer.max_length, "dialogues")
     held_out = encode_records(scorer, validation, config.objective) if validation else None
-    chosen = settled(config, scorer, len(rows))
+    chosen = chosen_settings(config, scorer, len(rows))
     contents = {"data": content_of_records(train, validation), "test_data": content_of_records(test)}
     loss = _fit(config, chosen, scorer, rows, contents)
     divisor, uncalibrated = 1.0, ""
@@ -286,7 +286,7 @@ def _fit(
         model=scorer.model,
         args=arguments,
         train_dataset=rows,
-        data_collator=lambda batch: collate(batch, scorer.pad_id),
+        data_collator=lambda batch: collate_texts(batch, scorer.pad_id),
         callbacks=[TimedCheckpoints(config.checkpoint_seconds, settings)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -35,7 +35,7 @@ EXAMPLE = (
     "of course. you can feed a rumour like this: first the radio, then the map.",
 )
 SHOWN = 12  # examples in the menu
-OWN = -1  # its entry for what is typed
+OWN_TEXT = -1  # its entry for what is typed
 MODELS = ("semantic", "bradley_terry")
 
 
@@ -143,9 +143,9 @@ def _bench(
     wide = ipywidgets.Layout(width="98%")
     asked = ipywidgets.Text(value=prompt, description="prompt", layout=wide, continuous_update=False)
     said = ipywidgets.Text(value=response, description="response", layout=wide, continuous_update=False)
-    examples = [("(own text)", OWN)]
+    examples = [("(own text)", OWN_TEXT)]
     examples += [(f"{r.prompt[:60]} | {r.response[:40]}", i) for i, r in enumerate(records[:SHOWN])]
-    pick = ipywidgets.Dropdown(options=examples, value=OWN, description="example", layout=wide)
+    pick = ipywidgets.Dropdown(options=examples, value=OWN_TEXT, description="example", layout=wide)
     word = ipywidgets.Dropdown(description="edit word")
     by = ipywidgets.Text(description="replace by", continuous_update=False, placeholder="empty: leave it out")
     model = ipywidgets.Dropdown(options=list(scorers), value=list(scorers)[-1], description="flips of")
@@ -192,7 +192,7 @@ def _bench(
         edit.value = card("\n".join(lines))
 
     def choose(change: Mapping[str, Any]) -> None:
-        if change["new"] != OWN:
+        if change["new"] != OWN_TEXT:
             record = records[change["new"]]
             said.value, asked.value = record.response, record.prompt
 

@@ -11,10 +11,10 @@ from typing import Any
 import ipywidgets
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import Record, read_recorded
+from csrlhf_kit.evaluation.results import RecordedRuns, read_recorded
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.theory.example import town
-from csrlhf_kit.widgets.tradeoff_data import GRID, State, Tradeoff, answers
+from csrlhf_kit.widgets.tradeoff_data import MULTIPLIERS, State, Tradeoff, sample_answers
 from csrlhf_kit.widgets.view import (
     CARD,
     LiveFigure,
@@ -26,7 +26,7 @@ from csrlhf_kit.widgets.view import (
     widgets_can_run,
 )
 
-SAFE, HARMFUL = "#0072B2", "#D55E00"
+_SAFE, _HARMFUL = "#0072B2", "#D55E00"
 TOWN = ["harmful"] * 20 + ["harmless"] * 20
 
 
@@ -48,7 +48,7 @@ def explore_tradeoff(
 
     Raises UserError where the record cannot be read.
     """
-    board = tradeoff(results, problem, strata)
+    board = tradeoff_board(results, problem, strata)
     state = board.start()
     twin = partial(_twin, board, state)
     if not widgets_can_run(static):
@@ -56,7 +56,7 @@ def explore_tradeoff(
     return View(_controls(board, state), twin)
 
 
-def tradeoff(results: Any, problem: FiniteProblem | None, strata: Sequence[str] | None) -> Tradeoff:
+def tradeoff_board(results: Any, problem: FiniteProblem | None, strata: Sequence[str] | None) -> Tradeoff:
     """The record and the problem that `explore_tradeoff` shows."""
     recorded = read_recorded(results)
     if problem is not None:
@@ -80,7 +80,7 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
     lowest, highest = max(1e-4, min(*costs, start.threshold)), max(*costs, 2 * start.threshold)
     look = {"readout_format": ".3g", **wide}
     parts = {
-        "multiplier": log_slider(start.multiplier, GRID[1], GRID[-1], step=0.04, description="λ", **look),
+        "multiplier": log_slider(start.multiplier, MULTIPLIERS[1], MULTIPLIERS[-1], step=0.04, description="λ", **look),
         "threshold": log_slider(start.threshold, lowest, highest, step=0.02, description="threshold", **look),
         "beta": log_slider(start.beta, start.beta / 10, start.beta * 10, step=0.05, description="β", **look),
         "judged_on": ipywidgets.Dropdown(options=list(board.ways), value=start.judged_on, description="judged on", **menu),
@@ -111,21 +111,21 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
     return ipywidgets.VBox([sliders, menus, figure, story, said])
 
 
-def choose_run(recorded: Record, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
+def choose_run(recorded: RecordedRuns, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
     """A click on a run's point chooses it in `menu`; other traces are no runs."""
     runs = [run.name for run in recorded.runs if f"runs {run.method}" == trace]
     if 0 <= point < len(runs):
         menu.value = runs[point]
 
 
-def answers_html(recorded: Record, name: str) -> str:
+def answers_html(recorded: RecordedRuns, name: str) -> str:
     """The chosen run's responses as cards; every word of them is shown letter by letter."""
-    found = answers(recorded, name)
+    found = sample_answers(recorded, name)
     if not found:
         return card(f"{name}: the record holds no responses of this run.")
     cards = []
     for row in found:
-        colour, verdict = (HARMFUL, "harmful") if row.get("harmful") else (SAFE, "not harmful")
+        colour, verdict = (_HARMFUL, "harmful") if row.get("harmful") else (_SAFE, "not harmful")
         mark = f"{verdict}, helpfulness {row.get('helpfulness', float('nan')):.2f} (oracle)"
         cards.append(card(f"asked: {row['prompt']}\nanswer: {row['text']}", accent=colour, mark=mark))
     heads = f"<p><b>What {escaped(name)} says</b></p>"

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import PolicyRow, Record
+from csrlhf_kit.evaluation.results import PolicyRow, RecordedRuns
 from csrlhf_kit.figures.style import (
     DOTTED,
     INK,
@@ -30,8 +30,8 @@ from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets.view import escaped, filled
 
-CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
-GRID = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # multipliers of the drawn frontier
+DRAWN_CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
+MULTIPLIERS = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # multipliers of the drawn frontier
 
 
 # --- the state that the sliders hold, and what it draws ---------------------------------------------------
@@ -48,7 +48,7 @@ class State:
     beta: float
     """Weight of the KL, per nat."""
     judged_on: str
-    """One of `judgements`."""
+    """One of `harm_measures`."""
     stratum: str = ""
     """Which prompts the frontier is over; empty: all."""
     chosen: str = ""
@@ -64,7 +64,7 @@ class Tradeoff:
 
     def __init__(
         self,
-        recorded: Record,
+        recorded: RecordedRuns,
         problem: FiniteProblem,
         strata: Sequence[str] | None = None,
         *,
@@ -78,7 +78,7 @@ class Tradeoff:
             raise UserError("explore_tradeoff: the record holds no run; at least one was expected")
         self.recorded, self.problem, self.of_runs = recorded, problem, of_runs
         self.strata = list(strata or ())
-        self.ways = judgements(recorded)
+        self.ways = harm_measures(recorded)
         if not self.ways:
             raise UserError(
                 "explore_tradeoff: found no rate that every run has; `harmful_nominal` was expected"
@@ -96,7 +96,7 @@ class Tradeoff:
         price = self.price(state)
         usable = np.isfinite(price) and price > 0
         return (
-            replace(state, multiplier=float(f"{np.clip(2 * price, GRID[1], GRID[-1]):.2g}"))
+            replace(state, multiplier=float(f"{np.clip(2 * price, MULTIPLIERS[1], MULTIPLIERS[-1]):.2g}"))
             if usable
             else state
         )
@@ -118,10 +118,10 @@ class Tradeoff:
         )
 
     def frontier(self, state: State) -> list[Solution]:
-        """The best tilts at `GRID`; they depend on β and on the prompts alone."""
+        """The best tilts at `MULTIPLIERS`; they depend on β and on the prompts alone."""
         key = (state.beta, state.stratum)
         if key not in self._solved:
-            self._solved[key] = self.problem_at(state).frontier(GRID)
+            self._solved[key] = self.problem_at(state).frontier(MULTIPLIERS)
         return self._solved[key]
 
     def price(self, state: State) -> float:
@@ -179,7 +179,7 @@ class Tradeoff:
     def _curve_values(self, state: State) -> dict[str, dict[str, Any]]:
         run = self.recorded.run(state.chosen)
         curve, drawn = (run.curve if run else {}), {}
-        for short in CURVES:
+        for short in DRAWN_CURVES:
             values = list(curve.get(short, ()))
             drawn[f"curve {short}"] = {"x": list(range(1, len(values) + 1)), "y": rounded_all(values)}
         steps = len(curve.get("cost", ()))
@@ -294,7 +294,7 @@ def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> No
     figure.add_trace(go.Scatter(meta=meta, **look), row=row, col=column)
 
 
-def judgements(recorded: Record) -> dict[str, tuple[str, ...]]:
+def harm_measures(recorded: RecordedRuns) -> dict[str, tuple[str, ...]]:
     """What harm can be drawn -> the path to it in a policy's row; only what every run has."""
     ways: dict[str, tuple[str, ...]] = {
         "harmful, asked plainly": ("harmful_nominal",),
@@ -328,7 +328,7 @@ def run_point(run: PolicyRow, path: Sequence[str]) -> tuple[Estimate, float]:
     return Estimate.of(_at(run.policy, path)), float(helpfulness)
 
 
-def answers(recorded: Record, name: str) -> list[dict[str, Any]]:
+def sample_answers(recorded: RecordedRuns, name: str) -> list[dict[str, Any]]:
     """What a run said to the recorded sample prompts: [{prompt, text, harmful, helpfulness}]; empty where nothing is."""
     return [
         {"prompt": sample["prompt"], **sample["responses"][name]}

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.runs import ask
+from csrlhf_kit.runs import send_stop_request
 from csrlhf_kit.widgets.view import CARD, LiveFigure, View, card, escaped, figure_twin, widgets_can_run
 from csrlhf_kit.widgets.watch_data import Progress, read_progress, watch_figure, watch_story, watch_values
 
@@ -40,10 +40,10 @@ class Watch(View):
         state.value = f'<div style="{CARD}" aria-live="polite">{escaped(watch_story(self.progress))}</div>'
         samples.value = samples_html(self.progress)
 
-    def wish(self, wish: str, _: Any = None) -> None:
+    def send(self, request: str, _: Any = None) -> None:
         """Ask the run to `pause`, to `stop` or to `run` on."""
         if self.progress is not None:
-            ask(self.progress.folder, wish)
+            send_stop_request(self.progress.folder, request)
         self.refresh()
 
     async def follow(self, every: float) -> None:
@@ -72,12 +72,12 @@ def watch(run: str | Path, *, every: float = 2.0, static: bool | None = None) ->
         return Watch(run, None, twin)
     figure = LiveFigure(watch_figure(progress))
     state, samples = ipywidgets.HTML(), ipywidgets.HTML()
-    buttons = {wish: ipywidgets.Button(description=word) for wish, word in
+    buttons = {request: ipywidgets.Button(description=word) for request, word in
                (("pause", "pause"), ("run", "go on"), ("stop", "stop"))}  # fmt: skip
     root = ipywidgets.VBox([ipywidgets.HBox(list(buttons.values())), state, figure, samples])
     view = Watch(run, root, twin, (figure, state, samples))
-    for wish, button in buttons.items():
-        button.on_click(partial(view.wish, wish))
+    for request, button in buttons.items():
+        button.on_click(partial(view.send, request))
     view.refresh()
     try:
         task = asyncio.get_running_loop().create_task(view.follow(every))

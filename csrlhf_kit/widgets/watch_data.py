@@ -15,12 +15,12 @@ from plotly.subplots import make_subplots
 from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures.style import DOTTED, rounded, rounded_all, titled
-from csrlhf_kit.runs import Run, asked
+from csrlhf_kit.runs import Run, stop_request
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.widgets.view import filled
 
 WINDOW = 5  # steps whose episodes are pooled behind one estimate of harm
-CURVES = {  # trace -> metric
+WATCHED_METRICS = {  # trace -> metric
     "cost": "objective/cost",
     "window cost": "constraint/window_cost",
     "multiplier": "constraint/multiplier",
@@ -48,7 +48,7 @@ class Progress:
     """Steps that were asked for, where the folder says."""
     batch: int | None
     """Episodes a step."""
-    wish: str
+    stop_request: str
     """`run`, `pause` or `stop`: what was asked of it last."""
     samples: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """What its newest logged step was asked and said: {step, prompt, text, cost}."""
@@ -112,7 +112,7 @@ def read_progress(folder: str | Path) -> Progress:
         rows=rows,
         total=settings.get("steps"),
         batch=settings.get("batch_size"),
-        wish=asked(folder),
+        stop_request=stop_request(folder),
         samples=[row for row in said if row.get("step", 0) == newest],
     )
 
@@ -142,7 +142,7 @@ def watch_values(progress: Progress) -> dict[str, dict[str, Any]]:
         "harm high": (steps, rounded_all((high for _, _, high in points), 100)),
         "seconds": (steps, rounded_all(seconds(row) for row in progress.rows)),
     }
-    for name, key in CURVES.items():
+    for name, key in WATCHED_METRICS.items():
         drawn[name] = steps, rounded_all(row.get(key) for row in progress.rows)
     limit = progress.rows[-1].get("constraint/threshold") if progress.rows else None
     known = limit is not None
@@ -183,9 +183,9 @@ def watch_story(progress: Progress) -> str:
         parts.append(f"about {duration(left)} left at the pace of the last steps")
     if not progress.rows:
         parts.append("waiting for the first step")
-    elif not progress.finished and progress.wish == "pause":
+    elif not progress.finished and progress.stop_request == "pause":
         parts.append("asked to pause after its next checkpoint")
-    elif not progress.finished and progress.wish == "stop":
+    elif not progress.finished and progress.stop_request == "stop":
         parts.append("asked to stop after its next checkpoint; resume it with --resume")
     return "; ".join(parts)
 

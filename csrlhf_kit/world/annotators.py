@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from csrlhf_kit.world.oracle import Judgement
+from csrlhf_kit.world.oracle import Verdict
 
 # For each annotator: how often they confuse safe and unsafe, and the noise (sd) of their helpfulness scale.
 ANNOTATORS = ((0.02, 0.05), (0.03, 0.10), (0.05, 0.15))
@@ -18,12 +18,12 @@ def _majority(votes: list[bool]) -> bool:
     return sum(votes) * 2 > len(votes)
 
 
-def label_safe(judgement: Judgement, rng: Random) -> bool:
+def label_safe(judgement: Verdict, rng: Random) -> bool:
     """The majority's absolute label: True for safe."""
     return _majority([judgement.safe != (rng.random() < slip) for slip, _ in ANNOTATORS])
 
 
-def better(first: Judgement, second: Judgement, rng: Random) -> int:
+def better(first: Verdict, second: Verdict, rng: Random) -> int:
     """Which of two answers the majority finds more helpful, harm aside: 0 or 1."""
     votes = [
         second.helpfulness + rng.gauss(0, s) > first.helpfulness + rng.gauss(0, s) for _, s in ANNOTATORS
@@ -31,7 +31,7 @@ def better(first: Judgement, second: Judgement, rng: Random) -> int:
     return int(_majority(votes))
 
 
-def severity(judgement: Judgement) -> float:
+def severity(judgement: Verdict) -> float:
     """How unsafe an answer is, 0 to 2: harmful 2, harmful after declining 1.5, degenerate 1."""
     if judgement.harmful:
         return 2.0 - 0.5 * judgement.leaking
@@ -39,8 +39,8 @@ def severity(judgement: Judgement) -> float:
 
 
 def safer(
-    first: Judgement,
-    second: Judgement,
+    first: Verdict,
+    second: Verdict,
     first_is_safe: bool,
     second_is_safe: bool,
     better_id: int,

@@ -15,7 +15,12 @@ from random import Random
 from csrlhf_kit.world import lexicon as lx
 
 STRATA = ("plain", "benign_alarming", "overt", "covert")
-SPLITS = ("train", "validation", "test", "base")  # "base": only in the base model's corpus, never labelled
+REQUEST_SPLITS = (
+    "train",
+    "validation",
+    "test",
+    "base",
+)  # "base": only in the base model's corpus, never labelled
 
 FRAMES = (
     "how do i {}?",

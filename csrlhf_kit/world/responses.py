@@ -105,7 +105,7 @@ def degenerate(request: Request, rng: Random) -> str:
     return rng.choice(("the", ". . . .", ", ,", "first", "to to to"))
 
 
-KINDS = {
+RESPONSE_KINDS = {
     "helpful": helpful,
     "harmful": helpful,
     "refusal": refusal,
@@ -118,5 +118,5 @@ KINDS = {
 
 
 def respond(request: Request, kind: str, rng: Random) -> str:
-    """A drawn response of a kind in `KINDS`."""
-    return KINDS[kind](request, rng)
+    """A drawn response of a kind in `RESPONSE_KINDS`."""
+    return RESPONSE_KINDS[kind](request, rng)

@@ -12,7 +12,7 @@ from driving import finished, open_notebook, run_all, save, wait_for
 from csrlhf_kit import files
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import write_records
-from csrlhf_kit.runs import Run, asked
+from csrlhf_kit.runs import Run, stop_request
 from csrlhf_kit.widgets.labels import Pair, judgements
 
 NOTEBOOK = "widgets.ipynb"
@@ -187,7 +187,7 @@ def watch_a_run(page, lab, shoot) -> None:
     Run(lab.folder / "run").log(metrics(6))
     wait_for(page, lambda: "step 6 of 20" in watched.inner_text())
     watched.get_by_role("button", name="pause").click()
-    wait_for(page, lambda: asked(lab.folder / "run") == "pause")
+    wait_for(page, lambda: stop_request(lab.folder / "run") == "pause")
     shoot("5-watch", watched)
 
 

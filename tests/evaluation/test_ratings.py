@@ -13,7 +13,15 @@ from sklearn.linear_model import LogisticRegression
 
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.ratings import ELO, arena, bradley_terry, outcomes, ratings, two_by_two, win_rate
+from csrlhf_kit.evaluation.ratings import (
+    ELO,
+    bradley_terry,
+    outcomes,
+    rate_policies,
+    ratings,
+    two_by_two,
+    win_rate,
+)
 from csrlhf_kit.world.requests import STRATA, sample_request, surface
 from csrlhf_kit.world.responses import helpful, refusal
 
@@ -160,7 +168,7 @@ def made(count: int = 60) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
 
 def test_the_arena_tells_helpful_from_harmless():
     prompts, answers = made()
-    result = arena(prompts, answers, anchor="tells", resamples=100)
+    result = rate_policies(prompts, answers, anchor="tells", resamples=100)
     assert result["helpfulness"]["ratings"]["refuses"]["high"] < 0
     assert result["harmlessness"]["ratings"]["refuses"]["low"] > 0
     pair = result["pairs"]["tells vs refuses"]
@@ -173,7 +181,7 @@ def test_the_arena_tells_helpful_from_harmless():
 def test_bad_arenas_are_one_sentence():
     prompts, answers = made(8)
     with pytest.raises(UserError, match="has not answered"):
-        arena(prompts[:-1], answers, anchor="tells")
+        rate_policies(prompts[:-1], answers, anchor="tells")
     with pytest.raises(UserError, match="at least two"):
         ratings({"a": np.ones(3)}, "a")
     with pytest.raises(UserError, match="the same"):

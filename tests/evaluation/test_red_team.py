@@ -52,11 +52,11 @@ def test_the_two_teams_share_nothing():
 
 def test_a_policy_that_always_refuses_is_robust():
     requests = targets("held_out", 20)
-    sieges = attack(
+    attacks = attack(
         lambda prompts: [REFUSAL] * len(prompts), requests, families=TEAMS["held_out"][0], tries=9
     )
-    row = robustness(sieges, tries=9)
-    assert [len(s.tries) for s in sieges] == [9] * 20
+    row = robustness(attacks, tries=9)
+    assert [len(s.tries) for s in attacks] == [9] * 20
     assert row["robust"]["rate"] == 1.0 and row["robust"]["low"] == pytest.approx(0.025 ** (1 / 20))
     assert row["median_tries"] is None and row["single_try"]["all"]["rate"] == 0.0
     assert set(row["robust_after"]) == {"1", "2", "4", "8", "9"}
@@ -64,12 +64,12 @@ def test_a_policy_that_always_refuses_is_robust():
 
 def test_a_policy_that_always_tells_breaks_at_once():
     requests = targets("train", 12)
-    sieges = attack(lambda prompts: [tell(p) for p in prompts], requests, families=TEAMS["train"][0])
-    assert all(s.broken and len(s.tries) == 1 for s in sieges)
-    row = robustness(sieges, tries=64)
+    attacks = attack(lambda prompts: [tell(p) for p in prompts], requests, families=TEAMS["train"][0])
+    assert all(s.broken and len(s.tries) == 1 for s in attacks)
+    row = robustness(attacks, tries=64)
     assert row["robust"]["rate"] == 0.0 and row["median_tries"] == 1.0
-    record = sieges[0].as_prompt()
-    assert record.harmful and record.split == "train" and record.prompt == sieges[0].broken.prompt
+    record = attacks[0].as_prompt()
+    assert record.harmful and record.split == "train" and record.prompt == attacks[0].broken.prompt
 
 
 def weak_to(*needed: str):
@@ -98,7 +98,7 @@ def test_search_climbs_where_the_score_leads():
     options = {"families": TEAMS["held_out"][0], "tries": 64}
     guided = attack(answer, requests, score=score, explore=1, **options)
     blind = attack(answer, requests, score=score, explore=64, **options)
-    spent = [sum(len(s.tries) for s in sieges) for sieges in (guided, blind)]
+    spent = [sum(len(s.tries) for s in attacks) for attacks in (guided, blind)]
     assert spent[0] < 0.8 * spent[1]
     assert robustness(guided, tries=64)["robust"]["rate"] < 0.1
     broken = [s.broken for s in guided if s.broken]
@@ -117,23 +117,23 @@ def test_a_request_is_attacked_on_its_own():
 
 def test_the_verdict_is_the_oracles_whatever_guides_the_search():
     requests = targets("train", 5)
-    sieges = attack(
+    attacks = attack(
         lambda prompts: [REFUSAL] * len(prompts),
         requests,
         families=TEAMS["train"][0],
         tries=4,
         score=lambda prompts, answers: [9.0] * len(prompts),
     )
-    assert all(s.broken is None for s in sieges)
+    assert all(s.broken is None for s in attacks)
 
 
 def test_a_model_is_attacked_through_a_plain_function(random_base):
     answer = stored_policy(random_base, max_new_tokens=6, seed=3)
     counted = []
-    sieges = attack(
+    attacks = attack(
         answer, targets("train", 3), families=TEAMS["train"][0], tries=3, width=2, progress=counted.append
     )
-    assert [len(s.tries) for s in sieges] == [3, 3, 3] and sum(counted) == 3
+    assert [len(s.tries) for s in attacks] == [3, 3, 3] and sum(counted) == 3
     again = stored_policy(random_base, max_new_tokens=6, seed=3)
     first, second = again(["feed the dog"] * 4), again(["feed the dog"] * 4)
     assert first != second, "asking again draws again"

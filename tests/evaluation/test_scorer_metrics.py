@@ -21,9 +21,9 @@ from csrlhf_kit.evaluation.scorer_metrics import (
     cost_metrics,
     expected_calibration_error,
     few_rows,
+    metrics_table,
     pair_metrics,
-    share,
-    table,
+    share_entry,
 )
 
 # Few distinct values, so that ties are common.
@@ -131,7 +131,7 @@ def test_strata_are_cut_as_named() -> None:
     assert found["strata"]["plain"]["auroc"]["value"] is None  # one class only
     assert list(found["strata"]) == ["plain", "benign_alarming", "overt", "covert"]
     json.dumps(found, allow_nan=False)
-    assert "auroc_tricky" in table({"semantic": found, "keyword": found})
+    assert "auroc_tricky" in metrics_table({"semantic": found, "keyword": found})
     assert "auroc_tricky" not in cost_metrics(scores, unsafe)
     assert "strata" not in cost_metrics(scores, unsafe, [""] * 100)
 
@@ -146,7 +146,7 @@ def test_pairs_count_ties_as_errors() -> None:
 
 
 def test_nothing_to_count_is_none_not_nan() -> None:
-    assert share(np.array([], dtype=bool)) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+    assert share_entry(np.array([], dtype=bool)) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
     json.dumps(classification_metrics(np.array([]), np.array([])), allow_nan=False)
     with pytest.raises(ValueError, match="shape"):
         auroc([1.0, 2.0], [True])

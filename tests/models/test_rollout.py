@@ -16,11 +16,11 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import (
     by_length,
     pack,
-    respond,
     response_mask,
     response_texts,
     sample,
     sample_episodes,
+    sample_responses,
     score_episodes,
 )
 
@@ -123,8 +123,11 @@ def test_sampling_follows_softmax_over_temperature_whatever_the_base_ships(rando
 
 
 def test_greedy_answers_do_not_depend_on_padding_or_company(roles, tokenizer, sentences):
-    together = respond(roles, tokenizer, sentences, max_new_tokens=6, temperature=0, batch_size=4)
-    alone = [respond(roles, tokenizer, [prompt], max_new_tokens=6, temperature=0)[0] for prompt in sentences]
+    together = sample_responses(roles, tokenizer, sentences, max_new_tokens=6, temperature=0, batch_size=4)
+    alone = [
+        sample_responses(roles, tokenizer, [prompt], max_new_tokens=6, temperature=0)[0]
+        for prompt in sentences
+    ]
     assert together == alone
     assert len(set(together)) > 1
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from csrlhf_kit.evaluation.results import PolicyRow
-from csrlhf_kit.recipes.claims.equilibrium import cost_share, cost_spread, predict, settled_cost
+from csrlhf_kit.recipes.claims.equilibrium import cost_share, cost_spread, predict_cost, settled_cost
 
 
 def run(multiplier, cost, *, threshold=0.1, batch_size=64, seed=0) -> PolicyRow:
@@ -34,7 +34,7 @@ def test_only_the_second_half_counts():
 def test_the_prediction_makes_the_gates_average_share_the_dual_methods(w, batch, penalty):
     """At the predicted cost, E[g lambda / (1 + lambda)] = w, with P(g = 1) drawn from the normal law itself."""
     swing = 0.1 + 0.02 * np.where(np.arange(40) % 2, 1, -1)  # successive batch means of 64 differ by 0.04
-    told = predict([run([w / (1 - w)] * 40, swing, seed=s) for s in range(3)], penalty, batch)
+    told = predict_cost([run([w / (1 - w)] * 40, swing, seed=s) for s in range(3)], penalty, batch)
     noise = 0.04 / np.sqrt(2) * np.sqrt(64) / np.sqrt(batch / 2)
     opened = norm.sf(0.1, loc=told.value, scale=noise)
     assert opened * penalty / (1 + penalty) == pytest.approx(w, rel=1e-6)
@@ -46,7 +46,7 @@ def test_a_simulated_policy_settles_where_predicted():
     rng, penalty, w, batch = np.random.default_rng(1), 20.0, 0.4, 64
     # A dual method that holds 10% with lambda / (1 + lambda) = w sees batch means of Bernoulli costs.
     dual = [run([w / (1 - w)] * 4000, rng.binomial(64, 0.1, 4000) / 64, seed=s) for s in range(3)]
-    told = predict(dual, penalty, batch)
+    told = predict_cost(dual, penalty, batch)
     mean, seen = 0.1, []
     for _ in range(60_000):
         gate = rng.binomial(batch // 2, mean) / (batch // 2) > 0.1
@@ -57,5 +57,5 @@ def test_a_simulated_policy_settles_where_predicted():
 
 
 def test_a_price_beyond_the_penalty_has_no_equilibrium():
-    told = predict([run([99.0] * 8, [0.1, 0.2] * 4, seed=s) for s in range(3)], 4.0, 64)
+    told = predict_cost([run([99.0] * 8, [0.1, 0.2] * 4, seed=s) for s in range(3)], 4.0, 64)
     assert not np.isfinite(told.value)

@@ -9,7 +9,7 @@ import tyro
 
 from csrlhf_kit import cli
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.recipes.presets import COMMANDS, PRESETS, as_arguments, expand, read_settings
+from csrlhf_kit.recipes.presets import PRESET_COMMANDS, PRESETS, as_arguments, expand, read_settings
 
 REQUIRED = {"ppo": ["--reward", "a", "--cost", "b", "--out", "c"]}
 
@@ -18,7 +18,7 @@ def parse(command: str, arguments: list[str]):
     return tyro.cli(cli.find(cli.OPTIONS[command][0]), args=arguments)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", PRESET_COMMANDS)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_understood_by_every_recipe(name, command):
     got = parse(command, as_arguments(PRESETS[name], command) + REQUIRED.get(command, []))

@@ -18,7 +18,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures.style import STYLES
 from csrlhf_kit.models.scorers import new_scorer, save_scorer
 from csrlhf_kit.recipes import ppo as recipes
-from csrlhf_kit.recipes.evaluate import EvaluateConfig, run_evaluate, summary
+from csrlhf_kit.recipes.evaluate import EvaluateConfig, row_text, run_evaluate
 from csrlhf_kit.training import ppo
 from csrlhf_kit.training.constraints import CONSTRAINTS, make_constraint
 from csrlhf_kit.world.oracle import judge
@@ -303,7 +303,7 @@ def test_evaluate_says_where_it_asks_what_was_trained_on(folders, policy, tmp_pa
 
 def test_rates_over_no_prompt_are_left_out_of_the_summary():
     none = {"rate": 0.0, "low": 0.0, "high": 1.0, "n": 0}
-    text = summary({"harmful_nominal": none, "over_refusal": none | {"rate": 0.25, "n": 8}, "kl": None})
+    text = row_text({"harmful_nominal": none, "over_refusal": none | {"rate": 0.25, "n": 8}, "kl": None})
     assert "harmful" not in text and "25.0%" in text and "n = 8" in text
 
 

@@ -13,8 +13,8 @@ from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.red_team import TEAMS, attack, targets
-from csrlhf_kit.recipes.experiments.round_data import Finds, gather, joined, store, training_prompts
-from csrlhf_kit.recipes.experiments.rounds import RoundsConfig, run_rounds, stage_needs
+from csrlhf_kit.recipes.experiments.round_data import Finds, gather, joined, round_prompts, store
+from csrlhf_kit.recipes.experiments.rounds import RoundsConfig, round_stage_needs, run_rounds
 from csrlhf_kit.training.critic import CriticConfig
 from csrlhf_kit.training.ppo import PPOConfig
 from csrlhf_kit.world.oracle import judge
@@ -55,12 +55,12 @@ class Leaky:
 
 
 @pytest.fixture(scope="module")
-def sieges():
+def attacks():
     return attack(Leaky(), targets("train", 30), families=TEAMS["train"][0], tries=4, width=3)
 
 
-def test_finds_become_records_of_the_training_split(sieges, tmp_path):
-    finds = gather(sieges, Leaky())
+def test_finds_become_records_of_the_training_split(attacks, tmp_path):
+    finds = gather(attacks, Leaky())
     assert len(finds.prompts) == 60, "each find brings its benign twin"
     assert sum(p.harmful for p in finds.prompts) == 30
     held_out = {p.prompt for p in read_records("shipped", Prompt, split="test").records}
@@ -74,7 +74,7 @@ def test_finds_become_records_of_the_training_split(sieges, tmp_path):
     assert {r.harmful for r in finds.labels} == {None}, "the oracle's verdict stays out"
     agree = [r.is_safe == judge(r.prompt, r.response).safe for r in finds.labels]
     assert sum(agree) / len(agree) > 0.95 and len({r.is_safe for r in finds.labels}) == 2
-    assert finds.preferences and finds == gather(sieges, Leaky())
+    assert finds.preferences and finds == gather(attacks, Leaky())
     store(finds, tmp_path)
     shipped = len(read_records("shipped", LabelledResponse, split="train").records)
     assert len(joined(LabelledResponse, [tmp_path])) == shipped + len(finds.labels)
@@ -85,8 +85,8 @@ def test_finds_become_records_of_the_training_split(sieges, tmp_path):
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_finds_make_up_their_share_of_the_prompts(share, tmp_path):
     store(Finds([Prompt("how do i feed a rumour?"), Prompt("how do i kill a rumour?")], [], []), tmp_path)
-    prompts = training_prompts([tmp_path], share)
-    shipped = training_prompts([], share)
+    prompts = round_prompts([tmp_path], share)
+    shipped = round_prompts([], share)
     assert prompts[: len(shipped)] == shipped
     assert (len(prompts) - len(shipped)) / len(prompts) == pytest.approx(share, abs=0.01)
     assert set(prompts[len(shipped) :]) == {"how do i feed a rumour?", "how do i kill a rumour?"}
@@ -105,7 +105,7 @@ def test_nothing_broken_adds_nothing(tmp_path):
 
 
 def test_each_stage_waits_for_what_it_reads():
-    needs = stage_needs(RoundsConfig(rounds=3))
+    needs = round_stage_needs(RoundsConfig(rounds=3))
 
     def all_needs(name):
         return {name} | {m for n in needs[name] for m in all_needs(n)}

@@ -26,19 +26,19 @@ from csrlhf_kit.evaluation.safety import evaluation_prompts, rate
 from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.recipes.experiments.cells import STRICT, cell_constraint, shift_reward_values
-from csrlhf_kit.recipes.experiments.plans import METHODS, PLANS, RATES, Cell, SweepConfig, grid_settings
+from csrlhf_kit.recipes.experiments.plans import CELL_METHODS, PLANS, RATES, Cell, SweepConfig, grid_settings
 from csrlhf_kit.recipes.experiments.sweep import (
     MEANS,
     as_csv,
     command,
     compact,
     run_sweep,
-    stage_needs,
     summary_rows,
+    sweep_stage_needs,
 )
 from csrlhf_kit.recipes.red_team import RedTeamConfig, run_red_team
 from csrlhf_kit.theory.intervals import clopper_pearson
-from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
 from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.constraints.per_group import PerGroup
@@ -52,14 +52,14 @@ def test_every_plan_names_known_methods_and_settings(plan):
     cells = config.cells()
     assert len(cells) == 3 * len(PLANS[plan]())  # no two cells share a name
     for name, cell in cells.items():
-        assert cell.method in METHODS and "/" not in name
+        assert cell.method in CELL_METHODS and "/" not in name
         if cell.method in CONSTRAINTS:
             assert type(cell_constraint(cell, config.shared())) is CONSTRAINTS[cell.method]
 
 
 def test_the_whole_plan_holds_what_was_promised():
     cells = SweepConfig(plan="all").cells().values()
-    assert {c.method for c in cells} == set(METHODS), "no method is missing"
+    assert {c.method for c in cells} == set(CELL_METHODS), "no method is missing"
     assert set(Counter((c.method, c.settings) for c in cells).values()) == {3}
     for method in ("fixed_penalty", "linear_penalty"):
         swept = {
@@ -90,11 +90,11 @@ def test_a_grid_is_all_combinations():
 
 
 def test_stages_wait_for_what_they_read():
-    needs = stage_needs(SweepConfig(plan="smoke", seeds=(0,)))
+    needs = sweep_stage_needs(SweepConfig(plan="smoke", seeds=(0,)))
     assert needs["mocan-seed_0"] == ("reward", "semantic", "offline")
     assert needs["sft-seed_0"] == ("reward", "semantic")
     assert "critic" in needs["fixed_penalty-penalty_4.0-seed_0"]
-    only = stage_needs(SweepConfig(plan="grid", method=("dpo_safer",), seeds=(0,)))
+    only = sweep_stage_needs(SweepConfig(plan="grid", method=("dpo_safer",), seeds=(0,)))
     assert only.keys() == {"reward", "semantic", "dpo_safer-seed_0"}
 
 

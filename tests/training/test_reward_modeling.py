@@ -33,10 +33,10 @@ from csrlhf_kit.training.reward_modeling import (
     EncodedRows,
     ScorerConfig,
     ScorerTrainer,
-    collate,
+    chosen_settings,
+    collate_texts,
     encode_records,
     fit_temperature,
-    settled,
     train_scorer,
 )
 from csrlhf_kit.training.supervised import checkpoint_folder
@@ -154,7 +154,7 @@ def test_pairs_put_the_worse_response_first_for_costs(random_base: Path) -> None
     signs = encode_records(scorer, some, "safe_rlhf").targets
     assert signs[:, 0].tolist() == [-1.0 if r.is_safe else 1.0 for r in dialogues(6)]
     assert (signs[:, 1] == -1).all()
-    batch = collate([rows[0], rows[1]], scorer.pad_id)
+    batch = collate_texts([rows[0], rows[1]], scorer.pad_id)
     assert batch["input_ids"].shape[0] == 4
     first = rows.dialogues[1][0]["input_ids"]
     assert batch["input_ids"][1, : len(first)].tolist() == first
@@ -261,7 +261,11 @@ def test_accumulated_micro_batches_are_the_whole_batch(random_base: Path, tmp_pa
         )
         scorer = new_scorer(random_base, adaptation="lora", seed=0)
         reward_modeling._fit(
-            config, settled(config, scorer, 8), scorer, encode_records(scorer, pairs(8), "safe_rlhf"), {}
+            config,
+            chosen_settings(config, scorer, 8),
+            scorer,
+            encode_records(scorer, pairs(8), "safe_rlhf"),
+            {},
         )
         weights.append(torch.cat([p.flatten() for p in scorer.model.parameters() if p.requires_grad]))
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
@@ -310,16 +314,22 @@ def test_a_diverging_run_is_a_sentence(random_base: Path, tmp_path: Path) -> Non
 def test_defaults_follow_the_size(random_base: Path, tmp_path: Path) -> None:
     config = ScorerConfig(base=str(random_base), out=str(tmp_path / "s"))
     adapters, whole = new_scorer(random_base), new_scorer(random_base, adaptation="full")
-    assert settled(config, adapters, 1000).learning_rate > settled(config, whole, 1000).learning_rate
-    assert settled(config, whole, 500).epochs == 5
-    assert settled(config, whole, 5000).epochs == 2
-    assert settled(config, whole, 500_000).epochs == 1
+    assert (
+        chosen_settings(config, adapters, 1000).learning_rate
+        > chosen_settings(config, whole, 1000).learning_rate
+    )
+    assert chosen_settings(config, whole, 500).epochs == 5
+    assert chosen_settings(config, whole, 5000).epochs == 2
+    assert chosen_settings(config, whole, 500_000).epochs == 1
     # A pair is two dialogues: half as many in a batch.
     pairs_config = replace(config, objective="reward")
-    assert settled(pairs_config, whole, 4000).epochs == 2.5
-    assert settled(pairs_config, whole, 4000).batch_size * 2 == settled(config, whole, 4000).batch_size
+    assert chosen_settings(pairs_config, whole, 4000).epochs == 2.5
+    assert (
+        chosen_settings(pairs_config, whole, 4000).batch_size * 2
+        == chosen_settings(config, whole, 4000).batch_size
+    )
     chosen = replace(config, learning_rate=1e-4, epochs=1.5, batch_size=7)
-    assert settled(chosen, whole, 500) == reward_modeling.Settings(1e-4, 1.5, 7)
+    assert chosen_settings(chosen, whole, 500) == reward_modeling.Settings(1e-4, 1.5, 7)
 
 
 # --- folders -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import PolicyRow, Record, read_recorded
+from csrlhf_kit.evaluation.results import PolicyRow, RecordedRuns, read_recorded
 from csrlhf_kit.theory import FiniteProblem, hinge_bias
 from csrlhf_kit.theory.example import town
 from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, tradeoff
@@ -24,7 +24,14 @@ from csrlhf_kit.widgets.penalty_data import (
     penalty_values,
 )
 from csrlhf_kit.widgets.tradeoff import answers_html
-from csrlhf_kit.widgets.tradeoff_data import GRID, Tradeoff, answers, judgements, legend_name, run_point
+from csrlhf_kit.widgets.tradeoff_data import (
+    MULTIPLIERS,
+    Tradeoff,
+    harm_measures,
+    legend_name,
+    run_point,
+    sample_answers,
+)
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -123,7 +130,7 @@ def test_moving_lambda_moves_the_live_figure_to_what_the_plain_function_draws():
 
 
 def board(**options) -> Tradeoff:
-    return tradeoff.tradeoff(results(), options.get("problem"), options.get("strata"))
+    return tradeoff.tradeoff_board(results(), options.get("problem"), options.get("strata"))
 
 
 def test_the_record_is_read_and_wrong_ones_are_refused_in_a_sentence(tmp_path):
@@ -182,7 +189,7 @@ def test_a_folder_of_records_is_read_as_one(tmp_path):
         here.values(replace(here.start(), chosen="a · p3o · threshold 0.2 · seed 0"))["curve threshold"]["y"]
         == [0.2] * 2
     )
-    assert [row["text"] for row in answers(recorded, "b · ppo")] == [HOSTILE]
+    assert [row["text"] for row in sample_answers(recorded, "b · ppo")] == [HOSTILE]
     with pytest.raises(UserError, match="no such file"):
         read_recorded(tmp_path / "c")
 
@@ -191,7 +198,7 @@ def test_every_recorded_sweep_is_shown_with_its_intervals():
     """What is drawn against the flat table beside it, which is written from the same cells."""
     for table in sorted((data_folder() / "runs").glob("*/cells.csv")):
         rows = list(csv.DictReader(table.open()))
-        here = tradeoff.tradeoff(table.parent, None, None)
+        here = tradeoff.tradeoff_board(table.parent, None, None)
         assert len(here.recorded.runs) == len(rows) > 0
         drawn = here.values(here.start())
         for method in here.methods:
@@ -204,7 +211,7 @@ def test_every_recorded_sweep_is_shown_with_its_intervals():
 
 
 def test_the_shipped_record_opens():
-    shipped = tradeoff.tradeoff(None, None, None)
+    shipped = tradeoff.tradeoff_board(None, None, None)
     state = shipped.start()
     drawn = shipped.values(state)
     for method in shipped.methods:
@@ -219,7 +226,7 @@ def test_runs_stand_where_the_record_says_with_their_intervals():
 
 def test_a_stratum_brings_its_own_helpfulness_and_empty_groups_are_left_out():
     recorded = read_recorded(results())
-    ways = judgements(recorded)
+    ways = harm_measures(recorded)
     assert "jailbreak: fiction" in ways and "jailbreak: empty" not in ways and "over_refusal" not in ways
     assert run_point(recorded.runs[0], ways["refused, stratum: plain"]) == (
         (0.125, 0.0625, 0.5625, None, 100),
@@ -235,7 +242,7 @@ def test_the_frontier_is_that_of_the_theory_at_every_setting():
         problem.reference[rows], problem.reward[rows], problem.cost[rows], beta=0.2, threshold=0.15
     )
     drawn = here.values(state)
-    assert drawn["frontier"]["x"] == pytest.approx([s.cost for s in alone.frontier(GRID)], rel=1e-4)
+    assert drawn["frontier"]["x"] == pytest.approx([s.cost for s in alone.frontier(MULTIPLIERS)], rel=1e-4)
     assert drawn["tilt"]["y"] == pytest.approx([alone.tilted(3.0).reward], rel=1e-4)
     assert here.price(state) == pytest.approx(alone.constrained_optimum().multiplier)
     assert drawn["threshold of the frontier"]["x"] == [0.15, 0.15]
@@ -256,7 +263,7 @@ def test_scores_kept_by_a_run_give_a_reweighted_frontier():
     told["frontier"] = {
         "scores": {"reward": rng.normal(size=(6, 8)).tolist(), "cost": rng.uniform(0, 0.3, (6, 8)).tolist()}
     }
-    here = tradeoff.tradeoff(told, None, None)
+    here = tradeoff.tradeoff_board(told, None, None)
     assert here.of_runs and here.problem.reward.shape == (6, 8) and here.problem.beta == 0.1
     assert "effective" in here.story(here.start())
     assert any(t.meta == "learned ppo" for t in here.figure(here.start()).data)
@@ -268,9 +275,9 @@ def test_wrong_strata_and_empty_records_are_refused():
     with pytest.raises(UserError, match="belong to a problem"):
         board(strata=["a"])
     with pytest.raises(UserError, match="no rate"):
-        Tradeoff(Record((PolicyRow("a", policy={"helpfulness": 1.0}),)), town())
+        Tradeoff(RecordedRuns((PolicyRow("a", policy={"helpfulness": 1.0}),)), town())
     with pytest.raises(UserError, match="no run"):
-        Tradeoff(Record(()), town())
+        Tradeoff(RecordedRuns(()), town())
 
 
 def test_a_click_and_the_menu_choose_a_run_and_every_slider_redraws():

@@ -15,7 +15,7 @@ from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.runs import Run, ask, asked
+from csrlhf_kit.runs import Run, send_stop_request, stop_request
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.training.constraints import FixedPenalty, Lagrangian
 from csrlhf_kit.training.ppo import PPOConfig, config_dict, train_ppo
@@ -53,7 +53,7 @@ def run_with(folder, steps: int) -> Run:
 def test_progress_is_what_the_run_wrote(tmp_path):
     run_with(tmp_path, 4)
     progress = read_progress(tmp_path)
-    assert (progress.step, progress.total, progress.batch, progress.wish) == (4, 10, 8, "run")
+    assert (progress.step, progress.total, progress.batch, progress.stop_request) == (4, 10, 8, "run")
     assert progress.seconds_left() == pytest.approx(6 * 2.0)
     assert "step 4 of 10" in watch_story(progress) and "12 s left" in watch_story(progress)
     drawn = watch_values(progress)
@@ -99,38 +99,38 @@ def test_durations_read_well(seconds, said):
 
 def test_a_run_that_is_asked_to_stop_has_its_checkpoint_and_goes_on(tmp_path):
     run = run_with(tmp_path, 1)
-    ask(tmp_path, "stop")
+    send_stop_request(tmp_path, "stop")
     with pytest.raises(KeyboardInterrupt, match="after step 1"):
         run.save(1, {"w": torch.tensor([3.0])}, {})
     again = Run.open(tmp_path, {"steps": 10, "batch_size": 8}, resume=True)
-    assert again.load().step == 1 and asked(tmp_path) == "run"
+    assert again.load().step == 1 and stop_request(tmp_path) == "run"
     again.save(2, {"w": torch.tensor([4.0])}, {})
 
 
 def test_a_run_that_is_asked_to_pause_waits_until_it_may_go_on(tmp_path):
     run = run_with(tmp_path, 1)
-    ask(tmp_path, "pause")
+    send_stop_request(tmp_path, "pause")
     trainer = threading.Thread(target=run.save, args=(1, {"w": torch.zeros(1)}, {}))
     trainer.start()
     trainer.join(1.0)
     assert trainer.is_alive() and run.load().step == 1, "it waits, with its checkpoint on disk"
-    ask(tmp_path, "run")
+    send_stop_request(tmp_path, "run")
     trainer.join(30)
     assert not trainer.is_alive()
 
 
 def test_a_wish_from_before_does_not_stop_a_resumed_run(tmp_path):
     run_with(tmp_path, 1)
-    ask(tmp_path, "stop")
+    send_stop_request(tmp_path, "stop")
     Run.open(tmp_path, {"steps": 10, "batch_size": 8}, resume=True)
-    assert asked(tmp_path) == "run"
+    assert stop_request(tmp_path) == "run"
 
 
 def test_an_unknown_wish_is_refused_and_a_strange_file_is_none(tmp_path):
     with pytest.raises(UserError, match="one of"):
-        ask(tmp_path, "explode")
+        send_stop_request(tmp_path, "explode")
     (tmp_path / "request").write_text("explode")
-    assert asked(tmp_path) == "run"
+    assert stop_request(tmp_path) == "run"
 
 
 # --- the widget ---
@@ -149,11 +149,11 @@ def test_the_view_follows_the_folder_and_its_buttons_ask(tmp_path):
     assert next(t for t in figure.drawing["data"] if t["meta"] == "cost")["x"] == [1, 2, 3]
     assert "<script" not in samples.value and samples.value.count("&lt;script&gt;") == 2
     buttons.children[0].click()
-    assert asked(tmp_path) == "pause" and "asked to pause" in state.value
+    assert stop_request(tmp_path) == "pause" and "asked to pause" in state.value
     buttons.children[1].click()
-    assert asked(tmp_path) == "run"
+    assert stop_request(tmp_path) == "run"
     buttons.children[2].click()
-    assert asked(tmp_path) == "stop"
+    assert stop_request(tmp_path) == "stop"
     view.close()
     view.refresh()
     assert set(alive) == before
@@ -213,7 +213,7 @@ def test_ppo_stops_when_asked_and_resumes_as_if_it_never_had(tmp_path, random_ba
     config = PPOConfig(steps=4, batch_size=8, minibatch_size=8, max_new_tokens=4)
     tokenizer = load_tokenizer(random_base)
 
-    def train(folder, wish=None):
+    def train(folder, request=None):
         roles = Roles(load_base(random_base, device="cpu"), reward=letters, cost=vowels, rank=4, alpha=8)
         constraint = FixedPenalty(threshold=0.2, penalty=2.0)
         run = Run.open(folder, config_dict(config, constraint), resume=True)
@@ -221,8 +221,8 @@ def test_ppo_stops_when_asked_and_resumes_as_if_it_never_had(tmp_path, random_ba
 
         def on_step(row):
             said(row)
-            if wish and row["step"] == 1:
-                ask(folder, wish)
+            if request and row["step"] == 1:
+                send_stop_request(folder, request)
 
         return train_ppo(roles, tokenizer, sentences, constraint, config, run, on_step)
 

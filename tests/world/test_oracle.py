@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from csrlhf_kit.world import lexicon as lx
 from csrlhf_kit.world.jailbreaks import FAMILIES, wrap
 from csrlhf_kit.world.oracle import judge
-from csrlhf_kit.world.requests import SPLITS, STRATA, Request, sample_request
-from csrlhf_kit.world.responses import KINDS, helpful, respond, steps
+from csrlhf_kit.world.requests import REQUEST_SPLITS, STRATA, Request, sample_request
+from csrlhf_kit.world.responses import RESPONSE_KINDS, helpful, respond, steps
 
 seeds = st.integers(0, 2**32)
-strata, splits = st.sampled_from(STRATA), st.sampled_from(SPLITS)
-families, kinds = st.sampled_from(["none", *FAMILIES]), st.sampled_from(list(KINDS))
+strata, splits = st.sampled_from(STRATA), st.sampled_from(REQUEST_SPLITS)
+families, kinds = st.sampled_from(["none", *FAMILIES]), st.sampled_from(list(RESPONSE_KINDS))
 
 
 def exchange(seed, stratum, split, family, kind, **options):

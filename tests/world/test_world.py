@@ -19,14 +19,14 @@ from csrlhf_kit.world.annotators import better, label_safe, safer
 from csrlhf_kit.world.build import DataConfig, make_data, prompt_counts
 from csrlhf_kit.world.corpus import dialogue, prose
 from csrlhf_kit.world.jailbreaks import FAMILIES, TEST_FAMILIES, TRAIN_FAMILIES, wrap
-from csrlhf_kit.world.oracle import Judgement, judge
-from csrlhf_kit.world.requests import SPLITS, STRATA, Request, parse_requests, sample_request, surface
+from csrlhf_kit.world.oracle import Verdict, judge
+from csrlhf_kit.world.requests import REQUEST_SPLITS, STRATA, Request, parse_requests, sample_request, surface
 
 SHIPPED = ("train", "validation", "test")
 seeds = st.integers(0, 2**32)
 strata, splits, families = (
     st.sampled_from(STRATA),
-    st.sampled_from(SPLITS),
+    st.sampled_from(REQUEST_SPLITS),
     st.sampled_from(["none", *FAMILIES]),
 )
 
@@ -87,7 +87,7 @@ def test_the_opposite_is_the_benign_sibling(seed, stratum):
 
 def test_splits_share_no_composition_and_labels_no_held_out_word():
     seen: dict[Request, str] = {}
-    for split in SPLITS:
+    for split in REQUEST_SPLITS:
         rng = Random(1)
         for stratum in STRATA:
             for _ in range(1500):
@@ -151,8 +151,8 @@ def test_preferences_have_the_shares_of_pku_saferlhf():
 
 def test_annotators_err_seldom_and_judge_the_two_questions_apart():
     rng = Random(0)
-    harmful = Judgement(True, 1.0, False, False, False)
-    refusal = Judgement(False, 0.0, True, False, False)
+    harmful = Verdict(True, 1.0, False, False, False)
+    refusal = Verdict(False, 0.0, True, False, False)
     labels = [label_safe(harmful, rng) for _ in range(4000)]
     assert 0 < sum(labels) / len(labels) < 0.01, "three annotators who slip 2, 3 and 5% err together in 0.3%"
     assert sum(better(refusal, harmful, rng) for _ in range(200)) == 200

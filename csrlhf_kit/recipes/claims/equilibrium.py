@@ -43,7 +43,7 @@ def settled_cost(curve: Mapping[str, Sequence[float]]) -> float:
     return float(last_half(curve, "cost").mean())
 
 
-def predict(prices: Sequence[ev.PolicyRow], penalty: float, batch_size: int) -> ev.Estimate:
+def predict_cost(prices: Sequence[ev.PolicyRow], penalty: float, batch_size: int) -> ev.Estimate:
     """Mean cost at which `FixedPenalty(penalty, gate="half")` settles in batches of `batch_size`.
 
     prices: runs of a dual method at the same threshold, one per seed; the interval is over them. Infinite if the

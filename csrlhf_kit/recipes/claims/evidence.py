@@ -21,7 +21,7 @@ from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
 from csrlhf_kit.theory.intervals import Estimate
 
 REPRODUCED, REFUTED, DEPENDS, OPEN = "reproduced", "refuted", "depends", "not yet measured"
-SEEDS = 3  # needed for a verdict about trained models
+SEEDS_NEEDED = 3  # needed for a verdict about trained models
 
 
 class Finding(NamedTuple):
@@ -135,7 +135,7 @@ def all_of(verdicts: Iterable[str]) -> str:
 
 def settled(verdict: str, seeds: int | None) -> str:
     """The verdict, or "it depends" if it is about trained models with fewer than three seeds."""
-    too_few = seeds is not None and seeds < SEEDS
+    too_few = seeds is not None and seeds < SEEDS_NEEDED
     return DEPENDS if too_few and verdict in (REPRODUCED, REFUTED) else verdict
 
 

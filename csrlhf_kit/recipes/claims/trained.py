@@ -10,7 +10,7 @@ from collections.abc import Callable
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
 from csrlhf_kit.recipes.claims import evidence as ev
-from csrlhf_kit.recipes.claims.equilibrium import predict, settled_cost
+from csrlhf_kit.recipes.claims.equilibrium import predict_cost, settled_cost
 from csrlhf_kit.recipes.claims.evidence import (
     DEPENDS,
     REFUTED,
@@ -38,7 +38,7 @@ def starts_harmful(e: Evidence) -> Estimate | None:
     return None if harm is None else harm._replace(seeds=None)
 
 
-def degenerate(e: Evidence) -> Estimate | None:
+def degenerate_answers(e: Evidence) -> Estimate | None:
     """Share of degenerate text under the linear penalty, which their code runs, at their λ if it was swept."""
     return ev.rate_of(e.cells("linear_penalty", {}) or e.main("linear_penalty"), "degenerate")
 
@@ -119,7 +119,7 @@ def insensitive_to_penalty(e: Evidence, paper: Numbers) -> Finding | None:
     return finding(ev.exceeds(ranges["linear_penalty"], ranges["fixed_penalty"]), text, **ranges)
 
 
-def time_to_safety(e: Evidence, paper: Numbers) -> Finding | None:
+def time_to_limit(e: Evidence, paper: Numbers) -> Finding | None:
     """Episodes until the harm rate stays under the limit: the Lagrangian's divided by the fixed penalty's."""
     times = {}
     for method in ("lagrangian", "fixed_penalty"):
@@ -175,7 +175,7 @@ def released_code(e: Evidence, paper: Numbers) -> Finding | None:
     return finding(verdict, text, rectified=fixed, linear=linear)
 
 
-def elo(kind: str) -> Measure:
+def elo_above_base(kind: str) -> Measure:
     """A measure: the Lagrangian's rating is above the base's."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
@@ -344,7 +344,7 @@ def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
         return None
     verdicts, texts, estimates = [], [], {}
     for cells in gated:
-        told = predict(prices, FixedPenalty().penalty, cells[0].batch_size)
+        told = predict_cost(prices, FixedPenalty().penalty, cells[0].batch_size)
         got = ev.mean_over_seeds([settled_cost(c.curve) for c in cells])
         gap = ev.difference(got, told)
         verdicts.append(REPRODUCED if gap.low <= 0 <= gap.high else REFUTED)

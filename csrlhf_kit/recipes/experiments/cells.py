@@ -26,8 +26,8 @@ from csrlhf_kit.recipes.experiments.head_to_head import (
     train_policy,
     training_prompts,
 )
-from csrlhf_kit.recipes.experiments.plans import METHODS, Cell
-from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.recipes.experiments.plans import CELL_METHODS, Cell
+from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
 from csrlhf_kit.training.constraints.per_group import PerGroup
 from csrlhf_kit.training.critic import load_critic
@@ -70,7 +70,7 @@ def cell_constraint(cell: Cell, config: RunConfig) -> Constraint:
             constraints={"": FixedPenalty(**given)} | {group: FixedPenalty(**tight) for group in STRICT}
         )
     if cell.method not in CONSTRAINTS:
-        raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(METHODS)}")
+        raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(CELL_METHODS)}")
     _check_names(cell.method, given, CONSTRAINTS[cell.method])
     return CONSTRAINTS[cell.method](**given)
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.recipes.experiments.configs import MAIN, RunConfig
-from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
 from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
 
-METHODS: tuple[str, ...] = ("sft", *CONSTRAINTS, "per_category", *DIRECT)
+CELL_METHODS: tuple[str, ...] = ("sft", *CONSTRAINTS, "per_category", *DIRECT)
 RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal", "leaking", "degenerate")
 Setting = tuple[str, dict[str, Any]]
 
@@ -122,7 +122,7 @@ class Cell:
     """A method, its settings where they differ from the published constants, and a seed."""
 
     method: str
-    """A name in `METHODS`."""
+    """A name in `CELL_METHODS`."""
     settings: tuple[tuple[str, Any], ...] = ()
     """(name, value): options of the constraint or of `DirectConfig`; with the prefix `ppo.`, of `PPOConfig`."""
     seed: int = 0

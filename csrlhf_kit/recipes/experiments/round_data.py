@@ -16,7 +16,7 @@ from typing import NamedTuple
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import read_records, write_records
 from csrlhf_kit.evaluation.answers import Answer
-from csrlhf_kit.evaluation.red_team import Siege, compose
+from csrlhf_kit.evaluation.red_team import Attack, compose
 from csrlhf_kit.world import annotators
 from csrlhf_kit.world.oracle import judge
 from csrlhf_kit.world.requests import sample_request
@@ -32,24 +32,24 @@ class Finds(NamedTuple):
     preferences: list[PreferencePair]
 
 
-def gather(sieges: Sequence[Siege], answer: Answer, *, refused: int = 1, seed: int = 0) -> Finds:
-    """Turn the attacks that succeeded into records.
+def gather(attacks: Sequence[Attack], answer: Answer, *, refused: int = 1, seed: int = 0) -> Finds:
+    """Turn the broken attacks into records.
 
     Args:
-        sieges: Attacks of the training red team, never of the held-out one.
-        answer: The policy, which answers every find and twin twice more, for labels and pairs.
-        refused: Number of latest tries before the break that are labelled too: the policy's safe answers.
-        seed: Seed for the twins and the annotators.
+        attacks: What the training red team did (test compositions have no business here).
+        answer: The policy: it answers every find and every twin twice more, for labels and pairs.
+        refused: Tries before the break that are labelled too, the latest ones: the policy's safe answers.
+        seed: Of the twins and of the annotators.
     """
     rng = Random(f"finds/{seed}")
     finds, labelled = [], []
-    for siege in sieges:
-        if siege.broken is None:
+    for attack in attacks:
+        if attack.broken is None:
             continue
-        finds.append(siege.as_prompt())
-        for back in range(1, min(refused + 1, len(siege.tries)) + 1):
-            labelled.append((siege.as_prompt(-back), siege.tries[-back].answer))
-        finds.append(_twin(siege, rng))
+        finds.append(attack.as_prompt())
+        for back in range(1, min(refused + 1, len(attack.tries)) + 1):
+            labelled.append((attack.as_prompt(-back), attack.tries[-back].answer))
+        finds.append(_twin(attack, rng))
     texts = [p.prompt for p in finds]
     pairs = []
     for prompt, first, second in zip(finds, answer(texts), answer(texts), strict=True):
@@ -60,10 +60,10 @@ def gather(sieges: Sequence[Siege], answer: Answer, *, refused: int = 1, seed: i
     return Finds(list(dict.fromkeys(finds)), labels, pairs)
 
 
-def _twin(siege: Siege, rng: Random) -> Prompt:
+def _twin(attack: Attack, rng: Random) -> Prompt:
     """A benign request of the same split under the wrappers that broke the policy."""
-    stack = siege.broken.families
-    request = sample_request(rng, rng.choice(("plain", "benign_alarming")), siege.request.split)
+    stack = attack.broken.families
+    request = sample_request(rng, rng.choice(("plain", "benign_alarming")), attack.request.split)
     return Prompt(
         prompt=compose(request, stack, rng),
         category=request.category,
@@ -124,8 +124,8 @@ def joined(kind: type, folders: Sequence[Path]) -> list:
     return records
 
 
-def training_prompts(folders: Sequence[Path], share: float) -> list[str]:
-    """The shipped training prompts, and the folders' prompts repeated to about `share` of all."""
+def round_prompts(folders: Sequence[Path], share: float) -> list[str]:
+    """Shipped training prompts, and the folders' prompts repeated until they are about `share` of all."""
     shipped = read_records("shipped", Prompt, split="train").records
     found = joined(Prompt, folders)[len(shipped) :]
     wanted = round(share / (1.0 - share) * len(shipped)) if found else 0

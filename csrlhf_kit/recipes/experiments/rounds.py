@@ -28,7 +28,7 @@ from csrlhf_kit.recipes.experiments.head_to_head import (
     scorer_settings,
     train_policy,
 )
-from csrlhf_kit.recipes.experiments.round_data import gather, joined, store, training_prompts
+from csrlhf_kit.recipes.experiments.round_data import gather, joined, round_prompts, store
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, versions
 from csrlhf_kit.training.constraints import make_constraint
@@ -39,7 +39,7 @@ from csrlhf_kit.world.conversations import conversations
 # --- stages ------------------------------------------------------------------------------------------
 
 
-def stage_needs(config: RoundsConfig) -> dict[str, tuple[str, ...]]:
+def round_stage_needs(config: RoundsConfig) -> dict[str, tuple[str, ...]]:
     """Every stage and the stages that it reads, in the order of preference."""
     needs: dict[str, tuple[str, ...]] = {}
     for k in range(config.rounds + 1):
@@ -53,8 +53,8 @@ def stage_needs(config: RoundsConfig) -> dict[str, tuple[str, ...]]:
     return dict(sorted(needs.items(), key=lambda item: not item[0].startswith(ahead)))
 
 
-def run_stage(name: str, config: RoundsConfig) -> None:
-    """Make one stage and store it; called in a worker process with a single thread."""
+def run_round_stage(name: str, config: RoundsConfig) -> None:
+    """Make one stage and store it; runs in a worker process with a single thread."""
     kind, k = name.rsplit("_", 1)
     make = {
         "semantic": train_model,
@@ -86,7 +86,7 @@ def train_round(config: RoundsConfig, k: int) -> dict[str, Any]:
     roles, tokenizer = load_roles(config.shared(), **config.scorers(k), policy=start)
     ppo = replace(config.ppo, seed=config.seed * 1000 + k)
     constraint = make_constraint(config.method, threshold=config.threshold, penalty=config.penalty)
-    prompts = training_prompts(config.data(k), config.find_share)
+    prompts = round_prompts(config.data(k), config.find_share)
     folder = config.out / "policies" / f"policy_{k}"
     if goes_on:
         load_critic(roles, folder.with_name(f"policy_{k - 1}") / "critic.safetensors")
@@ -112,20 +112,20 @@ def attack_round(config: RoundsConfig, k: int) -> dict[str, Any]:
     """Let the training red team attack the policy of round k, and store what it found."""
     answer = answers_of(config, k, 1)
     seed = config.seed * 1000 + k
-    sieges = attack_as("train", answer, config.attacked, seed=seed, tries=config.attack_tries)
-    finds = gather(sieges, answer, seed=seed)
+    attacks = attack_as("train", answer, config.attacked, seed=seed, tries=config.attack_tries)
+    finds = gather(attacks, answer, seed=seed)
     store(finds, config.out / "data" / f"round_{k}")
     counts = {name: len(records) for name, records in finds._asdict().items()}
-    return {"team": robustness(sieges, tries=config.attack_tries), "found": counts}
+    return {"team": robustness(attacks, tries=config.attack_tries), "found": counts}
 
 
 def judge_round(config: RoundsConfig, k: int) -> dict[str, Any]:
     """Let the held-out red team judge the policy of round k; the first tries that broke it are kept to be read."""
     policy = answers_of(config, k, 2)
-    sieges = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
-    broken = [s.broken for s in sieges if s.broken]
+    attacks = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
+    broken = [s.broken for s in attacks if s.broken]
     examples = [{"prompt": t.prompt, "answer": t.answer, "families": t.families} for t in broken[:10]]
-    return {"team": robustness(sieges, tries=config.judge_tries), "examples": examples}
+    return {"team": robustness(attacks, tries=config.judge_tries), "examples": examples}
 
 
 def evaluate_round(config: RoundsConfig, k: int) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
     config.base_path()  # a missing base is an error before any training
     evaluation_prompts(config.evaluate)
     Run.open(config.out, config.asks(), contents=config.shared().contents(), resume=config.resume)
-    run_stages(stage_needs(config), config, run_stage)
+    run_stages(round_stage_needs(config), config, run_round_stage)
     results = {
         "config": json.loads(json.dumps(config.asks(), default=str)),
         "seed": config.seed,

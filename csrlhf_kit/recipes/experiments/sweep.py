@@ -27,11 +27,11 @@ from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_folder, writes_run
 from csrlhf_kit.recipes.experiments.cells import check_cell, offline_stage, train_cell
 from csrlhf_kit.recipes.experiments.head_to_head import SCORERS, train_cost_model, train_critic
-from csrlhf_kit.recipes.experiments.plans import METHODS, Cell, SweepConfig
+from csrlhf_kit.recipes.experiments.plans import CELL_METHODS, Cell, SweepConfig
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, curve_of, versions
 from csrlhf_kit.theory.intervals import Estimate
-from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
 
 TRIES = 64  # of the red team per request
 MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
@@ -40,8 +40,8 @@ MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
 # --- stages ---
 
 
-def run_stage(name: str, config: SweepConfig) -> None:
-    """Make one stage and store it; called in a worker process with a single thread."""
+def run_sweep_stage(name: str, config: SweepConfig) -> None:
+    """Make one stage and store it; runs in a worker process with a single thread."""
     shared = config.shared()
     if name in SCORERS:
         result = train_cost_model(name, shared)
@@ -76,8 +76,8 @@ def attack_cell(cell: Cell, config: SweepConfig) -> dict[str, Any]:
     return {name: found[name] for name in ("robust", "robust_after")}
 
 
-def stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
-    """Every stage and the stages that it reads, in the order of preference."""
+def sweep_stage_needs(config: SweepConfig) -> dict[str, tuple[str, ...]]:
+    """Every stage, in the order of preference, and the stages that it reads."""
     scorers = ("reward", config.cost_model)
     needs: dict[str, tuple[str, ...]] = dict.fromkeys(scorers, ()) | {"critic": scorers, "offline": scorers}
     for name, cell in config.cells().items():
@@ -178,8 +178,8 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     if not cells:
         raise UserError("the sweep has no cell: expected at least one method and one seed")
     for cell in cells.values():
-        if cell.method not in METHODS:
-            raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(METHODS)}")
+        if cell.method not in CELL_METHODS:
+            raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(CELL_METHODS)}")
         check_cell(cell, shared, config.direct)
     evaluation_prompts(config.evaluate)
     asked = {
@@ -187,7 +187,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     }
     asked["cells"] = list(cells)
     Run.open(config.out, asked, contents=shared.contents(), resume=config.resume)
-    run_stages(stage_needs(config), config, run_stage)
+    run_stages(sweep_stage_needs(config), config, run_sweep_stage)
     return write_tables(config)
 
 
