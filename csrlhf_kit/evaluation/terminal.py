@@ -21,7 +21,7 @@ def visible(text: str) -> str:
     )  # fmt: skip
 
 
-def asked(ask: Callable[[], str]) -> Iterator[str]:
+def questions(ask: Callable[[], str]) -> Iterator[str]:
     """The lines that a person types, without blank ones, until /quit, Ctrl-C or the end of the input."""
     while True:
         try:

@@ -12,7 +12,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import answer_of
 from csrlhf_kit.evaluation.ratings import rate_policies
 from csrlhf_kit.evaluation.safety import evaluation_prompts
-from csrlhf_kit.evaluation.terminal import asked, prompt_of, visible
+from csrlhf_kit.evaluation.terminal import prompt_of, questions, visible
 from csrlhf_kit.evaluation.votes import VOTES, Duel, elo, standings
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_file
@@ -60,12 +60,12 @@ def run_duel(config: ArenaConfig) -> dict[str, Any]:
     duel = Duel(policies, out, config.seed)
     if earlier := sum(votes for _, votes in elo(files.read(out), list(policies)).values()) // 2:
         print(f"{out} holds {earlier} votes on these already: they count.")
-    for line in asked(prompt_of("you: ")):
+    for line in questions(prompt_of("you: ")):
         duel.fresh()
         list(duel.ask(line))  # until both answers are complete
         left, right = (visible(turns[-1]["content"]) for turns in duel.turns)
         print(f"1: {left}\n2: {right}\n")
-        if (key := next(asked(prompt_of("better (1, 2, =, 0): ")), "")) in VOTES:
+        if (key := next(questions(prompt_of("better (1, 2, =, 0): ")), "")) in VOTES:
             duel.vote(key)
     print(*standings(duel), f"The votes are in {out}", sep="\n")
     return elo(files.read(out), list(policies))

@@ -15,12 +15,11 @@ import tyro
 
 from csrlhf_kit.models import CostSign, Sampler
 from csrlhf_kit.models.places import SHIPPED
-from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig, ScorerConfig
-from csrlhf_kit.training.configs import DirectMethod as DirectMethod
+from csrlhf_kit.training.configs import CriticConfig, DirectConfig, DirectMethod, PPOConfig, ScorerConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.optimizers import OptimizerName
 
-DirectMethod = Literal[tuple(CONSTRAINTS)]
+ConstraintName = Literal[tuple(CONSTRAINTS)]
 
 
 @dataclass
@@ -69,7 +68,7 @@ class PPORunConfig:
     """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
     prompts: str = "shipped"
     """Source of prompts: `shipped`, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
-    method: DirectMethod = "fixed_penalty"
+    method: ConstraintName = "fixed_penalty"
     """The constrained method."""
     threshold: float = 0.01
     """Largest mean cost allowed, in the unit of the costs (see --ppo.cost-scale)."""

@@ -38,7 +38,7 @@ from csrlhf_kit.recipes.experiments.sweep import (
 )
 from csrlhf_kit.recipes.red_team import RedTeamConfig, run_red_team
 from csrlhf_kit.theory.intervals import clopper_pearson
-from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
+from csrlhf_kit.training.configs import METHODS as DIRECT
 from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
 from csrlhf_kit.training.constraints.per_group import PerGroup
@@ -152,7 +152,7 @@ def test_numbers_are_stored_short():
 def test_the_command_says_what_differs():
     config = SweepConfig(plan="grid", seeds=(5,), threshold=0.5, out=Path("elsewhere"), resume=True)
     config = replace(config, direct=DirectConfig(beta=0.7))
-    assert command(config) == "csrlhf sweep --plan grid --seeds 5 --threshold 0.5 --direct.beta 0.7"
+    assert command(config) == "csrlhf sweep --threshold 0.5 --plan grid --seeds 5 --direct.beta 0.7"
 
 
 def test_values_of_a_shaped_reward_follow_from_the_shared_critic(random_base):

@@ -27,7 +27,7 @@ from csrlhf_kit.recipes.experiments.head_to_head import (
     training_prompts,
 )
 from csrlhf_kit.recipes.experiments.plans import CELL_METHODS, Cell
-from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
+from csrlhf_kit.training.configs import METHODS as DIRECT
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, FixedPenalty, RewardShaping
 from csrlhf_kit.training.constraints.per_group import PerGroup
 from csrlhf_kit.training.critic import load_critic

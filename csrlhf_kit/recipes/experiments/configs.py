@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,35 +16,23 @@ from csrlhf_kit.training.constraints import CONSTRAINTS
 
 
 @dataclass
-class RunConfig:
-    """The head-to-head on the toy world."""
+class ExperimentConfig:
+    """What the head-to-head, a sweep and red-team rounds have in common."""
 
     out: Path = Path("runs/demo")
-    """Folder of the run: results.json, report.html, models, policies."""
+    """Folder of the run: results, models, policies, finished stages."""
     base: Path | None = None
-    """The base model; None: the shipped tiny base."""
-    seed: int = 0
-    """Seed for everything."""
-    methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
-    """Policies to train; the base itself is always evaluated, as `sft`."""
+    """The base model; None: the tiny base that is shipped."""
     threshold: float = 0.02
-    """Largest mean cost allowed over the training prompts: a probability, so that 0.02 means "2% harmful"."""
-    penalty: float = 6.0
-    """λ of the rectified and the linear penalty: reward (in standard deviations) per cost of 1."""
+    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             steps=64, epochs=2, learning_rate=3e-3, critic_learning_rate=4e-3, schedule="cosine"
         )
     )
-    """PPO's settings, the same for every method."""
+    """PPO's settings, the same for every policy."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every method, is first fitted to the base."""
-    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking alone)."""
-    scorer_layers: int | None = 2
-    """Adapters of scorers and critic act on this many of the base's last layers, and share the rest; None: all."""
-    policy_layers: int | None = None
-    """The policy's adapter acts on this many of the base's last layers; None: all."""
+    """How the critic, the same for every policy, is fitted to the base first."""
     scorer_epochs: float | None = 1.0
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
@@ -80,34 +68,50 @@ class RunConfig:
         """What a finished stage has written."""
         return json.loads(self.stage_path(name).read_text())
 
+    def settings(self, *aside: str) -> dict[str, Any]:
+        """What has to be the same when a run goes on: all fields but the folder, the speed, and those `aside`."""
+        return {n: v for n, v in asdict(self).items() if n not in ("out", "resume", "workers", *aside)}
+
+    def as_run(self, **own: Any) -> RunConfig:
+        """The head-to-head with these common fields; `own`: further fields of `RunConfig`."""
+        return RunConfig(**{spec.name: getattr(self, spec.name) for spec in fields(ExperimentConfig)}, **own)
+
+
+@dataclass
+class RunConfig(ExperimentConfig):
+    """The head-to-head on the toy world."""
+
+    seed: int = 0
+    """Seed of everything."""
+    methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
+    """Which policies to train; the base itself is always evaluated, as `sft`."""
+    penalty: float = 6.0
+    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
+    cost_model: Literal["semantic", "bradley_terry"] = "semantic"
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    scorer_layers: int | None = 2
+    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
+    policy_layers: int | None = None
+    """The policy's adapter acts on this many of the base's last layers; None: all."""
+
 
 MAIN = RunConfig()
 
 
 @dataclass
-class RoundsConfig:
+class RoundsConfig(ExperimentConfig):
     """Rounds of training and red-teaming on the toy world."""
 
     out: Path = Path("runs/rounds")
-    """Folder of the run: rounds.json, and each round's data, models and policy."""
-    base: Path | None = None
-    """The base model; None: the shipped tiny base."""
+    """Folder of the run: rounds.json, and for each round data, models and policy."""
     method: Literal[tuple(CONSTRAINTS)] = "fixed_penalty"
     """The constraint of every round."""
     rounds: int = 3
     """Number of rounds."""
     start: Literal["previous", "base"] = "previous"
-    """A round's policy starts from the previous round's, or from the base. The reference is always the base."""
-    threshold: float = MAIN.threshold
-    """Largest mean cost allowed over the training prompts, a probability."""
+    """Where a round's policy starts: from the last round's, or from the base. The reference is the base."""
     penalty: float = MAIN.penalty
     """λ, for the methods with a fixed one."""
-    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
-    """PPO's settings, the same for every round."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the first round's critic is fitted to the base."""
-    scorer_epochs: float | None = MAIN.scorer_epochs
-    """Passes over the labels for each scorer; None: chosen by the data's size."""
     scorer_layers: int | None = MAIN.scorer_layers
     """Adapters of scorers and critic act on this many of the base's last layers; None: all."""
     policy_layers: int | None = MAIN.policy_layers
@@ -123,15 +127,9 @@ class RoundsConfig:
     judge_tries: int = 64
     """Its most tries per request."""
     talks: int = 200
-    """Conversations of two turns, and as many of three."""
-    evaluate: int = 500
-    """Test prompts for each rate, as in `csrlhf run`."""
+    """Conversations of two, and of three turns."""
     seed: int = 0
     """Seed of everything."""
-    workers: int = 2
-    """Stages made at the same time, each by a process with one thread."""
-    resume: bool = False
-    """Go on with what is in the folder; without it an existing run is an error."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 <= self.find_share < 1:
@@ -145,24 +143,8 @@ class RoundsConfig:
         return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
 
     def shared(self) -> RunConfig:
-        """The configuration of `csrlhf run` that each round shares."""
-        return replace(
-            MAIN, base=self.base, ppo=self.ppo, scorer_epochs=self.scorer_epochs,
-            scorer_layers=self.scorer_layers, policy_layers=self.policy_layers, evaluate=self.evaluate,
-            seed=self.seed,
-        )  # fmt: skip
-
-    def base_path(self) -> Path:
-        """Where the base model is."""
-        return self.shared().base_path()
-
-    def stage_path(self, name: str) -> Path:
-        """The file that a finished stage has written."""
-        return self.out / "stages" / f"{name}.json"
-
-    def read_stage(self, name: str) -> dict[str, Any]:
-        """What a finished stage has written."""
-        return json.loads(self.stage_path(name).read_text())
+        """The main job's configuration, of which each round is a variant."""
+        return self.as_run(seed=self.seed, scorer_layers=self.scorer_layers, policy_layers=self.policy_layers)
 
     def data(self, before: int) -> list[Path]:
         """Folders of what the rounds before round `before` have found."""
@@ -179,7 +161,3 @@ class RoundsConfig:
     def adapter(self, k: int) -> Path | None:
         """The policy of round k; None for the base."""
         return self.out / "policies" / f"policy_{k}" / "adapter" if k else None
-
-    def asks(self) -> dict[str, Any]:
-        """Settings that must be the same when a run is resumed."""
-        return {n: v for n, v in asdict(self).items() if n not in ("out", "resume", "workers")}

@@ -275,8 +275,8 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     for method in config.methods:
         constraint_for(method, config)
     prompts = evaluation_prompts(config.evaluate)
-    asked = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "workers")}
-    Run.open(config.out, asked, contents=config.contents(), resume=config.resume)
+    settings = config.settings()
+    Run.open(config.out, settings, contents=config.contents(), resume=config.resume)
     seconds = run_stages(stage_needs(config), config, run_stage)
     costs = {name: config.read_stage(name) for name in ("semantic", "bradley_terry", "keyword")}
     done = {name: config.read_stage(name) for name in ("sft", *config.methods)}
@@ -288,7 +288,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
         with contextlib.suppress(UserError):  # no tilt of the samples has so low a cost and KL
             row["shortfall"] = best_reward(**scores, at_cost=row["cost"], at_kl=row["kl"]) - row["reward"]
     results = {
-        "config": json.loads(json.dumps(asked, default=str)),
+        "config": json.loads(json.dumps(settings, default=str)),
         "seed": config.seed,
         "versions": versions(),
         "wall_seconds": seconds,

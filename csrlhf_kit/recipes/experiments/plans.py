@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.recipes.experiments.configs import MAIN, RunConfig
-from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
-from csrlhf_kit.training.configs import CriticConfig, DirectConfig, PPOConfig
+from csrlhf_kit.recipes.experiments.configs import MAIN, ExperimentConfig, RunConfig
+from csrlhf_kit.training.configs import METHODS as DIRECT
+from csrlhf_kit.training.configs import DirectConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS
 
 CELL_METHODS: tuple[str, ...] = ("sft", *CONSTRAINTS, "per_category", *DIRECT)
@@ -58,7 +58,7 @@ def thresholds() -> list[Setting]:
 
 
 def prices() -> list[Setting]:
-    """Runs that find the multiplier which meets the cost limit, for `equilibrium.predict`."""
+    """A multiplier that finds what the cost limit costs, for `equilibrium.predict_cost`."""
     return [("pid_lagrangian", {"threshold": 0.1, "proportional": 20.0, "integral": 2.0})]
 
 
@@ -145,7 +145,7 @@ class Cell:
 
 
 @dataclass
-class SweepConfig:
+class SweepConfig(ExperimentConfig):
     """Methods x settings x seeds on the toy world."""
 
     out: Path = Path("runs/sweep")
@@ -158,45 +158,18 @@ class SweepConfig:
     """Methods of the plan `grid`."""
     grid: tuple[str, ...] = ()
     """Settings of the plan `grid`, each `name=value,value`; all combinations are run."""
-    base: Path | None = None
-    """The base model; None: the shipped tiny base."""
-    threshold: float = MAIN.threshold
-    """Largest mean cost allowed over the training prompts, a probability."""
-    ppo: PPOConfig = field(default_factory=lambda: MAIN.ppo)
-    """PPO's settings, unless a cell changes them."""
     cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking alone)."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every cell, is first fitted to the base."""
+    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
     direct: DirectConfig = field(default_factory=DirectConfig)
     """Settings of the preference-only methods."""
-    scorer_epochs: float | None = MAIN.scorer_epochs
-    """Passes over the labels for each scorer; None: chosen by the data's size."""
-    evaluate: int = MAIN.evaluate
-    """Prompts for each of the three rates, as in `csrlhf run`."""
     attacked: int = 0
-    """Requests on which the held-out red team attacks every policy, with 64 tries each; 0: no attack."""
-    workers: int = 2
-    """Cells trained at the same time, each by a process with one thread."""
+    """Requests that the held-out red team attacks, 64 tries each, with every policy; 0: no attack."""
     record: Path | None = None
     """Also write the tables to this folder (data/runs/<plan>)."""
-    resume: bool = False
-    """Go on with what is in the folder; without it an existing sweep is an error."""
 
     def shared(self) -> RunConfig:
-        """The configuration of `csrlhf run` that the cells share."""
-        return replace(
-            MAIN, out=self.out, base=self.base, threshold=self.threshold, ppo=self.ppo, critic=self.critic,
-            scorer_epochs=self.scorer_epochs, evaluate=self.evaluate, cost_model=self.cost_model,
-        )  # fmt: skip
-
-    def stage_path(self, name: str) -> Path:
-        """The file that a finished stage has written."""
-        return self.out / "stages" / f"{name}.json"
-
-    def read_stage(self, name: str) -> dict[str, Any]:
-        """What a finished stage has written."""
-        return json.loads(self.stage_path(name).read_text())
+        """The main job's configuration, of which the sweep's cells are variants."""
+        return self.as_run(cost_model=self.cost_model)
 
     def cells(self) -> dict[str, Cell]:
         """Every cell by its name; all settings with the first seed come first, then the next seed."""

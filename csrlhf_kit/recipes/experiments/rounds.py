@@ -174,10 +174,10 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
     """
     config.base_path()  # a missing base is an error before any training
     evaluation_prompts(config.evaluate)
-    Run.open(config.out, config.asks(), contents=config.shared().contents(), resume=config.resume)
+    Run.open(config.out, config.settings(), contents=config.shared().contents(), resume=config.resume)
     run_stages(round_stage_needs(config), config, run_round_stage)
     results = {
-        "config": json.loads(json.dumps(config.asks(), default=str)),
+        "config": json.loads(json.dumps(config.settings(), default=str)),
         "seed": config.seed,
         "versions": versions(),
         "rounds": round_rows(config),

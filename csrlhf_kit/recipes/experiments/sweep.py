@@ -16,7 +16,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from csrlhf_kit.errors import UserError
@@ -31,7 +31,7 @@ from csrlhf_kit.recipes.experiments.plans import CELL_METHODS, Cell, SweepConfig
 from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, curve_of, versions
 from csrlhf_kit.theory.intervals import Estimate
-from csrlhf_kit.training.configs import CELL_METHODS as DIRECT
+from csrlhf_kit.training.configs import METHODS as DIRECT
 
 TRIES = 64  # of the red team per request
 MEANS = ("helpfulness", "reward", "cost", "kl", "multiplier")
@@ -182,11 +182,8 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
             raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(CELL_METHODS)}")
         check_cell(cell, shared, config.direct)
     evaluation_prompts(config.evaluate)
-    asked = {
-        k: v for k, v in asdict(config).items() if k not in ("out", "record", "resume", "workers", "attacked")
-    }
-    asked["cells"] = list(cells)
-    Run.open(config.out, asked, contents=shared.contents(), resume=config.resume)
+    settings = config.settings("record", "attacked") | {"cells": list(cells)}
+    Run.open(config.out, settings, contents=shared.contents(), resume=config.resume)
     run_stages(sweep_stage_needs(config), config, run_sweep_stage)
     return write_tables(config)
 
