@@ -60,7 +60,7 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return titled(figure, "Safe and helpful is the upper left corner: who gets there, and who stays there?")
 
 
-CURVE_PANELS = (  # (keys of a metrics row, best first; what the panel shows)
+CURVE_PANELS = (  # (keys of a metrics row, in order of preference; what the panel shows)
     ("objective/cost", "mean learned cost"),
     ("constraint/multiplier", "effective multiplier λ"),
     ("objective/harmful", "harmful answers, estimated, %"),
@@ -81,7 +81,7 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Fig
         return any(row.get(key) is not None for rows in curves.values() for row in rows)
 
     panels = [(key, label) for key, label in CURVE_PANELS if has(key)]
-    lead = len(panels) % 2  # with an odd number of panels the first has a row to itself
+    lead = len(panels) % 2  # if the number of panels is odd, the first has a row of its own
     rows_of_panels = max(1, (len(panels) + lead) // 2)
     figure = make_subplots(
         rows=rows_of_panels,

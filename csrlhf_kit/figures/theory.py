@@ -27,7 +27,7 @@ from csrlhf_kit.theory import (
 
 PENALTIES = {"rectified": "fixed_penalty", "linear": "linear_penalty", "per_sample": "rectified_sample"}
 FRONTIER_MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
-_FEW_SAMPLES = 5  # effective samples a prompt, below which a reweighted mean is one or two responses
+_FEW_SAMPLES = 5  # effective samples per prompt; with fewer, a mean depends on one or two responses
 
 
 def penalty_landscape(
@@ -94,7 +94,7 @@ def penalty_landscape(
 
 
 def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = FRONTIER_MULTIPLES) -> go.Figure:
-    """The best objective at each mean cost, and where each of the three penalties ends up on it, or off it.
+    """The best objective at each mean cost, and the optima of the three penalties, on or below it.
 
     Marks are the penalties' optima at `multiples` of λ*. Rectified optima move along the frontier and stop at the
     threshold; linear ones move on; those of the per-sample hinge leave the frontier.

@@ -22,9 +22,9 @@ class ExperimentConfig:
     out: Path = Path("runs/demo")
     """Folder of the run: results, models, policies, finished stages."""
     base: Path | None = None
-    """The base model; None: the tiny base that is shipped."""
+    """The base model; None: the shipped tiny base."""
     threshold: float = 0.02
-    """Largest mean cost allowed over the training mixture: a probability, so 0.02 reads "2% harmful"."""
+    """Largest mean cost allowed over the training prompts: a probability, so that 0.02 means "2% harmful"."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             steps=64, epochs=2, learning_rate=3e-3, critic_learning_rate=4e-3, schedule="cosine"
@@ -32,7 +32,7 @@ class ExperimentConfig:
     )
     """PPO's settings, the same for every policy."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic, the same for every policy, is fitted to the base first."""
+    """How the critic, the same for every policy, is first fitted to the base."""
     scorer_epochs: float | None = 1.0
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
@@ -84,13 +84,13 @@ class RunConfig(ExperimentConfig):
     seed: int = 0
     """Seed of everything."""
     methods: tuple[str, ...] = ("ppo", "lagrangian", "linear_penalty", "fixed_penalty")
-    """Which policies to train; the base itself is always evaluated, as `sft`."""
+    """Policies to train; the base itself is always evaluated, as `sft`."""
     penalty: float = 6.0
-    """The fixed λ of the rectified and of the linear penalty, in rewards (of unit spread) for a probability of 1."""
+    """λ of the rectified and the linear penalty: reward (in standard deviations) per cost of 1."""
     cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
+    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking alone)."""
     scorer_layers: int | None = 2
-    """Adapters of scorers and critic act on this many of the base's last layers, and share those below; None: all."""
+    """Adapters of scorers and critic act on this many of the base's last layers, and share the rest; None: all."""
     policy_layers: int | None = None
     """The policy's adapter acts on this many of the base's last layers; None: all."""
 
@@ -103,13 +103,13 @@ class RoundsConfig(ExperimentConfig):
     """Rounds of training and red-teaming on the toy world."""
 
     out: Path = Path("runs/rounds")
-    """Folder of the run: rounds.json, and for each round data, models and policy."""
+    """Folder of the run: rounds.json, and each round's data, models and policy."""
     method: Literal[tuple(CONSTRAINTS)] = "fixed_penalty"
     """The constraint of every round."""
     rounds: int = 3
     """Number of rounds."""
     start: Literal["previous", "base"] = "previous"
-    """Where a round's policy starts: from the last round's, or from the base. The reference is the base."""
+    """A round's policy starts from the previous round's, or from the base. The reference is always the base."""
     penalty: float = MAIN.penalty
     """λ, for the methods with a fixed one."""
     scorer_layers: int | None = MAIN.scorer_layers
@@ -127,7 +127,7 @@ class RoundsConfig(ExperimentConfig):
     judge_tries: int = 64
     """Its most tries per request."""
     talks: int = 200
-    """Conversations of two, and of three turns."""
+    """Conversations of two turns, and as many of three."""
     seed: int = 0
     """Seed of everything."""
 
@@ -143,7 +143,7 @@ class RoundsConfig(ExperimentConfig):
         return tuple(f"policy_{k}" for k in range(1, self.rounds + 1))
 
     def shared(self) -> RunConfig:
-        """The main job's configuration, of which each round is a variant."""
+        """The configuration of `csrlhf run` that each round shares."""
         return self.as_run(seed=self.seed, scorer_layers=self.scorer_layers, policy_layers=self.policy_layers)
 
     def data(self, before: int) -> list[Path]:

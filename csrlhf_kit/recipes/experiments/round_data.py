@@ -33,13 +33,13 @@ class Finds(NamedTuple):
 
 
 def gather(attacks: Sequence[Attack], answer: Answer, *, refused: int = 1, seed: int = 0) -> Finds:
-    """Turn the broken attacks into records.
+    """Turn the attacks that succeeded into records.
 
     Args:
-        attacks: What the training red team did (test compositions have no business here).
-        answer: The policy: it answers every find and every twin twice more, for labels and pairs.
-        refused: Tries before the break that are labelled too, the latest ones: the policy's safe answers.
-        seed: Of the twins and of the annotators.
+        attacks: Those of the training red team, never of the held-out one.
+        answer: The policy, which answers every find and twin twice more, for labels and pairs.
+        refused: Number of latest tries before the break that are labelled too: the policy's safe answers.
+        seed: Seed for the twins and the annotators.
     """
     rng = Random(f"finds/{seed}")
     finds, labelled = [], []
@@ -125,7 +125,7 @@ def joined(kind: type, folders: Sequence[Path]) -> list:
 
 
 def round_prompts(folders: Sequence[Path], share: float) -> list[str]:
-    """Shipped training prompts, and the folders' prompts repeated until they are about `share` of all."""
+    """The shipped training prompts, and the folders' prompts repeated to about `share` of all."""
     shipped = read_records("shipped", Prompt, split="train").records
     found = joined(Prompt, folders)[len(shipped) :]
     wanted = round(share / (1.0 - share) * len(shipped)) if found else 0

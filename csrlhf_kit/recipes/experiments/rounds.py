@@ -54,7 +54,7 @@ def round_stage_needs(config: RoundsConfig) -> dict[str, tuple[str, ...]]:
 
 
 def run_round_stage(name: str, config: RoundsConfig) -> None:
-    """Make one stage and store it; runs in a worker process with a single thread."""
+    """Make one stage and store it; called in a worker process with a single thread."""
     kind, k = name.rsplit("_", 1)
     make = {
         "semantic": train_model,
@@ -80,7 +80,7 @@ def train_model(config: RoundsConfig, name: str, k: int) -> dict[str, Any]:
 
 
 def train_round(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """PPO of round k. The critic goes on from the last round's, or is fitted to the base."""
+    """Train the policy of round k by PPO. The critic starts from the last round's, or is fitted to the base."""
     goes_on = k > 1 and config.start == "previous"
     start = config.adapter(k - 1) if goes_on else None
     roles, tokenizer = load_roles(config.shared(), **config.scorers(k), policy=start)
@@ -120,7 +120,7 @@ def attack_round(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 
 def judge_round(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """Let the held-out red team judge the policy of round k; the first tries that broke it are kept to be read."""
+    """Let the held-out red team attack the policy of round k; keeps the first tries that broke it as examples."""
     policy = answers_of(config, k, 2)
     attacks = attack_as("held_out", policy, config.judged, seed=config.seed, tries=config.judge_tries)
     broken = [s.broken for s in attacks if s.broken]
@@ -129,7 +129,7 @@ def judge_round(config: RoundsConfig, k: int) -> dict[str, Any]:
 
 
 def evaluate_round(config: RoundsConfig, k: int) -> dict[str, Any]:
-    """The oracle's row of round k on the test prompts, and by number of turns."""
+    """The oracle's row for round k on the test prompts, and its rows by number of turns."""
     roles, tokenizer = load_roles(config.shared(), **config.scorers(k), policy=config.adapter(k))
     row, _ = evaluate_policy(roles, tokenizer, config.shared(), adapter="policy" if k else None)
     talks = conversations("test", config.talks, seed=config.seed)
