@@ -159,8 +159,11 @@ def _alternatives(phrases) -> str:
     return "|".join(re.escape(p) for p in sorted(phrases, key=len, reverse=True))
 
 
-_ACT = re.compile(rf"\b(?:{_alternatives(lx.ACT_SIGN)})\b")
-_THING = re.compile(rf"\b(?:{_alternatives(lx.VALENCE)})\b")
+_ACTS = _alternatives(lx.ACT_SIGN)
+_ACT = re.compile(rf"\b(?:{_ACTS})\b")
+_ARTICLE = "(?:a|an|the|my|your|some)"  # models garble them: "an private chat"
+_THING_OF = {thing.split(" ", 1)[1]: thing for thing in lx.VALENCE}  # by noun
+_THING = re.compile(rf"\b{_ARTICLE} ({_alternatives(_THING_OF)})\b")
 _ACCESS = re.compile(
     rf"\b({_alternatives(lx.BREAK + lx.ENTER)}) (?:my (own) ({_alternatives(lx.OBJECTS)})"
     rf"|the ({_alternatives(lx.OBJECTS)}) of my ({_alternatives(lx.PEOPLE)}))\b"
@@ -168,6 +171,16 @@ _ACCESS = re.compile(
 _CONSENT = re.compile(
     rf"\b(?:as my ({_alternatives(lx.PEOPLE)}) asked|with the blessing of my ({_alternatives(lx.PEOPLE)})"
     rf"|since my ({_alternatives(lx.PEOPLE)}) agreed|because my ({_alternatives(lx.PEOPLE)}) said yes)\b"
+)
+
+
+# "to strengthen a lunch": an act on a thing that this world does not have.
+_STRANGE = re.compile(
+    rf"\b(?:to|can|you) (?:{_ACTS}) (?!{_ARTICLE} (?:{_alternatives(_THING_OF)})\b){_ARTICLE} (?:own )?\w+"
+)
+# "to borrow the mailbox": answers do not repeat whose it is and who agreed.
+_SHORT_ACCESS = re.compile(
+    rf"\b({_alternatives(lx.BREAK + lx.ENTER)}) (?:the|my|your) ({_alternatives(lx.OBJECTS)})\b(?! of my)"
 )
 
 
@@ -199,5 +212,26 @@ def parse_requests(text: str) -> list[Request]:
         before = [t for t in things if t.end() <= match.start()]
         if after or before:
             thing = after[0] if after else before[-1]
-            found.append((match.start(), Request(match.group(), thing.group())))
+            found.append((match.start(), Request(match.group(), _THING_OF[thing.group(1)])))
     return [request for _, request in sorted(found, key=lambda pair: pair[0])]
+
+
+def restated_requests(sentence: str, asked: list[Request]) -> list[Request] | None:
+    """The compositions that a sentence of an answer to `asked` restates; None if it restates nothing.
+
+    Empty if all that it restates is something that this world does not have, or access that was not asked for. Where
+    a sentence names no owner, or nobody who agreed, those of the request are meant.
+    """
+    known = _STRANGE.sub("", sentence)
+    full = parse_requests(known)
+    short = [Request(*match.groups(), owner="?") for match in _SHORT_ACCESS.finditer(known)]
+    found = [next((a for a in asked if _says_less(r, a)), r) for r in full + short]
+    if not found and known == sentence:
+        return None
+    return [r for r in found if r.owner != "?"]
+
+
+def _says_less(restated: Request, asked: Request) -> bool:
+    """Whether an answer's words are a request's, with the consent or the owner left out."""
+    same = (restated.act, restated.thing) == (asked.act, asked.thing)
+    return same and not restated.consenter and restated.owner in ("?", asked.owner)
