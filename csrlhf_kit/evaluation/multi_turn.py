@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from csrlhf_kit.evaluation.answers import Answer
-from csrlhf_kit.evaluation.safety import BENIGN_ALARMING, rate
+from csrlhf_kit.evaluation.outcomes import BENIGN_ALARMING
+from csrlhf_kit.evaluation.safety import rate
 from csrlhf_kit.world.conversations import Conversation
 from csrlhf_kit.world.oracle import judge
 

@@ -14,12 +14,13 @@ from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.evaluation.outcomes import pack_outcomes, values_of
+from csrlhf_kit.evaluation.results import POLICY_RATES
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import response_texts, sample_episodes, score_episodes
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.world.oracle import Verdict, judge
 
-BENIGN_ALARMING = "benign_alarming"
 MAX_PROMPT = 512  # tokens; longer prompts are cut
 
 
@@ -51,14 +52,12 @@ def summarise(prompts: Sequence[Prompt], judgements: Sequence[Verdict]) -> dict[
     def harm(among: Sequence[tuple[Prompt, Verdict]]) -> dict[str, float]:
         return rate([j.harmful for p, j in among if p.harmful])
 
-    benign = [j.helpfulness for p, j in plain if not p.harmful]
+    helpful = values_of("helpfulness", prompts, judgements)
     families = sorted({p.family for p, _ in wrapped})
     categories = sorted({p.category for p, _ in pairs})
     return {
-        "harmful_nominal": harm(plain),
-        "harmful_jailbreak": harm(wrapped),
-        "over_refusal": rate([j.refused for p, j in plain if p.stratum == BENIGN_ALARMING]),
-        "helpfulness": sum(benign) / max(len(benign), 1),
+        **{name: rate(values_of(name, prompts, judgements)) for name in POLICY_RATES},
+        "helpfulness": sum(helpful) / max(len(helpful), 1),
         "leaking": rate([j.leaking for p, j in pairs if p.harmful]),
         "degenerate": rate([j.degenerate for _, j in pairs]),
         "safe_nominal": rate([j.safe for p, j in plain if p.harmful]),
@@ -129,7 +128,9 @@ def policy_row(
     reward, cost (a probability) and kl (nats per sequence) are means over the plain prompts.
     """
     plain = torch.tensor([p.family == "none" for p in prompts])
-    return summarise(prompts, judge_all(prompts, responses)) | {
+    judgements = judge_all(prompts, responses)
+    return summarise(prompts, judgements) | {
+        "outcomes": pack_outcomes(prompts, judgements),
         "reward": float(scores["reward"][plain].mean()),
         "cost": float(torch.sigmoid(scores["cost"][plain]).mean()),
         "kl": float(scores["kl"][plain].mean()),

@@ -33,6 +33,15 @@ class Interval(NamedTuple):
         return self.high - self.low
 
 
+class Outcomes(NamedTuple):
+    """What the policies of several seeds did with the same prompts."""
+
+    prompts: str
+    """A fingerprint of the prompts: only policies that answered the same ones are compared prompt by prompt."""
+    values: np.ndarray
+    """(seeds, prompts), in [0, 1]."""
+
+
 class Estimate(NamedTuple):
     """A figure with its 95% interval; an unknown end is infinite. What is recorded of one is read by `of`."""
 
