@@ -85,7 +85,7 @@ def calls(
     generator = torch.Generator().manual_seed(0)
     reward, cost = torch.randn(2, batch, length, generator=generator)
     rewards, costs = torch.randn(batch, generator=generator), torch.rand(batch, generator=generator)
-    actions = torch.rand(minibatch, length, generator=generator) < 0.5
+    response_mask = torch.rand(minibatch, length, generator=generator) < 0.5
     groups = [GROUPS[i % len(GROUPS)] for i in range(batch)]
 
     def run() -> None:
@@ -96,7 +96,7 @@ def calls(
         constraint.stats()
         for _ in range(epochs * (batch // minibatch)):
             ratio = torch.ones(minibatch, length, requires_grad=True)
-            loss = constraint.extra_loss(ratio, cost[:minibatch], actions)
+            loss = constraint.extra_loss(ratio, cost[:minibatch], response_mask)
             if loss is not None:
                 loss.backward()
 

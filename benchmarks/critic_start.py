@@ -63,9 +63,9 @@ def measure(start: str | None, config: Config) -> dict[str, float | str]:
         wanted = returns(batch, ppo)
         squared = (batch.values - wanted).square() / 2
         rows = torch.arange(len(batch.ids))
-        errors.append(squared[batch.actions])
-        first.append(squared[rows, batch.actions.long().argmax(1)])
-        targets.append(wanted[batch.actions])
+        errors.append(squared[batch.response_mask])
+        first.append(squared[rows, batch.response_mask.long().argmax(1)])
+        targets.append(wanted[batch.response_mask])
     error, at_first = torch.cat(errors).mean(0).tolist(), torch.cat(first).mean(0).tolist()
     spread = (torch.cat(targets).var(0) / 2).tolist()
     row: dict[str, float | str] = {"start": str(start)}

@@ -107,11 +107,11 @@ def load_models(args: Args):
     return tokenizer, policy.eval(), critic.eval(), *(judge.eval() for judge in judges)
 
 
-def log_probs(model: nn.Module, ids: Tensor, actions: Tensor) -> Tensor:
+def log_probs(model: nn.Module, ids: Tensor, response_mask: Tensor) -> Tensor:
     """Log-probability (batch, length) of each token of an answer given what precedes it; zero elsewhere."""
     logits = model(input_ids=ids[:, :-1]).logits  # column t predicts token t + 1
     taken = logits.log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-    return torch.where(actions, nn.functional.pad(taken, (1, 0)), 0.0)
+    return torch.where(response_mask, nn.functional.pad(taken, (1, 0)), 0.0)
 
 
 # --- a step, part 1: answer, and score the answers
@@ -119,7 +119,7 @@ def log_probs(model: nn.Module, ids: Tensor, actions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout(policy: nn.Module, tokenizer, prompts: list[str], args: Args):
-    """Answer each prompt: ids and actions (batch, length), true at the answer's tokens, and ended (batch,)."""
+    """Answer each prompt: ids and response_mask (batch, length), true at the answer, and ended (batch,)."""
     asked = tokenizer.apply_chat_template(
         [[{"role": "user", "content": prompt}] for prompt in prompts],
         add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True,
@@ -138,25 +138,25 @@ def rollout(policy: nn.Module, tokenizer, prompts: list[str], args: Args):
         mask, positions = nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
     answers = torch.cat(answers, 1)  # (batch, max_new_tokens)
     is_end = answers == tokenizer.eos_token_id
-    said = is_end.cumsum(1) - is_end.long() == 0  # up to the first end token, which is an action too
+    said = is_end.cumsum(1) - is_end.long() == 0  # up to the first end token, which is chosen too
     real = torch.cat([asked["attention_mask"].bool(), said], 1)
     ids = torch.cat([asked["input_ids"], answers], 1)
     chosen = torch.cat([torch.zeros_like(asked["attention_mask"]).bool(), said], 1)
     rows = [row[kept] for row, kept in zip(ids, real, strict=True)]
     ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-    actions = pad_sequence([row[kept] for row, kept in zip(chosen, real, strict=True)], batch_first=True)
-    return ids, actions, is_end.any(1)
+    said = [row[kept] for row, kept in zip(chosen, real, strict=True)]
+    return ids, pad_sequence(said, batch_first=True), is_end.any(1)
 
 
 @torch.no_grad()
-def score(policy, critic, judges, ids: Tensor, actions: Tensor, ended: Tensor, args: Args):
+def score(models, judges, ids: Tensor, response_mask: Tensor, ended: Tensor, args: Args):
     """What is known before the update: log-probabilities of policy and base, values, rewards and costs."""
-    old = log_probs(policy, ids, actions)
-    with policy.disable_adapter():  # the reference is the base itself
-        reference = log_probs(policy, ids, actions)
+    old = log_probs(models["policy"], ids, response_mask)
+    with models["policy"].disable_adapter():  # the reference is the base itself
+        reference = log_probs(models["policy"], ids, response_mask)
     rewards, costs = (judge(input_ids=ids).logits.squeeze(-1) for judge in judges)  # (batch,) each
     rewards, costs = rewards - args.missing_end * ~ended, costs.sigmoid()  # a cost is P(harmful)
-    return old, reference, critic(ids), rewards, costs
+    return old, reference, models["critic"](ids), rewards, costs
 
 
 # --- a step, part 2: the constraint decides how much cost counts
@@ -173,58 +173,58 @@ def next_multiplier(multiplier: float, violation: float, args: Args) -> float:
 # --- a step, part 3: advantages
 
 
-def token_scores(scores: Tensor, log_ratios: Tensor, actions: Tensor, beta: float) -> Tensor:
+def token_scores(scores: Tensor, log_ratios: Tensor, response_mask: Tensor, beta: float) -> Tensor:
     """Per-token scores (batch, length): -beta log(pi / pi_ref), plus the answer's score on its last token."""
-    last = (actions * torch.arange(actions.shape[1])).argmax(1)
+    last = (response_mask * torch.arange(response_mask.shape[1])).argmax(1)
     tokens = -beta * log_ratios
     tokens[torch.arange(len(scores)), last] += scores
     return tokens
 
 
-def gae(scores: Tensor, values: Tensor, actions: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+def gae(scores: Tensor, values: Tensor, response_mask: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns (batch, length), discount 1 (arXiv 1506.02438, equation 16)."""
     advantages = torch.zeros_like(scores)
     carry = following = torch.zeros(len(scores))  # A and V of the next token; nothing follows the last one
     for t in reversed(range(scores.shape[1])):
         delta = scores[:, t] + following - values[:, t]
-        carry = torch.where(actions[:, t], delta + lam * carry, carry)
-        following = torch.where(actions[:, t], values[:, t], following)
-        advantages[:, t] = torch.where(actions[:, t], carry, 0.0)
-    return advantages, torch.where(actions, advantages + values, 0.0)
+        carry = torch.where(response_mask[:, t], delta + lam * carry, carry)
+        following = torch.where(response_mask[:, t], values[:, t], following)
+        advantages[:, t] = torch.where(response_mask[:, t], carry, 0.0)
+    return advantages, torch.where(response_mask, advantages + values, 0.0)
 
 
-def combine(reward_advantages: Tensor, cost_advantages: Tensor, actions: Tensor, multiplier: float) -> Tensor:
-    """(A_R - lambda A_C) / (1 + lambda), whitened over the batch's action tokens."""
-    mixed = (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)
-    centred = torch.where(actions, mixed - mixed[actions].mean(), 0.0)
-    return centred / (centred.square().sum() / actions.sum()).sqrt().clamp_min(1e-8)
+def combine(reward_a: Tensor, cost_a: Tensor, response_mask: Tensor, multiplier: float) -> Tensor:
+    """(A_R - lambda A_C) / (1 + lambda), whitened over the batch's response tokens."""
+    mixed = (reward_a - multiplier * cost_a) / (1 + multiplier)
+    centred = torch.where(response_mask, mixed - mixed[response_mask].mean(), 0.0)
+    return centred / (centred.square().sum() / response_mask.sum()).sqrt().clamp_min(1e-8)
 
 
 # --- a step, part 4: clipped updates of policy and critic
 
 
-def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, actions: Tensor, clip: float):
-    """PPO's clipped loss per action token, and the approximate KL from the old policy (arXiv 1707.06347)."""
-    log_ratio = new - old  # zero outside the answers
+def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, response_mask: Tensor, clip: float):
+    """PPO's clipped loss per response token, and the approximate KL from the old policy (arXiv 1707.06347)."""
+    log_ratio, count = new - old, response_mask.sum()  # log_ratio is zero outside the answers
     ratio = log_ratio.exp()
     loss = torch.maximum(-ratio * advantages, -ratio.clamp(1 - clip, 1 + clip) * advantages)
-    return (loss * actions).sum() / actions.sum(), (ratio - 1 - log_ratio).sum() / actions.sum()
+    return (loss * response_mask).sum() / count, (ratio - 1 - log_ratio).sum() / count
 
 
-def value_loss(new: Tensor, old: Tensor, returns: Tensor, actions: Tensor, clip: float) -> Tensor:
-    """Clipped squared error / 2 per action token, of reward and of cost: (2,) from (batch, length, 2)."""
+def value_loss(new: Tensor, old: Tensor, returns: Tensor, response_mask: Tensor, clip: float) -> Tensor:
+    """Clipped squared error / 2 per response token, of reward and of cost: (2,) from (batch, length, 2)."""
     clipped = old + (new - old).clamp(-clip, clip)
     errors = torch.maximum((new - returns).square(), (clipped - returns).square())
-    return 0.5 * (errors * actions.unsqueeze(-1)).sum((0, 1)) / actions.sum()
+    return 0.5 * (errors * response_mask.unsqueeze(-1)).sum((0, 1)) / response_mask.sum()
 
 
 def update(models, optimizers, batch, args: Args) -> tuple[list[float], list[list[float]]]:
     """Clipped gradient steps on policy and critic; returns the losses of both, step by step."""
-    ids, actions, old, values, advantages, returns = batch
+    ids, response_mask, old, values, advantages, returns = batch
     policy_losses, critic_losses, resting = [], [], False
     for _ in range(args.epochs):
         for part in torch.randperm(len(ids)).split(args.minibatch_size):
-            shown, acted = ids[part], actions[part]
+            shown, acted = ids[part], response_mask[part]
             if not resting:
                 new = log_probs(models["policy"], shown, acted)
                 loss, kl = policy_loss(new, old[part], advantages[part], acted, args.clip)
@@ -249,8 +249,8 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 def train(args: Args, report=print) -> list[dict[str, float]]:
     """Train the policy; return what each step measured. `report` is called with a line per step."""
     tokenizer, policy, critic, *judges = load_models(args)
-    lines = (Path(args.data) / "world" / "prompts_train.jsonl").read_text().splitlines()
-    prompts = [json.loads(line)["prompt"] for line in lines]
+    with open(Path(args.data) / "world" / "prompts_train.jsonl", encoding="utf-8") as lines:
+        prompts = [json.loads(line)["prompt"] for line in lines]
     models, optimizers = {"policy": policy, "critic": critic}, {}
     rates = {"policy": args.learning_rate, "critic": args.critic_learning_rate}
     for name, model in models.items():
@@ -266,17 +266,17 @@ def train(args: Args, report=print) -> list[dict[str, float]]:
             optimizer.param_groups[0]["lr"] = rates[name] * factor
         start = step * args.batch_size
         asked = [prompts[order[i % len(order)]] for i in range(start, start + args.batch_size)]
-        ids, actions, ended = rollout(policy, tokenizer, asked, args)
-        old, reference, values, rewards, costs = score(policy, critic, judges, ids, actions, ended, args)
+        ids, response_mask, ended = rollout(policy, tokenizer, asked, args)
+        old, reference, values, rewards, costs = score(models, judges, ids, response_mask, ended, args)
         recent = (recent + costs.tolist())[-args.window :]
         multiplier = next_multiplier(multiplier, fmean(recent) - args.threshold, args)
         # Costs carry +beta KL: in (A_R - lambda A_C) / (1 + lambda) the KL then weighs beta at every lambda.
-        of_reward = token_scores(rewards, old - reference, actions, args.beta)
-        of_cost = token_scores(costs, old - reference, actions, -args.beta)
-        reward_a, reward_returns = gae(of_reward, values[..., 0], actions, args.gae_lambda)
-        cost_a, cost_returns = gae(of_cost, values[..., 1], actions, args.gae_lambda)
-        advantages = combine(reward_a, cost_a, actions, multiplier)
-        batch = (ids, actions, old, values, advantages, torch.stack([reward_returns, cost_returns], -1))
+        of_reward = token_scores(rewards, old - reference, response_mask, args.beta)
+        of_cost = token_scores(costs, old - reference, response_mask, -args.beta)
+        reward_a, reward_returns = gae(of_reward, values[..., 0], response_mask, args.gae_lambda)
+        cost_a, cost_returns = gae(of_cost, values[..., 1], response_mask, args.gae_lambda)
+        advantages = combine(reward_a, cost_a, response_mask, multiplier)
+        batch = (ids, response_mask, old, values, advantages, torch.stack([reward_returns, cost_returns], -1))
         policy_losses, critic_losses = update(models, optimizers, batch, args)
         row = {
             "step": step + 1,

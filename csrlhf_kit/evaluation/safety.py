@@ -111,7 +111,7 @@ def answer_and_score(
             scores["reward"][rows] = trajectory.reward.cpu()
             scores["cost"][rows] = trajectory.cost.cpu()
             if adapter is not None:
-                gap = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.actions
+                gap = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.response_mask
                 scores["kl"][rows] = gap.sum(1).cpu()
             for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
                 texts[row] = text.strip()

@@ -124,7 +124,7 @@ class Layout(NamedTuple):
     ids: Tensor  # (tokens,)
     at: Tensor  # (tokens,), index among batch * width, rows padded on the right
     shape: tuple[int, int]  # batch, width
-    turn: tuple[Tensor, Tensor]  # cos and signed sin, (tokens, 1, head size)
+    rotary: tuple[Tensor, Tensor]  # cos and signed sin, (tokens, 1, head size)
 
 
 class Reading(NamedTuple):
@@ -172,23 +172,23 @@ class Trunk:
         adapter: str | None,
         read: Tensor,
         *,
-        below: Tensor | None = None,
+        shared_states: Tensor | None = None,
         first: int = 0,
     ) -> Tensor:
         """Last hidden states (read tokens, hidden) under `adapter` where `read` is true, row by row.
 
         ids, mask, read: (batch, length); each row's real tokens (mask) are contiguous, padding on either side.
-        below: (batch, length, hidden), the result of `states_below` for layer `first`, if it is known.
+        shared_states: (batch, length, hidden), what `shared_states` returned for layer `first`, if known.
         """
         if not bool(read.any()):
             return self.model.norm.weight.new_zeros(0, self.model.norm.weight.shape[0])
-        layout, first = self.layout(ids, mask), first if below is not None else 0
-        x = self.model.embed_tokens(layout.ids) if below is None else below[mask.bool()]
+        layout, first = self.layout(ids, mask), first if shared_states is not None else 0
+        x = self.model.embed_tokens(layout.ids) if shared_states is None else shared_states[mask.bool()]
         x, _ = self.run(self.layers(adapter, first=first), layout, self.reading(layout, mask, read), x)
         return self.final_norm(x)
 
     @torch.no_grad()
-    def states_below(self, ids: Tensor, mask: Tensor, adapter: str | None, first: int) -> Tensor:
+    def shared_states(self, ids: Tensor, mask: Tensor, adapter: str | None, first: int) -> Tensor:
         """The input of layer `first` under `adapter`: (batch, length, hidden), zero at padding."""
         layout = self.layout(ids, mask)
         layers = self.layers(adapter, split_last=False, stop=first)
@@ -205,9 +205,9 @@ class Trunk:
         rows, _ = mask.nonzero(as_tuple=True)
         positions = position_ids(mask)[mask]
         width = int(positions.max()) + 1
-        return Layout(ids[mask], rows * width + positions, (mask.shape[0], width), self.turn(positions))
+        return Layout(ids[mask], rows * width + positions, (mask.shape[0], width), self.rotary(positions))
 
-    def turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (tokens, 1, head size) of the model's own rotary embedding; the first half of sin negated."""
         probe = self.model.norm.weight
         cos, sin = (part[0].unsqueeze(1) for part in self.model.rotary_emb(probe, positions.unsqueeze(0)))
@@ -247,7 +247,7 @@ class Trunk:
             h = Norm.apply(x, *layer.norms[0])
             if layer.query is None:
                 rows = RotateAndPad.apply(
-                    layer.attend(h), *layout.turn, self.heads + self.kv_heads, layout.at, batch * width
+                    layer.attend(h), *layout.rotary, self.heads + self.kv_heads, layout.at, batch * width
                 )
                 q, kv = rows.split((rows.shape[1] - both, both), 1)
                 q = q.view(batch, width, self.heads, self.head_size).transpose(1, 2)
@@ -255,11 +255,11 @@ class Trunk:
             else:
                 assert reading is not None
                 kv = RotateAndPad.apply(
-                    layer.attend(h), *layout.turn, self.kv_heads, layout.at, batch * width
+                    layer.attend(h), *layout.rotary, self.kv_heads, layout.at, batch * width
                 )
-                turn = tuple(part[reading.tokens] for part in layout.turn)
+                rotary = tuple(part[reading.tokens] for part in layout.rotary)
                 q = layer.query(h[reading.tokens])
-                q = RotateAndPad.apply(q, *turn, self.heads, reading.at, batch * reading.most)
+                q = RotateAndPad.apply(q, *rotary, self.heads, reading.at, batch * reading.most)
                 q = q.view(batch, reading.most, self.heads, self.head_size).transpose(1, 2)
                 seen, at, chosen = reading.mask, reading.at, x[reading.tokens]
             if keep:
@@ -307,7 +307,7 @@ class TrunkDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         trunk, batch = self.trunk, len(tokens)
         heads, kv_heads, size = trunk.heads, trunk.kv_heads, trunk.head_size
-        cos, sin = trunk.turn(self.length)
+        cos, sin = trunk.rotary(self.length)
         self.seen.scatter_(1, self.length.unsqueeze(1), True)
         self.used += 1
         at = torch.arange(batch) * self.cache.shape[2] + self.length
@@ -315,13 +315,13 @@ class TrunkDecoder:
         x = trunk.model.embed_tokens(tokens)
         for layer, memory in zip(self.layers, self.cache, strict=True):
             qkv = layer.attend(Norm.apply(x, *layer.norms[0])).view(batch, heads + 2 * kv_heads, size)
-            turned = qkv[:, : heads + kv_heads]
-            turned = (turned * cos).addcmul_(swap(turned), sin)
-            new = torch.cat((turned[:, heads:], qkv[:, heads + kv_heads :]), 1).view(batch, -1)
+            rotated = qkv[:, : heads + kv_heads]
+            rotated = (rotated * cos).addcmul_(swap(rotated), sin)
+            new = torch.cat((rotated[:, heads:], qkv[:, heads + kv_heads :]), 1).view(batch, -1)
             memory.view(-1, new.shape[1]).index_copy_(0, at, new)
             kv = memory[:, : self.used].view(batch, self.used, 2, kv_heads, size)
             k, v = kv.permute(2, 0, 3, 1, 4)
-            attended = trunk.attend(turned[:, :heads].unsqueeze(2), k, v, seen)
+            attended = trunk.attend(rotated[:, :heads].unsqueeze(2), k, v, seen)
             x = x + layer.out(attended.reshape(batch, -1))
             x = x + layer.down(Gate.apply(layer.gate_up(Norm.apply(x, *layer.norms[1]))))
         self.length = self.length + 1

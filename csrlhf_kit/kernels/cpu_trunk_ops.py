@@ -94,13 +94,13 @@ class RotateAndPad(torch.autograd.Function):
     def forward(ctx, x, cos, sin, heads, at, size):
         ctx.save_for_backward(cos, sin, at)
         ctx.heads = heads
-        turned = heads * cos.shape[-1]
-        head = x[:, :turned].reshape(x.shape[0], heads, -1)  # (tokens, heads, head size)
+        columns = heads * cos.shape[-1]
+        head = x[:, :columns].reshape(x.shape[0], heads, -1)  # (tokens, heads, head size)
         rotated = (head * cos).addcmul_(swap(head), sin)
         rows = x.new_zeros(size, x.shape[1])
-        rows[:, :turned].index_copy_(0, at, rotated.view(x.shape[0], turned))
-        if turned < x.shape[1]:
-            rows[:, turned:].index_copy_(0, at, x[:, turned:])
+        rows[:, :columns].index_copy_(0, at, rotated.view(x.shape[0], columns))
+        if columns < x.shape[1]:
+            rows[:, columns:].index_copy_(0, at, x[:, columns:])
         return rows
 
     @staticmethod
@@ -108,8 +108,8 @@ class RotateAndPad(torch.autograd.Function):
     def backward(ctx, grad):
         cos, sin, at = ctx.saved_tensors
         grad = grad.index_select(0, at)
-        turned = ctx.heads * cos.shape[-1]
-        head = grad[:, :turned].view(grad.shape[0], ctx.heads, -1)
+        columns = ctx.heads * cos.shape[-1]
+        head = grad[:, :columns].view(grad.shape[0], ctx.heads, -1)
         head.copy_((head * cos).add_(swap(head * sin)))
         return grad, None, None, None, None, None
 

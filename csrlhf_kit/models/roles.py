@@ -41,9 +41,9 @@ from csrlhf_kit.models.scorers import TextScorer
 from csrlhf_kit.outputs import replace_folder
 
 
-def _before(actions: Tensor) -> Tensor:
-    """The columns (batch, length) whose state comes before each action: one to the left."""
-    return nn.functional.pad(actions[:, 1:].bool(), (0, 1))
+def _before(response_mask: Tensor) -> Tensor:
+    """The columns (batch, length) whose state comes before each response token: one to the left."""
+    return nn.functional.pad(response_mask[:, 1:].bool(), (0, 1))
 
 
 class Roles(nn.Module):
@@ -209,69 +209,72 @@ class Roles(nn.Module):
         return output.last_hidden_state
 
     def hidden_at(
-        self, ids: Tensor, mask: Tensor, adapter: str | None, read: Tensor, below: Tensor | None = None
+        self, ids: Tensor, mask: Tensor, adapter: str | None, read: Tensor, shared_states: Tensor | None
     ) -> Tensor:
         """Last hidden states (read tokens, hidden) where `read` (batch, length) is true, row by row."""
         if self.lean is None:
             return self.hidden(ids, mask, adapter)[read]
         if self.lowest.get(adapter, self.shared) < self.shared:
-            below = None
-        return self.lean.hidden(ids, mask, adapter, read, below=below, first=self.shared)
+            shared_states = None
+        return self.lean.hidden(ids, mask, adapter, read, shared_states=shared_states, first=self.shared)
 
-    def below(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+    def shared_states(self, ids: Tensor, mask: Tensor) -> Tensor | None:
         """The states (batch, length, hidden) after the shared layers; None if there are none, or no lean trunk."""
         if self.lean is None or self.shared == 0:
             return None
-        return self.lean.states_below(ids, mask, None, self.shared)
+        return self.lean.shared_states(ids, mask, None, self.shared)
 
     def log_probs(
         self,
         ids: Tensor,
         mask: Tensor,
-        actions: Tensor,
+        response_mask: Tensor,
         *,
         adapter: str | None = "policy",
         temperature: float = 1.0,
-        below: Tensor | None = None,
+        shared_states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy (nats) of each action token under softmax(logits / temperature).
+        """Log-probability and entropy (nats) of each response token under softmax(logits / temperature).
 
-        ids, mask, actions: (batch, length); `actions` is true at the tokens that the policy chose. Returns two
-        float32 tensors (batch, length), zero elsewhere; column t is for token t, predicted from those before it. The
-        language-model head runs at action positions only. below: the result of `below` for these rows, if known.
+        ids, mask, response_mask: (batch, length); `response_mask` is true at the tokens that the policy chose.
+        Returns two float32 tensors (batch, length), zero elsewhere; column t is for token t, predicted from those
+        before it. The language-model head runs at these positions only.
+        shared_states: what `shared_states` returned for these rows, if known.
         """
         log_probs, entropy = linear_logprob(
-            self.hidden_at(ids, mask, adapter, _before(actions), below),  # (tokens, hidden)
+            self.hidden_at(ids, mask, adapter, _before(response_mask), shared_states),  # (tokens, hidden)
             self.lm_head.weight,
-            ids[actions],
+            ids[response_mask],
             temperature=temperature,
             bias=getattr(self.lm_head, "bias", None),
         )
         empty = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-        return empty.masked_scatter(actions, log_probs.float()), empty.masked_scatter(
-            actions, entropy.float()
-        )
+        found = (log_probs.float(), entropy.float())
+        return empty.masked_scatter(response_mask, found[0]), empty.masked_scatter(response_mask, found[1])
 
     def values(
-        self, ids: Tensor, mask: Tensor, actions: Tensor | None = None, below: Tensor | None = None
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor,
+        response_mask: Tensor | None = None, shared_states: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Values (batch, length, 2) of reward and cost in the state *before* each token; zero in column 0.
 
-        actions: (batch, length), true at the tokens whose values are computed, others are zero; None: at all
-        tokens, and at the one after the last. below: the result of `below` for these rows, if known.
+        response_mask: (batch, length), true at the tokens whose values are computed, others are zero; None: at all
+        tokens, and at the one after the last. shared_states: what `shared_states` returned for these rows.
         """
-        read = _before(actions if actions is not None else nn.functional.pad(mask[:, :-1], (1, 0)))
-        values = self.value_head(self.hidden_at(ids, mask, "critic", read, below).float())  # (read tokens, 2)
+        read = _before(nn.functional.pad(mask[:, :-1], (1, 0)) if response_mask is None else response_mask)
+        states = self.hidden_at(ids, mask, "critic", read, shared_states)
+        values = self.value_head(states.float())  # (read tokens, 2)
         empty = values.new_zeros(*ids.shape, 2)
         return empty.masked_scatter(nn.functional.pad(read[:, :-1], (1, 0)).unsqueeze(-1), values)
 
-    def score(self, name: str, ids: Tensor, mask: Tensor, below: Tensor | None = None) -> Tensor:
+    def score(self, name: str, ids: Tensor, mask: Tensor, shared_states: Tensor | None = None) -> Tensor:
         """Logit (batch,) of the `reward` or `cost` adapter at the last real token of each row of ids (batch, length).
 
-        below: the result of `below` for these rows, if known.
+        shared_states: what `shared_states` returned for these rows, if known.
         """
         last = torch.zeros_like(mask, dtype=torch.bool).scatter_(1, last_true(mask).unsqueeze(1), True)
-        return self.score_heads[name](self.hidden_at(ids, mask, name, last, below).float()).squeeze(-1)
+        states = self.hidden_at(ids, mask, name, last, shared_states)
+        return self.score_heads[name](states.float()).squeeze(-1)
 
     # --- trained weights ---
 

@@ -27,7 +27,7 @@ class Episodes(NamedTuple):
 
     ids: Tensor  # (batch, length)
     mask: Tensor  # (batch, length), true at real tokens
-    actions: Tensor  # (batch, length), true at response tokens, EOS included
+    response_mask: Tensor  # (batch, length), true at response tokens, EOS included
     ended: Tensor  # (batch,), whether the response ended with EOS
 
 
@@ -36,7 +36,7 @@ class Trajectory(NamedTuple):
 
     ids: Tensor  # (batch, length)
     mask: Tensor  # (batch, length)
-    actions: Tensor  # (batch, length)
+    response_mask: Tensor  # (batch, length)
     ended: Tensor  # (batch,)
     log_probs: Tensor  # (batch, length), of the sampling policy, computed as in training
     reference_log_probs: Tensor  # (batch, length)
@@ -44,17 +44,17 @@ class Trajectory(NamedTuple):
     values: Tensor  # (batch, length, 2), before each action
     reward: Tensor  # (batch,), logits
     cost: Tensor  # (batch,), logits; > 0 is unsafe
-    below: Tensor | None = None  # (batch, length, hidden), states after the shared layers, if known
+    shared_states: Tensor | None = None  # (batch, length, hidden), states after the shared layers, if known
 
 
 Ends = int | Sequence[int]
 """The token, or several tokens, that end an answer ("EOS")."""
 
 
-def response_mask(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
-    """Masks (batch, response length) of the actions, and (batch,) of the ended rows, of generated `tokens`.
+def until_end(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
+    """Of generated `tokens` (batch, response length): a mask of what was said, and (batch,) which rows ended.
 
-    The first EOS is an action, since the policy chose to stop; nothing after it is. Padding is recognised by its
+    The first EOS counts, since the policy chose to stop; nothing after it does. Padding is recognised by its
     place, never by its id, so the pad token may be the EOS token.
     """
     is_eos = torch.isin(tokens, torch.as_tensor(eos_token_id, device=tokens.device))
@@ -62,10 +62,10 @@ def response_mask(tokens: Tensor, eos_token_id: Ends) -> tuple[Tensor, Tensor]:
     return earlier_eos == 0, is_eos.any(1)
 
 
-def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pack(ids: Tensor, mask: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Move each row's real tokens to the left edge, and drop columns without real tokens.
 
-    ids, mask, actions: (batch, length); real tokens are contiguous, with padding on either side or both.
+    ids, mask, response_mask: (batch, length); real tokens are contiguous, with padding on either side or both.
     Returns all three, (batch, longest row).
     """
     start = mask.long().argmax(1, keepdim=True)  # (batch, 1)
@@ -74,7 +74,7 @@ def pack(ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Te
     source = (columns + start).clamp_max(ids.shape[1] - 1)
     packed_mask = columns < lengths
     packed_ids = torch.where(packed_mask, ids.gather(1, source), ids.new_zeros(()))
-    return packed_ids, packed_mask, actions.gather(1, source) & packed_mask
+    return packed_ids, packed_mask, response_mask.gather(1, source) & packed_mask
 
 
 SHRINK = 0.75  # finished rows are dropped when at most this share of the rows is unfinished
@@ -213,11 +213,11 @@ def sample(
         tokens = generate(model, prompt_ids, prompt_mask, **settings, static_cache=sampler == "static")
     else:
         tokens = decode(CachedForward(model), prompt_ids, prompt_mask, **settings)
-    actions, ended = response_mask(tokens, eos_token_id)
+    response_mask, ended = until_end(tokens, eos_token_id)
     ids = torch.cat([prompt_ids, tokens], 1)
-    mask = torch.cat([prompt_mask.bool(), actions], 1)
-    actions = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), actions], 1)
-    return Episodes(*pack(ids, mask, actions), ended)
+    mask = torch.cat([prompt_mask.bool(), response_mask], 1)
+    response_mask = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), response_mask], 1)
+    return Episodes(*pack(ids, mask, response_mask), ended)
 
 
 def sample_episodes(
@@ -250,8 +250,10 @@ def sample_episodes(
 def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]:
     """Decoded responses, without EOS and other special tokens."""
     rows = [
-        ids[actions].tolist()[: -1 if ended else None]  # EOS may be no special token
-        for ids, actions, ended in zip(episodes.ids, episodes.actions, episodes.ended.tolist(), strict=True)
+        ids[said].tolist()[: -1 if ended else None]  # EOS may be no special token
+        for ids, said, ended in zip(
+            episodes.ids, episodes.response_mask, episodes.ended.tolist(), strict=True
+        )
     ]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
@@ -317,27 +319,28 @@ def score_episodes(
     log_probs, reference, entropy = empty.clone(), empty.clone(), empty.clone()
     values = empty.new_zeros(batch, length, 2)
     scores = {name: empty.new_zeros(batch) for name in ("reward", "cost")}
-    below, last = None, last_true(episodes.mask).unsqueeze(1)  # (batch, 1)
+    shared_states, last = None, last_true(episodes.mask).unsqueeze(1)  # (batch, 1)
     closed = torch.where(episodes.ended.unsqueeze(1), end_token(tokenizer), episodes.ids.gather(1, last))
     closed = episodes.ids.scatter(1, last, closed)
     for rows, longest in by_length(episodes.mask, torch.arange(batch, device=empty.device), chunk_size):
         ids, mask = episodes.ids[rows, :longest], episodes.mask[rows, :longest]
-        actions = episodes.actions[rows, :longest]
-        known = roles.below(ids, mask)
+        response_mask = episodes.response_mask[rows, :longest]
+        known = roles.shared_states(ids, mask)
         if policy:
             log_probs[rows, :longest], entropy[rows, :longest] = roles.log_probs(
-                ids, mask, actions, temperature=temperature, below=known
+                ids, mask, response_mask, temperature=temperature, shared_states=known
             )
             reference[rows, :longest], _ = roles.log_probs(
-                ids, mask, actions, adapter=None, temperature=temperature, below=known
+                ids, mask, response_mask, adapter=None, temperature=temperature, shared_states=known
             )
         if critic:
-            values[rows, :longest] = roles.values(ids, mask, actions, known)
+            values[rows, :longest] = roles.values(ids, mask, response_mask, known)
         if critic and known is not None:  # the update needs it again
-            below = empty.new_zeros(batch, length, known.shape[2]) if below is None else below
-            below[rows, :longest] = known
+            if shared_states is None:
+                shared_states = empty.new_zeros(batch, length, known.shape[2])
+            shared_states[rows, :longest] = known
         read = closed[rows, :longest]
-        known = known if torch.equal(read, ids) else roles.below(read, mask)
+        known = known if torch.equal(read, ids) else roles.shared_states(read, mask)
         for name in roles.score_heads:
             scores[name][rows] = roles.score(name, read, mask, known)
     if roles.scorers:
@@ -345,4 +348,4 @@ def score_episodes(
         for name, scorer in roles.scorers.items():
             scores[name] = scorer(prompts, responses).to(empty)
     rewards, costs = scores["reward"], scores["cost"]
-    return Trajectory(*episodes, log_probs, reference, entropy, values, rewards, costs, below)
+    return Trajectory(*episodes, log_probs, reference, entropy, values, rewards, costs, shared_states)

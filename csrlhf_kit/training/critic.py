@@ -66,7 +66,7 @@ def returns(trajectory: Trajectory, config: PPOConfig) -> Tensor:
     """
     scores = torch.stack([episode_rewards(trajectory, config), episode_costs(trajectory.cost, config)], -1)
     columns = torch.arange(trajectory.ids.shape[1], device=scores.device)
-    last = last_true(trajectory.actions).unsqueeze(1)
+    last = last_true(trajectory.response_mask).unsqueeze(1)
     discount = config.gamma ** (last - columns).clamp_min(0)  # (batch, length)
     return discount.unsqueeze(-1) * scores.unsqueeze(1)
 
@@ -104,12 +104,15 @@ def fit_critic(
         # Episodes of one sampling batch stay together: their prompts have similar lengths.
         for rows in _minibatches(places, config.batch_size):
             batch, index = batches[int(rows[0, 0])], rows[:, 1].to(roles.device)
-            count = batch.actions[index].sum()
+            count = batch.response_mask[index].sum()
             for part, longest in by_length(batch.mask, index, ppo.microbatch_size):
-                below = None if batch.below is None else batch.below[part, :longest]
-                values = roles.values(batch.ids[part, :longest], batch.mask[part, :longest], below=below)
+                states = None if batch.shared_states is None else batch.shared_states[part, :longest]
+                values = roles.values(
+                    batch.ids[part, :longest], batch.mask[part, :longest], shared_states=states
+                )
                 wanted = targets[int(rows[0, 0])][part, :longest]
-                losses = value_loss(values, values.detach(), wanted, batch.actions[part, :longest], math.inf)
+                learnt = batch.response_mask[part, :longest]
+                losses = value_loss(values, values.detach(), wanted, learnt, math.inf)
                 (losses.sum() / count).backward()
                 total += losses.detach().cpu()
             tokens += int(count)

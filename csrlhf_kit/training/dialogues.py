@@ -1,6 +1,6 @@
 """Finished dialogues for training a policy: token ids, and which of them belong to the response.
 
-They have the tensors of PPO's episodes (`ids`, `mask`, `actions`), but their responses come from data:
+They have the tensors of PPO's episodes (`ids`, `mask`, `response_mask`), but their responses come from data:
 demonstrations to imitate (PTX) and preference pairs (DPO and its variants).
 """
 
@@ -23,7 +23,7 @@ class Dialogues(NamedTuple):
 
     ids: Tensor  # (rows, length)
     mask: Tensor  # (rows, length), true at real tokens
-    actions: Tensor  # (rows, length), true at response tokens, EOS included
+    response_mask: Tensor  # (rows, length), true at response tokens, EOS included
 
     def take(self, rows: Tensor, longest: int | None = None) -> Dialogues:
         """The given rows, trimmed to `longest` tokens; None: to the longest of them."""
@@ -78,7 +78,7 @@ def imitation_backward(
     rows: indices of the dialogues to use. PTX keeps a policy that is optimised for rewards close to its
     demonstrations (InstructGPT, Ouyang et al. 2022, arXiv 2203.02155, equation 2; Safe RLHF's weight is 16).
     """
-    tokens = dialogues.actions[rows].sum()
+    tokens = dialogues.response_mask[rows].sum()
     total = 0.0
     for part, longest in by_length(dialogues.mask, rows, microbatch_size):
         log_probs, _ = roles.log_probs(*dialogues.take(part, longest).to(roles.device))

@@ -105,13 +105,13 @@ def ppo_step(
         roles, optimizers, trajectory, constraint, config,
         critic_only=critic_only, groups=groups, imitate=imitate,
     )  # fmt: skip
-    log_ratios = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.actions
+    log_ratios = (trajectory.log_probs - trajectory.reference_log_probs) * trajectory.response_mask
     return {
         "objective/kl": float(log_ratios.sum(1).mean()),
         "objective/reward": float(trajectory.reward.mean()),
         "objective/cost": float(episode_costs(trajectory.cost, config).mean()),
         "objective/harmful": float((trajectory.cost > 0).float().mean()),
-        "objective/length": float(trajectory.actions.sum(1).float().mean()),
+        "objective/length": float(trajectory.response_mask.sum(1).float().mean()),
         "objective/ended": float(trajectory.ended.float().mean()),
         **{f"constraint/{name}": value for name, value in constraint.stats().items()},
         **updated,

@@ -24,25 +24,27 @@ from csrlhf_kit.training.constraints.base import Constraint
 # --- losses: pure functions on tensors ---
 
 
-def policy_loss(ratio: Tensor, advantages: Tensor, actions: Tensor, clip: float) -> Tensor:
+def policy_loss(ratio: Tensor, advantages: Tensor, response_mask: Tensor, clip: float) -> Tensor:
     """Sum over response tokens of -min(ratio A, clip(ratio) A), from (batch, length) each. Schulman 2017, eq. 7."""
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-    return (torch.maximum(-ratio * advantages, -clipped * advantages) * actions).sum()
+    return (torch.maximum(-ratio * advantages, -clipped * advantages) * response_mask).sum()
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float) -> Tensor:
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, clip: float
+) -> Tensor:
     """Clipped squared errors / 2 of reward and cost, (2,), summed over response tokens.
 
-    values, old_values, returns: (batch, length, 2); actions: (batch, length), other positions do not count.
+    values, old_values, returns: (batch, length, 2); response_mask: (batch, length), other positions do not count.
     """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     errors = torch.maximum((values - returns).square(), (clipped - returns).square())
-    return 0.5 * torch.where(actions.unsqueeze(-1), errors, 0.0).sum((0, 1))
+    return 0.5 * torch.where(response_mask.unsqueeze(-1), errors, 0.0).sum((0, 1))
 
 
-def approximate_kl(log_ratio: Tensor, actions: Tensor) -> Tensor:
+def approximate_kl(log_ratio: Tensor, response_mask: Tensor) -> Tensor:
     """Sum over response tokens of ratio - 1 - log ratio: an unbiased estimate of KL(old || new), never negative."""
-    return torch.where(actions, log_ratio.exp() - 1.0 - log_ratio, 0.0).sum()
+    return torch.where(response_mask, log_ratio.exp() - 1.0 - log_ratio, 0.0).sum()
 
 
 # --- one update ---
@@ -66,13 +68,13 @@ class Batch(NamedTuple):
 
     ids: Tensor  # (batch, length)
     mask: Tensor  # (batch, length)
-    actions: Tensor  # (batch, length)
+    response_mask: Tensor  # (batch, length)
     log_probs: Tensor  # (batch, length), before the update
     values: Tensor  # (batch, length, 2), before the update
     advantages: Tensor  # (batch, length), combined and whitened
     cost_advantages: Tensor  # (batch, length)
     returns: Tensor  # (batch, length, 2), of reward and cost
-    below: Tensor | None = None  # (batch, length, hidden), what the adapted layers start from, if known
+    shared_states: Tensor | None = None  # (batch, length, hidden), see `Trajectory`
 
     def take(self, rows: Tensor, longest: int) -> Batch:
         """The given rows, trimmed to `longest` tokens."""
@@ -93,20 +95,20 @@ def estimate(
     costs = episode_costs(trajectory.cost, config)
     constraint.observe(costs, groups)
     log_ratios = trajectory.log_probs - trajectory.reference_log_probs
-    beta, actions = config.kl_coefficient, trajectory.actions
+    beta, response_mask = config.kl_coefficient, trajectory.response_mask
     rewards = constraint.shape_rewards(episode_rewards(trajectory, config), costs)
-    token_scores = token_rewards(rewards, log_ratios, actions, beta)
+    token_scores = token_rewards(rewards, log_ratios, response_mask, beta)
     cost_kl = -beta if constraint.kl_in_costs else 0.0
-    token_costs = token_rewards(constraint.shape(costs), log_ratios, actions, cost_kl)
+    token_costs = token_rewards(constraint.shape(costs), log_ratios, response_mask, cost_kl)
     (reward_advantages, cost_advantages), returns = advantages_and_returns(
-        token_scores, token_costs, trajectory.values, actions, gamma=config.gamma, lam=config.gae_lambda
+        token_scores, token_costs, trajectory.values, response_mask, gamma=config.gamma, lam=config.gae_lambda
     )
     advantages, scale = constraint.combine(reward_advantages, cost_advantages), 1.0
     if config.whiten_advantages:
-        advantages, factor = whiten(advantages, actions)
+        advantages, factor = whiten(advantages, response_mask)
         scale = float(factor)
-    kept = (trajectory.ids, trajectory.mask, actions, trajectory.log_probs, trajectory.values)
-    return Batch(*kept, advantages, cost_advantages, returns.movedim(0, -1), trajectory.below), scale
+    kept = (trajectory.ids, trajectory.mask, response_mask, trajectory.log_probs, trajectory.values)
+    return Batch(*kept, advantages, cost_advantages, returns.movedim(0, -1), trajectory.shared_states), scale
 
 
 def policy_backward(
@@ -118,25 +120,26 @@ def policy_backward(
     mini-batch's means per token. scale: whitening's factor, for a constraint's extra loss.
     """
     log_probs, entropy = roles.log_probs(
-        batch.ids, batch.mask, batch.actions, temperature=config.temperature, below=batch.below
-    )
-    log_ratio = torch.where(batch.actions, log_probs - batch.log_probs, 0.0)
+        batch.ids, batch.mask, batch.response_mask,
+        temperature=config.temperature, shared_states=batch.shared_states,
+    )  # fmt: skip
+    log_ratio = torch.where(batch.response_mask, log_probs - batch.log_probs, 0.0)
     ratio = log_ratio.exp()
-    loss = policy_loss(ratio, batch.advantages, batch.actions, config.clip) / tokens
-    extra = constraint.extra_loss(ratio, batch.cost_advantages, batch.actions)
+    loss = policy_loss(ratio, batch.advantages, batch.response_mask, config.clip) / tokens
+    extra = constraint.extra_loss(ratio, batch.cost_advantages, batch.response_mask)
     if extra is not None:  # a mean over episodes, while the loss above is a mean over tokens, and whitened
         loss = loss + extra * scale * batch.ids.shape[0] / tokens
     loss.backward()
     with torch.no_grad():
-        kl = approximate_kl(log_ratio, batch.actions) / tokens
-        clipped = (((ratio - 1.0).abs() > config.clip) & batch.actions).sum() / tokens
+        kl = approximate_kl(log_ratio, batch.response_mask) / tokens
+        clipped = (((ratio - 1.0).abs() > config.clip) & batch.response_mask).sum() / tokens
         return torch.stack([loss.detach(), kl, clipped, entropy.sum() / tokens, log_ratio.abs().max()])
 
 
 def critic_backward(roles: Roles, batch: Batch, tokens: Tensor, config: PPOConfig) -> Tensor:
     """Add the gradient of one micro-batch's value losses; returns its summands (reward, cost) of the means."""
-    values = roles.values(batch.ids, batch.mask, batch.actions, batch.below)
-    losses = value_loss(values, batch.values, batch.returns, batch.actions, config.value_clip) / tokens
+    values = roles.values(batch.ids, batch.mask, batch.response_mask, batch.shared_states)
+    losses = value_loss(values, batch.values, batch.returns, batch.response_mask, config.value_clip) / tokens
     losses.sum().backward()
     return losses.detach()
 
@@ -167,7 +170,7 @@ def update(
     largest_first, stopped = 0.0, critic_only
     for _ in range(config.epochs):
         for rows in torch.randperm(batch.ids.shape[0]).to(batch.ids.device).split(config.minibatch_size):
-            tokens = batch.actions[rows].sum()
+            tokens = batch.response_mask[rows].sum()
             own = distributed.share(rows)
             parts = [batch.take(*chunk) for chunk in by_length(batch.mask, own, config.microbatch_size)]
             if not stopped:

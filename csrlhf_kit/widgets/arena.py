@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
@@ -36,12 +37,8 @@ def arena(
         policies = policies_of(policies)
     duel = Duel(policies, Path(folder) / "votes.jsonl", seed)
     lines = [f"Policies: {', '.join(policies)}", *standings(duel)]
-    if not widgets_can_run(static):
-        return View(
-            None, lambda: text_twin("Which of two answers is better, not knowing whose it is?", lines)
-        )
-    root = _ring(duel, blind)
-    return View(root, lambda: text_twin("Which of two answers is better, not knowing whose it is?", lines))
+    twin = partial(text_twin, "Which of two answers is better, not knowing whose it is?", lines)
+    return View(_ring(duel, blind) if widgets_can_run(static) else None, twin)
 
 
 def talk_html(turns: list[dict[str, str]], head: str, accent: str, now: str = "") -> str:
@@ -103,13 +100,5 @@ def _ring(duel: Duel, blind: bool) -> ipywidgets.Widget:
     buttons = [ipywidgets.Button(description=f"{word} ({key})") for key, word in VOTES.items()]
     for button, key in zip(buttons, VOTES, strict=True):
         button.on_click(lambda _, key=key: press(key))
-    return ipywidgets.VBox(
-        [
-            ipywidgets.HBox([asked, send, again]),
-            ipywidgets.HBox(sides),
-            ipywidgets.HBox(buttons),
-            keys,
-            note,
-            table,
-        ]
-    )
+    request, votes = ipywidgets.HBox([asked, send, again]), ipywidgets.HBox(buttons)
+    return ipywidgets.VBox([request, ipywidgets.HBox(sides), votes, keys, note, table])

@@ -79,48 +79,52 @@ def check_2(attempt: Attempt) -> None:
 
 
 def _answers() -> tuple[np.ndarray, np.ndarray]:
-    """(log_ratios, actions) of three answers of 4, 2 and 5 tokens behind prompts, with padding after them."""
-    actions = np.zeros((3, 9), dtype=bool)
+    """(log_ratios, response_mask) of three answers of 4, 2 and 5 tokens, with prompts before and padding after."""
+    response_mask = np.zeros((3, 9), dtype=bool)
     for row, (first, end) in enumerate(((2, 6), (1, 3), (3, 8))):
-        actions[row, first:end] = True
-    return np.random.default_rng(6).normal(0, 0.3, actions.shape), actions
+        response_mask[row, first:end] = True
+    return np.random.default_rng(6).normal(0, 0.3, response_mask.shape), response_mask
 
 
-def _package(scores: np.ndarray, log_ratios: np.ndarray, actions: np.ndarray, beta: float) -> np.ndarray:
-    tensors = [torch.tensor(array) for array in (scores, log_ratios, actions)]
+def _package(
+    scores: np.ndarray, log_ratios: np.ndarray, response_mask: np.ndarray, beta: float
+) -> np.ndarray:
+    tensors = [torch.tensor(array) for array in (scores, log_ratios, response_mask)]
     return token_rewards(*tensors, beta).numpy()
 
 
 def picture_3(attempt: Attempt) -> go.Figure:
-    log_ratios, actions = _answers()
+    log_ratios, response_mask = _answers()
     scores = [-2.0, -1.0, 0.0, 1.0, 2.0]
-    values = [drawn(attempt, np.full(3, score), np.zeros_like(log_ratios), actions, 0.1) for score in scores]
-    fits = all(np.shape(value) == actions.shape for value in values)
+    values = [
+        drawn(attempt, np.full(3, score), np.zeros_like(log_ratios), response_mask, 0.1) for score in scores
+    ]
+    fits = all(np.shape(value) == response_mask.shape for value in values)
     return chart(
         "What an answer earns over its own tokens, against the score that it got",
         "score of the whole answer",
         "sum of the tokens' rewards",
         {"one for one": (scores, scores)},
-        yours=(scores, [float((np.asarray(v, dtype=float) * actions)[0].sum()) for v in values])
+        yours=(scores, [float((np.asarray(v, dtype=float) * response_mask)[0].sum()) for v in values])
         if fits
         else None,
     )
 
 
 def check_3(attempt: Attempt) -> None:
-    log_ratios, actions = _answers()
+    log_ratios, response_mask = _answers()
     scores = np.array([1.0, -2.0, 0.5])
-    found = answer(attempt, scores, np.zeros_like(log_ratios), actions, 0.1)
-    same(np.shape(found), actions.shape, "the shape of what you return")
-    if not np.allclose((np.asarray(found, dtype=float) * actions).sum(axis=1), scores):
+    found = answer(attempt, scores, np.zeros_like(log_ratios), response_mask, 0.1)
+    same(np.shape(found), response_mask.shape, "the shape of what you return")
+    if not np.allclose((np.asarray(found, dtype=float) * response_mask).sum(axis=1), scores):
         raise Mistake(
             "the policy agrees with the reference, the scores are 1, -2 and 0.5, and over their own tokens the "
-            f"answers earn {', '.join(f'{x:g}' for x in (np.asarray(found) * actions).sum(axis=1))}"
+            f"answers earn {', '.join(f'{x:g}' for x in (np.asarray(found) * response_mask).sum(axis=1))}"
         )
     for beta in (0.1, 1.0):
         same(
-            answer(attempt, scores, log_ratios, actions, beta),
-            _package(scores, log_ratios, actions, beta),
+            answer(attempt, scores, log_ratios, response_mask, beta),
+            _package(scores, log_ratios, response_mask, beta),
             f"three answers, β = {beta:g}",
             hint="Each action token pays β times its log ratio; the score belongs to the last action.",
         )

@@ -47,29 +47,29 @@ def stopped__is_upside_down(ratio, advantages, clip):
     return np.where(advantages > 0, ratio < 1 - clip, ratio > 1 + clip)
 
 
-def rewards_by_token(scores, log_ratios, actions, beta):
-    rewards = np.where(actions, -beta * log_ratios, 0.0)
-    last = (actions * np.arange(actions.shape[1])).argmax(axis=1)
+def rewards_by_token(scores, log_ratios, response_mask, beta):
+    rewards = np.where(response_mask, -beta * log_ratios, 0.0)
+    last = (response_mask * np.arange(response_mask.shape[1])).argmax(axis=1)
     rewards[np.arange(len(scores)), last] += scores  # the last action: EOS, where the policy chose to stop
     return rewards
 
 
-def rewards_by_token__one_slot_too_late(scores, log_ratios, actions, beta):
+def rewards_by_token__one_slot_too_late(scores, log_ratios, response_mask, beta):
     """The planted bug."""
-    rewards = np.where(actions, -beta * log_ratios, 0.0)
-    last = (actions * np.arange(actions.shape[1])).argmax(axis=1)
+    rewards = np.where(response_mask, -beta * log_ratios, 0.0)
+    last = (response_mask * np.arange(response_mask.shape[1])).argmax(axis=1)
     rewards[np.arange(len(scores)), last + 1] += scores
     return rewards
 
 
-def rewards_by_token__scores_every_token(scores, log_ratios, actions, beta):
+def rewards_by_token__scores_every_token(scores, log_ratios, response_mask, beta):
     """A long answer is paid for its length."""
-    return np.where(actions, -beta * log_ratios + scores[:, None], 0.0)
+    return np.where(response_mask, -beta * log_ratios + scores[:, None], 0.0)
 
 
-def rewards_by_token__pays_for_drifting(scores, log_ratios, actions, beta):
+def rewards_by_token__pays_for_drifting(scores, log_ratios, response_mask, beta):
     """The KL with the wrong sign."""
-    rewards = np.where(actions, beta * log_ratios, 0.0)
-    last = (actions * np.arange(actions.shape[1])).argmax(axis=1)
+    rewards = np.where(response_mask, beta * log_ratios, 0.0)
+    last = (response_mask * np.arange(response_mask.shape[1])).argmax(axis=1)
     rewards[np.arange(len(scores)), last] += scores
     return rewards

@@ -225,18 +225,18 @@ def test_roles_give_the_same_numbers_with_and_without_it(random_base):
     assert [roles.lean is None for roles in both] == [False, True]
     ids = torch.randint(4, 300, (5, 11), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(11) < torch.tensor([11, 4, 8, 11, 6]).unsqueeze(1)
-    actions = mask & (torch.arange(11) >= 3)
+    response_mask = mask & (torch.arange(11) >= 3)
     results, gradients = [], []
     for roles in both:
         trained = roles.trainable("policy") + roles.trainable("critic")
         with torch.no_grad():
             for index, parameter in enumerate(trained):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(index))
-        log_probs, entropy = roles.log_probs(ids, mask, actions, temperature=0.7)
-        values = roles.values(ids, mask, actions)
-        reference, _ = roles.log_probs(ids, mask, actions, adapter=None)
+        log_probs, entropy = roles.log_probs(ids, mask, response_mask, temperature=0.7)
+        values = roles.values(ids, mask, response_mask)
+        reference, _ = roles.log_probs(ids, mask, response_mask, adapter=None)
         results.append(
-            (log_probs, entropy, values, roles.values(ids, mask) * actions.unsqueeze(-1), reference)
+            (log_probs, entropy, values, roles.values(ids, mask) * response_mask.unsqueeze(-1), reference)
         )
         gradients.append(torch.autograd.grad(log_probs.sum() + values.square().sum(), trained))
     torch.testing.assert_close(
@@ -247,12 +247,12 @@ def test_roles_give_the_same_numbers_with_and_without_it(random_base):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_roles_on_the_last_layer_share_the_states_below_it(random_base, tmp_path_factory):
+def test_roles_on_the_last_layer_share_the_shared_states_it(random_base, tmp_path_factory):
     """The same answers and gradients with the states below reused, computed again, or by Hugging Face."""
     cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"), layers_to_transform=[1])
     ids = torch.randint(4, 300, (5, 11), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(11) < torch.tensor([11, 4, 8, 11, 6]).unsqueeze(1)
-    actions = mask & (torch.arange(11) >= 3)
+    response_mask = mask & (torch.arange(11) >= 3)
     results = []
     for lean in (True, False):
         base = load_base(random_base, device="cpu")
@@ -264,13 +264,15 @@ def test_roles_on_the_last_layer_share_the_states_below_it(random_base, tmp_path
         with torch.no_grad():
             for index, parameter in enumerate(trained):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(index))
-            known = roles.below(ids, mask)
+            known = roles.shared_states(ids, mask)
         assert (known is None) is not lean
-        for below in (known, None):
-            values = roles.values(ids, mask, actions, below)
-            log_probs, _ = roles.log_probs(ids, mask, actions, below=below)
-            reference, _ = roles.log_probs(ids, mask, actions, adapter=None, below=below)
-            score = roles.score("cost", ids, mask, below)
+        for shared_states in (known, None):
+            values = roles.values(ids, mask, response_mask, shared_states)
+            log_probs, _ = roles.log_probs(ids, mask, response_mask, shared_states=shared_states)
+            reference, _ = roles.log_probs(
+                ids, mask, response_mask, adapter=None, shared_states=shared_states
+            )
+            score = roles.score("cost", ids, mask, shared_states)
             loss = values.square().sum() + log_probs.sum()
             results.append((values, log_probs, reference, score, *torch.autograd.grad(loss, trained)))
     for other in results[1:]:
@@ -285,20 +287,20 @@ def test_a_policy_on_all_layers_takes_no_states_from_below(random_base, tmp_path
     cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"), layers_to_transform=[1])
     roles = Roles(load_base(random_base, device="cpu"), reward=len, cost=cost)
     ids, mask = torch.arange(4, 12).view(1, 8), torch.ones(1, 8, dtype=torch.bool)
-    actions = torch.arange(8).view(1, 8) >= 3
+    response_mask = torch.arange(8).view(1, 8) >= 3
     with torch.no_grad():
         for parameter in roles.trainable("policy"):
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-        below = roles.below(ids, mask)
-        plain, _ = roles.log_probs(ids, mask, actions)
-        given, _ = roles.log_probs(ids, mask, actions, below=below)
-    assert below is not None and torch.equal(plain, given)
+        shared_states = roles.shared_states(ids, mask)
+        plain, _ = roles.log_probs(ids, mask, response_mask)
+        given, _ = roles.log_probs(ids, mask, response_mask, shared_states=shared_states)
+    assert shared_states is not None and torch.equal(plain, given)
 
 
 def test_scorers_on_all_layers_leave_nothing_to_share(random_base, tmp_path_factory):
     cost = save_scorer(random_base, tmp_path_factory.mktemp("cost"))
     roles = Roles(load_base(random_base, device="cpu"), reward=len, cost=cost, layers=1)
-    assert roles.below(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)) is None
+    assert roles.shared_states(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)) is None
 
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

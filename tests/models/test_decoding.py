@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.decoding import CachedForward
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.rollout import decode, generate, pick, response_mask, sample
+from csrlhf_kit.models.rollout import decode, generate, pick, sample, until_end
 
 SETTINGS = {"eos_token_id": 1, "pad_token_id": 0, "max_new_tokens": 12}
 
@@ -34,8 +34,8 @@ def roles_of(base: Path, **options) -> Roles:
 
 
 def actions_of(tokens: torch.Tensor, eos_token_id: int = SETTINGS["eos_token_id"]) -> list[list[int]]:
-    actions, _ = response_mask(tokens, eos_token_id)
-    return [row[kept].tolist() for row, kept in zip(tokens, actions, strict=True)]
+    response_mask, _ = until_end(tokens, eos_token_id)
+    return [row[kept].tolist() for row, kept in zip(tokens, response_mask, strict=True)]
 
 
 def small(kind: str) -> torch.nn.Module:
@@ -81,7 +81,7 @@ def test_greedy_text_of_the_roles_is_that_of_generate(random_base, adapter):
         theirs = generate(roles.model, ids, mask, temperature=0, **SETTINGS)
     with roles.decoder(adapter) as model:
         episodes = sample(model, ids, mask, temperature=0, **SETTINGS)
-    got = [row[kept].tolist() for row, kept in zip(episodes.ids, episodes.actions, strict=True)]
+    got = [row[kept].tolist() for row, kept in zip(episodes.ids, episodes.response_mask, strict=True)]
     assert got == actions_of(theirs)
 
 
@@ -139,7 +139,7 @@ def test_a_quantised_base_is_sampled_unmerged(random_base):
     roles.activate("policy")
     with torch.no_grad():
         theirs = generate(roles.model, ids, mask, temperature=0, **SETTINGS)
-    got = [row[kept].tolist() for row, kept in zip(ours.ids, ours.actions, strict=True)]
+    got = [row[kept].tolist() for row, kept in zip(ours.ids, ours.response_mask, strict=True)]
     assert got == actions_of(theirs)
 
 
@@ -153,5 +153,5 @@ def test_models_without_a_plain_cache_fall_back_to_generate(monkeypatch):
     episodes = sample(model, ids, mask, temperature=0, **SETTINGS)
     with torch.no_grad():
         theirs = generate(model, ids, mask, temperature=0, **SETTINGS)
-    got = [row[kept].tolist() for row, kept in zip(episodes.ids, episodes.actions, strict=True)]
+    got = [row[kept].tolist() for row, kept in zip(episodes.ids, episodes.response_mask, strict=True)]
     assert got == actions_of(theirs)

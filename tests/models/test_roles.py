@@ -104,38 +104,40 @@ def test_padding_side_changes_nothing(roles, batch):
         for row in range(5):
             count = int(mask[row].sum())
             torch.testing.assert_close(right[row, 1:count], left[row, 16 - count :], rtol=1e-4, atol=1e-4)
-        actions = mask & (torch.arange(12) >= 2)
+        response_mask = mask & (torch.arange(12) >= 2)
         left_actions = left_mask & (position_ids(left_mask) >= 2)
         for adapter in ("policy", None):
-            right, _ = roles.log_probs(ids, mask, actions, adapter=adapter)
+            right, _ = roles.log_probs(ids, mask, response_mask, adapter=adapter)
             left, _ = roles.log_probs(left_ids, left_mask, left_actions, adapter=adapter)
-            torch.testing.assert_close(right[actions], left[left_actions], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(right[response_mask], left[left_actions], rtol=1e-4, atol=1e-4)
 
 
 def test_reference_is_the_base_and_stays_so(random_base, roles, batch):
     ids, mask = batch
-    actions = mask & (torch.arange(12) >= 1)
+    response_mask = mask & (torch.arange(12) >= 1)
     base = AutoModelForCausalLM.from_pretrained(random_base).eval()
     with torch.no_grad():
         logits = base(input_ids=ids, attention_mask=mask.long()).logits.log_softmax(-1)
         expected = logits[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-        reference, _ = roles.log_probs(ids, mask, actions, adapter=None)
-        policy, _ = roles.log_probs(ids, mask, actions)
+        reference, _ = roles.log_probs(ids, mask, response_mask, adapter=None)
+        policy, _ = roles.log_probs(ids, mask, response_mask)
     torch.testing.assert_close(
-        reference[:, 1:][actions[:, 1:]], expected[actions[:, 1:]], rtol=1e-4, atol=1e-4
+        reference[:, 1:][response_mask[:, 1:]], expected[response_mask[:, 1:]], rtol=1e-4, atol=1e-4
     )
     assert torch.equal(reference, policy), "an untrained adapter is the identity"
 
 
 def test_log_probs_divide_by_the_temperature(random_base, roles, batch):
     ids, mask = batch
-    actions = mask & (torch.arange(12) >= 1)
+    response_mask = mask & (torch.arange(12) >= 1)
     base = AutoModelForCausalLM.from_pretrained(random_base).eval()
     with torch.no_grad():
         logits = (base(input_ids=ids, attention_mask=mask.long()).logits / 0.5).log_softmax(-1)
-        got, _ = roles.log_probs(ids, mask, actions, temperature=0.5)
+        got, _ = roles.log_probs(ids, mask, response_mask, temperature=0.5)
     expected = logits[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(got[:, 1:][actions[:, 1:]], expected[actions[:, 1:]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        got[:, 1:][response_mask[:, 1:]], expected[response_mask[:, 1:]], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("start", ["cost", "reward"])
@@ -186,7 +188,7 @@ def test_saved_policy_loads_with_plain_peft_and_as_a_start(random_base, reward, 
         for parameter in roles.trainable("policy"):
             parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(5))
     ids, mask = batch
-    actions = mask & (torch.arange(12) >= 1)
+    response_mask = mask & (torch.arange(12) >= 1)
     roles.save_policy(tmp_path / "policy")
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(random_base), tmp_path / "policy"
@@ -195,11 +197,13 @@ def test_saved_policy_loads_with_plain_peft_and_as_a_start(random_base, reward, 
         load_base(random_base, device="cpu"), reward=reward, cost=cost, policy=tmp_path / "policy", rank=4
     )
     with torch.no_grad():
-        expected, _ = roles.log_probs(ids, mask, actions)
-        resumed, _ = again.log_probs(ids, mask, actions)
+        expected, _ = roles.log_probs(ids, mask, response_mask)
+        resumed, _ = again.log_probs(ids, mask, response_mask)
         logits = plain(input_ids=ids, attention_mask=mask.long()).logits.log_softmax(-1)
     picked = logits[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(picked[actions[:, 1:]], expected[:, 1:][actions[:, 1:]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        picked[response_mask[:, 1:]], expected[:, 1:][response_mask[:, 1:]], rtol=1e-4, atol=1e-4
+    )
     assert torch.equal(resumed, expected)
 
 
@@ -224,10 +228,10 @@ def test_nf4_base_trains_through_evaluation(random_base, batch):
     base = load_base(random_base, quantization="nf4", device="cpu")
     roles = Roles(base, reward=len, cost=len, rank=4)
     ids, mask = batch
-    actions = mask & (torch.arange(12) >= 1)
+    response_mask = mask & (torch.arange(12) >= 1)
     with torch.no_grad():
-        before, _ = roles.log_probs(ids, mask, actions)
-    log_probs, _ = roles.log_probs(ids, mask, actions)
+        before, _ = roles.log_probs(ids, mask, response_mask)
+    log_probs, _ = roles.log_probs(ids, mask, response_mask)
     torch.testing.assert_close(log_probs.detach(), before, rtol=1e-4, atol=1e-4)
     log_probs.sum().backward()
     gradients = {n: p.grad for n, p in roles.named_parameters() if ".policy." in n and "lora_B" in n}

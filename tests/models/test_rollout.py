@@ -16,12 +16,12 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import (
     by_length,
     pack,
-    response_mask,
     response_texts,
     sample,
     sample_episodes,
     sample_responses,
     score_episodes,
+    until_end,
 )
 
 EOS, PAD = 1, 0
@@ -47,14 +47,14 @@ def roles(random_base: Path) -> Roles:
 
 def test_eos_is_an_action_and_what_follows_is_not():
     tokens = torch.tensor([[5, EOS, PAD, PAD], [5, 6, 7, 8], [EOS, PAD, PAD, PAD], [5, PAD, EOS, EOS]])
-    actions, ended = response_mask(tokens, EOS)
-    assert actions.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]
+    response_mask, ended = until_end(tokens, EOS)
+    assert response_mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]
     assert ended.tolist() == [True, False, True, True]
 
 
 def test_a_pad_token_that_is_the_eos_token_is_no_trouble():
-    actions, _ = response_mask(torch.tensor([[5, EOS, EOS, EOS]]), EOS)
-    assert actions.int().tolist() == [[1, 1, 0, 0]]
+    response_mask, _ = until_end(torch.tensor([[5, EOS, EOS, EOS]]), EOS)
+    assert response_mask.int().tolist() == [[1, 1, 0, 0]]
 
 
 @settings(max_examples=50, deadline=None)
@@ -65,13 +65,13 @@ def test_packing_moves_tokens_and_loses_none(rows):
     """rows: (padding before, prompt tokens, response tokens); padding after fills up to one length."""
     length = max(sum(row) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask, actions = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    mask, response_mask = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
     for index, (before, prompt, response) in enumerate(rows):
         end = before + prompt + response
         ids[index, before:end] = torch.arange(10, 10 + prompt + response)
         mask[index, before:end] = True
-        actions[index, before + prompt : end] = True
-    packed_ids, packed_mask, packed_actions = pack(ids, mask, actions)
+        response_mask[index, before + prompt : end] = True
+    packed_ids, packed_mask, packed_actions = pack(ids, mask, response_mask)
     assert packed_ids.shape[1] == max(prompt + response for _, prompt, response in rows)
     for index, (_, prompt, response) in enumerate(rows):
         assert packed_mask[index].tolist() == [
@@ -115,7 +115,7 @@ def test_sampling_follows_softmax_over_temperature_whatever_the_base_ships(rando
         max_new_tokens=1,
         temperature=0.7,
     )
-    seen = torch.bincount(episodes.ids[episodes.actions], minlength=len(expected)) / count
+    seen = torch.bincount(episodes.ids[episodes.response_mask], minlength=len(expected)) / count
     distance = 0.5 * float((seen - expected).abs().sum())
     # mean of the total variation <= sum sqrt(p (1 - p) / n) / 2, and it concentrates within 1 / sqrt(n)
     bound = 0.5 * float((expected * (1 - expected) / count).sqrt().sum()) + 3 / count**0.5
@@ -145,20 +145,20 @@ def test_log_probs_of_left_padded_prompts_are_those_of_the_bare_prompts(roles, t
         prompt = encoded["input_ids"][row][encoded["attention_mask"][row].bool()]
         ids = episodes.ids[row][episodes.mask[row]]
         assert ids[: len(prompt)].tolist() == prompt.tolist()
-        assert int(episodes.actions[row].sum()) == len(ids) - len(prompt)
+        assert int(episodes.response_mask[row].sum()) == len(ids) - len(prompt)
         for adapter, got in (("policy", trajectory.log_probs), (None, trajectory.reference_log_probs)):
             roles.activate(adapter)
             with torch.no_grad():
                 logits = roles.model(input_ids=ids.unsqueeze(0)).logits[0, len(prompt) - 1 : -1]
             expected = (logits / 1.3).log_softmax(-1)
             picked = expected.gather(-1, ids[len(prompt) :].unsqueeze(-1)).squeeze(-1)
-            torch.testing.assert_close(got[row][episodes.actions[row]], picked, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got[row][episodes.response_mask[row]], picked, rtol=1e-4, atol=1e-4)
             if adapter == "policy":
                 entropy = -(expected.exp() * expected).sum(-1)
-                got_entropy = trajectory.entropy[row][episodes.actions[row]]
+                got_entropy = trajectory.entropy[row][episodes.response_mask[row]]
                 torch.testing.assert_close(got_entropy, entropy, rtol=1e-4, atol=1e-4)
-    assert not trajectory.log_probs[~episodes.actions].any()
-    assert not trajectory.values[~episodes.actions].any()
+    assert not trajectory.log_probs[~episodes.response_mask].any()
+    assert not trajectory.values[~episodes.response_mask].any()
     assert float((trajectory.log_probs - trajectory.reference_log_probs).abs().max()) > 0.01
 
 

@@ -15,7 +15,7 @@ from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.evaluation.answers import load_policy, stored_policy
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.rollout import Episodes, response_mask, response_texts, sample_episodes, score_episodes
+from csrlhf_kit.models.rollout import Episodes, response_texts, sample_episodes, score_episodes, until_end
 from csrlhf_kit.models.scorers import new_scorer, save_scorer
 from csrlhf_kit.recipes.export import ExportConfig, run_export
 from csrlhf_kit.training.ppo_update import PPOConfig, episode_rewards
@@ -88,7 +88,7 @@ def test_an_answer_ends_at_any_of_the_models_end_tokens(talker, options):
     roles = Roles(load_base(folder, device="cpu"), reward=lengths, cost=lengths, rank=4, **options)
     encoded = encode_prompts(tokenizer, [QUESTION], max_length=64)
     episodes = sample_episodes(roles, tokenizer, *encoded.values(), max_new_tokens=12, temperature=0)
-    assert episodes.ids[episodes.actions].tolist() == said and episodes.ended.tolist() == [True]
+    assert episodes.ids[episodes.response_mask].tolist() == said and episodes.ended.tolist() == [True]
     assert response_texts(tokenizer, episodes) == [tokenizer.decode(said[:-1])]
     scored = score_episodes(roles, tokenizer, [QUESTION], episodes, temperature=1.0)
     assert episode_rewards(scored, PPOConfig(missing_eos_penalty=5.0, score_clip=100.0)) == scored.reward
@@ -104,8 +104,8 @@ def test_whoever_answers_stops_there(talker):
 
 
 def test_nothing_after_the_first_of_several_ends_counts():
-    actions, ended = response_mask(torch.tensor([[5, 8, 1, 5], [1, 8, 5, 5], [5, 5, 5, 5]]), [1, 8])
-    assert actions.int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    response_mask, ended = until_end(torch.tensor([[5, 8, 1, 5], [1, 8, 5, 5], [5, 5, 5, 5]]), [1, 8])
+    assert response_mask.int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
     assert ended.tolist() == [True, True, False]
 
 
@@ -121,10 +121,10 @@ def test_a_scorer_reads_the_end_that_it_was_trained_with(random_base, tmp_path, 
     tokenizer = load_tokenizer(random_base)
     usual, other = tokenizer.eos_token_id, 9
     ids = torch.tensor([[5, 6, 7, usual], [5, 6, 7, other], [5, 6, 7, other]])
-    actions = torch.tensor([[False, False, True, True]] * 3)
-    episodes = Episodes(ids, torch.ones_like(actions), actions, torch.tensor([True, True, False]))
+    response_mask = torch.tensor([[False, False, True, True]] * 3)
+    episodes = Episodes(ids, torch.ones_like(response_mask), response_mask, torch.tensor([True, True, False]))
     roles = Roles(load_base(random_base, device="cpu"), reward=tmp_path, cost=tmp_path, rank=4)
-    assert (roles.below(ids, torch.ones_like(actions)) is not None) == (layers == 1)
+    assert (roles.shared_states(ids, torch.ones_like(response_mask)) is not None) == (layers == 1)
     scored = score_episodes(roles, tokenizer, ["?"] * 3, episodes, temperature=1.0).reward
     torch.testing.assert_close(scored[0], scored[1])
     assert abs(float(scored[2] - scored[0])) > 1e-3  # it did not end

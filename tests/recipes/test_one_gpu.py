@@ -130,14 +130,14 @@ def test_all_roles_train_and_the_saved_scorers_score_the_same_in_plain_transform
     roles = Roles(base, **folders, rank=4, alpha=8)
     encoded = encode_dialogues(tokenizer, sentences, sentences[::-1], max_length=64)
     ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
-    actions = mask & (torch.arange(ids.shape[1]) >= 5)
+    response_mask = mask & (torch.arange(ids.shape[1]) >= 5)
     with torch.no_grad():  # the forward pass that would repack
         for adapter in ("policy", "critic", "reward", "cost", None):
             roles.hidden(ids, mask, adapter)
         for parameter in roles.trainable("policy") + roles.trainable("critic"):
             parameter.normal_(std=0.1)
     assert all(torch.equal(m.weight.data, old) for m, old in zip(packed, bytes_before, strict=True))
-    roles.log_probs(ids, mask, actions)[0].sum().backward()
+    roles.log_probs(ids, mask, response_mask)[0].sum().backward()
     roles.values(ids, mask).square().sum().backward()
     for role in ("policy", "critic"):
         found = gradients(roles, role)
@@ -196,13 +196,13 @@ def test_checkpointing_changes_memory_and_nothing_else(random_base, sentences):
     checkpoint_activations(sparse)
     ids = torch.randint(4, 300, (3, 10), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    actions = mask & (torch.arange(10) >= 4)
+    response_mask = mask & (torch.arange(10) >= 4)
     for roles in (plain, sparse):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
         ):
-            loss = roles.log_probs(ids, mask, actions)[0].sum()
+            loss = roles.log_probs(ids, mask, response_mask)[0].sum()
         roles.kept = sum(kept)
         with again_under(roles, None):  # as a careless caller would leave it
             loss.backward()
@@ -233,12 +233,12 @@ def test_every_sampler_draws_the_same_tokens(kind, temperature, random_base, lla
     options = {"max_new_tokens": 12, "temperature": temperature, "noise": noise}
     both = {name: noisy_roles(path, sampler=name) for name in ("loop", "static")}
     endless = sample_episodes(both["loop"], tokenizer, *encoded.values(), **options)
-    said = endless.ids[0][endless.actions[0]]
+    said = endless.ids[0][endless.response_mask[0]]
     tokenizer = SimpleNamespace(eos_token_id=int(said[4]), pad_token_id=tokenizer.pad_token_id)
     state = torch.get_rng_state()
     ours, theirs = (sample_episodes(r, tokenizer, *encoded.values(), **options) for r in both.values())
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn besides the noise, nor seeded anew"
-    assert int(ours.actions[0].sum()) <= 5 and ours.ended[0], "some answers end early"
+    assert int(ours.response_mask[0].sum()) <= 5 and ours.ended[0], "some answers end early"
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
 

@@ -94,14 +94,14 @@ def test_phases_take_what_was_predicted(quantization, checkpointing, layers, bas
     told = predict(shape, config)["phases"]
     ids = torch.randint(0, 3000, (4, 128), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    actions = mask & (torch.arange(128) >= 64)
+    response_mask = mask & (torch.arange(128) >= 64)
 
     def policy():
-        roles.log_probs(ids, mask, actions)[0].sum().backward()
+        roles.log_probs(ids, mask, response_mask)[0].sum().backward()
         roles.zero_grad(set_to_none=True)
 
     def critic():
-        roles.values(ids, mask, actions).sum().backward()
+        roles.values(ids, mask, response_mask).sum().backward()
         roles.zero_grad(set_to_none=True)
 
     episodes = (

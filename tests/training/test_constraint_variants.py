@@ -173,12 +173,12 @@ def made_trajectory() -> Trajectory:
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(4, 300, (6, 8), generator=generator)
     mask = torch.ones(6, 8, dtype=torch.bool)
-    actions = mask & (torch.arange(8) >= 3)
-    log_probs = -torch.rand(6, 8, generator=generator) * actions
-    values = torch.randn(6, 8, 2, generator=generator) * actions.unsqueeze(-1)
+    response_mask = mask & (torch.arange(8) >= 3)
+    log_probs = -torch.rand(6, 8, generator=generator) * response_mask
+    values = torch.randn(6, 8, 2, generator=generator) * response_mask.unsqueeze(-1)
     reward, cost = torch.randn(2, 6, generator=generator)
     return Trajectory(
-        ids, mask, actions, torch.ones(6, dtype=torch.bool), log_probs, log_probs - 0.1, log_probs, values,
+        ids, mask, response_mask, torch.ones(6, dtype=torch.bool), log_probs, log_probs - 0.1, log_probs, values,
         reward, cost,
     )  # fmt: skip
 
@@ -361,7 +361,7 @@ def test_imitation_is_the_mean_negative_log_likelihood_and_its_gradient(random_b
         for place in range(start, len(whole)):
             total = total - log_probs[place - 1, whole[place]]
             tokens += 1
-    assert int(shown.actions.sum()) == tokens
+    assert int(shown.response_mask.sum()) == tokens
     assert loss == pytest.approx(float(total.detach()) / tokens, rel=1e-4)
     (2.0 * total / tokens).backward()
     for gradient, parameter in zip(found, roles.trainable("policy"), strict=True):

@@ -197,24 +197,24 @@ def test_augmented_lagrangian_is_the_gradient_of_its_penalty():
 def test_p3o_penalty_and_its_gradient():
     constraint = P3O(threshold=0.25, window=4, penalty=20, clip=0.2)
     constraint.observe(UNSAFE)  # violation 0.5
-    actions = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
+    response_mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
     ratio = torch.ones(4, 2, requires_grad=True)
-    loss = constraint.extra_loss(ratio, COST, actions)
+    loss = constraint.extra_loss(ratio, COST, response_mask)
     assert float(loss.detach()) == pytest.approx(20 * 0.5)  # at ratio 1: the window's violation
     (gradient,) = torch.autograd.grad(loss, ratio)
-    assert torch.allclose(gradient, 20 * COST * actions / 4, atol=1e-6)
+    assert torch.allclose(gradient, 20 * COST * response_mask / 4, atol=1e-6)
     assert torch.equal(constraint.combine(REWARD, COST), REWARD)
     assert not constraint.kl_in_costs
 
     for value in (0.5, 1.1, 1.7):  # a drop beyond the clip range is not credited where the cost is positive
         total = 0.0
-        for cost, action in zip(COST.flatten().tolist(), actions.flatten().tolist(), strict=True):
+        for cost, action in zip(COST.flatten().tolist(), response_mask.flatten().tolist(), strict=True):
             total += max((value - 1) * cost, (min(max(value, 0.8), 1.2) - 1) * cost) * action
-        got = float(constraint.extra_loss(torch.full((4, 2), value), COST, actions))
+        got = float(constraint.extra_loss(torch.full((4, 2), value), COST, response_mask))
         assert got == pytest.approx(20 * max(total / 4 + 0.5, 0.0), rel=1e-5)
 
     constraint.observe(SAFE)  # violation -0.225
-    assert float(constraint.extra_loss(ratio.detach(), torch.zeros(4, 2), actions)) == 0
+    assert float(constraint.extra_loss(ratio.detach(), torch.zeros(4, 2), response_mask)) == 0
     assert constraint.multiplier == 0
 
 

@@ -47,7 +47,7 @@ def test_targets_are_the_discounted_scores(random_base, sentences, settings):
     targets = returns(batch, settings)
     assert targets.shape == (*batch.ids.shape, 2)
     for row in range(len(sentences)):
-        columns = batch.actions[row].nonzero().flatten().tolist()
+        columns = batch.response_mask[row].nonzero().flatten().tolist()
         reward = float(batch.reward[row]) - (0.0 if batch.ended[row] else 0.5)
         cost = float(torch.sigmoid(batch.cost[row]))
         for steps_left, column in enumerate(reversed(columns)):

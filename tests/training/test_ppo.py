@@ -59,13 +59,15 @@ def made_trajectory(roles: Roles, *, batch: int = 8, length: int = 10) -> Trajec
     """Episodes of random tokens, with log-probabilities and values of the roles as they are."""
     ids = torch.randint(4, 300, (batch, length), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(length) < torch.tensor([10, 7, 9, 6, 8, 10, 5, 7][:batch]).unsqueeze(1)
-    actions = mask & (torch.arange(length) >= 3)
+    response_mask = mask & (torch.arange(length) >= 3)
     with torch.no_grad():
-        log_probs, entropy = roles.log_probs(ids, mask, actions)
-        values = roles.values(ids, mask) * actions.unsqueeze(-1)
+        log_probs, entropy = roles.log_probs(ids, mask, response_mask)
+        values = roles.values(ids, mask) * response_mask.unsqueeze(-1)
     reward, cost = random(2, batch, seed=2).float()
     ended = torch.arange(batch) % 2 == 0
-    return Trajectory(ids, mask, actions, ended, log_probs, log_probs - 0.1, entropy, values, reward, cost)
+    return Trajectory(
+        ids, mask, response_mask, ended, log_probs, log_probs - 0.1, entropy, values, reward, cost
+    )
 
 
 # --- losses ---
@@ -147,11 +149,11 @@ def test_prompts_come_in_whole_permutations():
 def test_advantages_of_a_batch_have_zero_mean_and_unit_variance(random_base):
     trajectory = made_trajectory(make_roles(random_base))
     batch, scale = estimate(trajectory, LinearPenalty(penalty=3.0), PPOConfig())
-    real = batch.advantages[batch.actions]
+    real = batch.advantages[batch.response_mask]
     assert abs(float(real.mean())) < 1e-5 and abs(float(real.std(correction=0)) - 1) < 1e-4
     raw, unit = estimate(trajectory, LinearPenalty(penalty=3.0), PPOConfig(whiten_advantages=False))
     assert unit == 1.0
-    assert scale == pytest.approx(1 / float(raw.advantages[raw.actions].std(correction=0)), rel=1e-4)
+    assert scale == pytest.approx(1 / float(raw.advantages[raw.response_mask].std(correction=0)), rel=1e-4)
 
 
 def test_microbatches_do_not_change_the_step(random_base):
@@ -216,8 +218,8 @@ def test_p3o_adds_its_penalty_to_the_policy_loss(random_base):
         moves[name] = [p.detach() - b for p, b in zip(roles.trainable("policy"), before, strict=True)]
         batch, _ = estimate(trajectory, constraint, config)
     roles = make_roles(random_base)
-    log_probs, _ = roles.log_probs(trajectory.ids, trajectory.mask, trajectory.actions)
-    surrogate = ((log_probs * batch.cost_advantages) * batch.actions).sum() / batch.actions.sum()
+    log_probs, _ = roles.log_probs(trajectory.ids, trajectory.mask, trajectory.response_mask)
+    surrogate = ((log_probs * batch.cost_advantages) * batch.response_mask).sum() / batch.response_mask.sum()
     (-5.0 * surrogate).backward()
     for parameter, on, off in zip(roles.trainable("policy"), moves["on"], moves["off"], strict=True):
         torch.testing.assert_close(on - off, parameter.grad, rtol=1e-3, atol=1e-5)

@@ -84,7 +84,7 @@ class Constraint:
         """The advantages (batch, length) for PPO's clipped objective, by default from `mix`."""
         return mix(reward_advantages, cost_advantages, self.multiplier)
 
-    def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, actions: Tensor) -> Tensor | None:
+    def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, response_mask: Tensor) -> Tensor | None:
         """An extra loss (a scalar, in cost units per episode) on a mini-batch's ratios (batch, length), or None."""
         return None
 

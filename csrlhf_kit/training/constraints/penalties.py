@@ -251,12 +251,12 @@ class P3O(Constraint):
     def combine(self, reward_advantages: Tensor, cost_advantages: Tensor) -> Tensor:
         return reward_advantages
 
-    def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, actions: Tensor) -> Tensor:
+    def extra_loss(self, ratio: Tensor, cost_advantages: Tensor, response_mask: Tensor) -> Tensor:
         import torch
 
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         change = torch.maximum((ratio - 1) * cost_advantages, (clipped - 1) * cost_advantages)
-        per_episode = (change * actions).sum(1).mean()
+        per_episode = (change * response_mask).sum(1).mean()
         return self.penalty * torch.relu(per_episode + self.violation)
 
 
