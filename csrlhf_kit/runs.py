@@ -289,8 +289,6 @@ def _plain(config: Any) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of the kit, of Python and of the libraries that results depend on, and the machine type."""
     names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn")
-    return {
-        "csrlhf-kit": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    } | {n: version(n) for n in names}
+    return {"csrlhf-kit": __version__, "python": platform.python_version(), "machine": platform.machine()} | {
+        n: version(n) for n in names
+    }

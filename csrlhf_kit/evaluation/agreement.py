@@ -104,11 +104,7 @@ def bootstrap(
     return metric_entry(statistic(ratings), interval, items)
 
 
-def agreement(
-    raters: Mapping[str, Sequence[float | bool | None]],
-    *,
-    resamples: int = 500,
-) -> dict[str, Any]:
+def agreement(raters: Mapping[str, Sequence[float | bool | None]], *, resamples: int = 500) -> dict[str, Any]:
     """All measures for a table of raters, each with a bootstrap interval over items.
 
     Args:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from csrlhf_kit.data.chat import encode_prompts, end_tokens, fit_prompts
+from csrlhf_kit.data.chat import end_tokens, fit_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_base, load_tokenizer
 from csrlhf_kit.models.places import adapter_folder, base_of, check_base, find_base, numbers_of
-from csrlhf_kit.models.rollout import response_texts, sample
+from csrlhf_kit.models.rollout import Episodes, in_batches, response_texts, sample
 
 Answer = Callable[[Sequence[Any]], list[str]]
 """Prompts (texts, or lists of chat messages) -> one answer each."""
@@ -59,6 +60,13 @@ def policy_answers(
     """
     calls = 0
 
+    def sample_batch(ids: Tensor, mask: Tensor) -> Episodes:
+        return sample(
+            model, ids.to(model.device), mask.to(model.device),
+            eos_token_id=end_tokens(tokenizer, model.generation_config), pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens, temperature=temperature,
+        )  # fmt: skip
+
     def answer(prompts: Sequence[Any]) -> list[str]:
         nonlocal calls
         calls += 1
@@ -66,21 +74,11 @@ def policy_answers(
         if not prompts:
             return texts
         fitted = fit_prompts(tokenizer, prompts, max_length=max_length, tell=True)
-        encoded = encode_prompts(tokenizer, fitted, max_length=max_length)
-        lengths = encoded["attention_mask"].sum(1)
         with torch.random.fork_rng():
             torch.manual_seed(seed * 1_000_003 + calls)
-            for rows in lengths.argsort(descending=True, stable=True).split(batch_size):
-                longest = int(lengths[rows].max())
-                episodes = sample(
-                    model,
-                    encoded["input_ids"][rows, -longest:].to(model.device),
-                    encoded["attention_mask"][rows, -longest:].to(model.device),
-                    eos_token_id=end_tokens(tokenizer, model.generation_config),
-                    pad_token_id=tokenizer.pad_token_id,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                )
+            for rows, episodes in in_batches(
+                sample_batch, tokenizer, fitted, batch_size=batch_size, max_length=max_length
+            ):
                 for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
                     texts[row] = text.strip()
         return texts

@@ -6,22 +6,20 @@ The judge is the toy world's ground truth (`world.oracle`), never the cost model
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.outcomes import pack_outcomes, values_of
 from csrlhf_kit.evaluation.results import POLICY_RATES
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.rollout import response_texts, sample_episodes, score_episodes
+from csrlhf_kit.models.rollout import MAX_PROMPT, in_batches, response_texts, sample_episodes, score_episodes
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.world.oracle import Verdict, judge
-
-MAX_PROMPT = 512  # tokens; longer prompts are cut
 
 
 def rate(events: Sequence[bool]) -> dict[str, float]:
@@ -95,17 +93,18 @@ def answer_and_score(
     """
     texts = [""] * len(prompts)
     scores = {name: torch.zeros(len(prompts)) for name in ("reward", "cost", "kl")}
-    encoded = encode_prompts(tokenizer, [p.prompt for p in prompts], max_length=MAX_PROMPT)
-    order = encoded["attention_mask"].sum(1).argsort(descending=True, stable=True)
+    asked = [p.prompt for p in prompts]
+    sample_batch = partial(
+        sample_episodes, roles, tokenizer,
+        adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for rows in order.split(batch_size):
-            episodes = sample_episodes(
-                roles, tokenizer, encoded["input_ids"][rows], encoded["attention_mask"][rows],
-                adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature,
-            )  # fmt: skip
+        for rows, episodes in in_batches(
+            sample_batch, tokenizer, asked, batch_size=batch_size, max_length=MAX_PROMPT
+        ):
             trajectory = score_episodes(
-                roles, tokenizer, [prompts[row].prompt for row in rows], episodes, temperature=temperature or 1.0,
+                roles, tokenizer, [asked[row] for row in rows], episodes, temperature=temperature or 1.0,
                 chunk_size=min(64, batch_size), policy=adapter is not None, critic=False,
             )  # fmt: skip
             scores["reward"][rows] = trajectory.reward.cpu()

@@ -22,11 +22,7 @@ DIGITS = 5  # significant digits in a figure: finer than a pixel, coarser than r
 WIDTH = 860  # pixels; fits a notebook column and half a laptop's screen
 
 INK, MUTED, GRID = "#24292f", "#57606a", "#d8dee4"
-DOTTED = {
-    "color": INK,
-    "dash": "dot",
-    "width": 1.5,
-}  # thresholds and other marks to compare a curve with
+DOTTED = {"color": INK, "dash": "dot", "width": 1.5}  # thresholds and other marks to compare a curve with
 
 
 class Style(NamedTuple):

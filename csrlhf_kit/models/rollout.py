@@ -8,14 +8,15 @@ Builds on roles.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from csrlhf_kit.data.chat import encode_prompts, end_token, end_tokens
+from csrlhf_kit.data.chat import Turns, encode_prompts, end_token, end_tokens
 from csrlhf_kit.kernels.masks import last_true
 from csrlhf_kit.models import Sampler
 from csrlhf_kit.models.decoding import CachedForward, CausalLM, Decoder, pick
@@ -47,6 +48,7 @@ class Trajectory(NamedTuple):
     shared_states: Tensor | None = None  # (batch, length, hidden), states after the shared layers, if known
 
 
+MAX_PROMPT = 512  # tokens; longer prompts are cut
 Ends = int | Sequence[int]
 """The token, or several tokens, that end an answer ("EOS")."""
 
@@ -258,6 +260,28 @@ def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
+def in_batches(
+    sample_batch: Callable[[Tensor, Tensor], Episodes],
+    tokenizer: Any,
+    prompts: Sequence[Turns],
+    *,
+    batch_size: int,
+    max_length: int = MAX_PROMPT,
+    longest_first: bool = True,
+) -> Iterator[tuple[Tensor, Episodes]]:
+    """Answer `prompts` in batches of similar length: (indices into `prompts`, their episodes), batch by batch.
+
+    sample_batch: answers left-padded ids and mask (batch, length), such as `sample_episodes` with its first arguments.
+    max_length: longest prompt in tokens. longest_first: the order of the batches, on which the draws depend.
+    """
+    encoded = encode_prompts(tokenizer, prompts, max_length=max_length)
+    lengths = encoded["attention_mask"].sum(1)
+    for rows in lengths.argsort(descending=longest_first, stable=True).split(batch_size):
+        longest = int(lengths[rows].max())
+        batch = encoded["input_ids"][rows, -longest:], encoded["attention_mask"][rows, -longest:]
+        yield rows, sample_batch(*batch)
+
+
 def sample_responses(
     roles: Roles,
     tokenizer: Any,
@@ -265,24 +289,19 @@ def sample_responses(
     *,
     adapter: str | None = "policy",
     max_new_tokens: int,
-    max_prompt_length: int = 512,
+    max_prompt_length: int = MAX_PROMPT,
     temperature: float = 1.0,
     batch_size: int = 128,
 ) -> list[str]:
     """One response text per prompt, by an adapter of `roles` (None: the reference); samples longest prompts first."""
-    encoded = encode_prompts(tokenizer, list(prompts), max_length=max_prompt_length)
-    order = encoded["attention_mask"].sum(1).argsort(descending=True, stable=True)
+    sample_batch = partial(
+        sample_episodes, roles, tokenizer,
+        adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature,
+    )  # fmt: skip
     answers = [""] * len(prompts)
-    for rows in order.split(batch_size):
-        episodes = sample_episodes(
-            roles,
-            tokenizer,
-            encoded["input_ids"][rows],
-            encoded["attention_mask"][rows],
-            adapter=adapter,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-        )
+    for rows, episodes in in_batches(
+        sample_batch, tokenizer, prompts, batch_size=batch_size, max_length=max_prompt_length
+    ):
         for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
             answers[row] = text
     return answers

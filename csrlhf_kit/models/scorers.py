@@ -287,10 +287,7 @@ def score_rows(scorer: Scorer, rows: Sequence[dict[str, list[int]]], *, batch_si
 
 
 def score_texts(
-    model: str | Path | Scorer,
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    batch_size: int = 64,
+    model: str | Path | Scorer, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 64
 ) -> np.ndarray:
     """Scores (logits) of dialogues, float64, (dialogues,), in the order given.
 

@@ -16,12 +16,13 @@ from csrlhf_kit.data.held_out import source_splits
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
 from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_records
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.safety import MAX_PROMPT, answer_and_score, judge_all, policy_row, rate
+from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.open_scorer import open_scorers
 from csrlhf_kit.models.places import SHIPPED, adapter_in, base_of, numbers_of, run_settings
 from csrlhf_kit.models.roles import Roles
+from csrlhf_kit.models.rollout import MAX_PROMPT
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.recipes.options import EvaluateConfig
 

@@ -75,8 +75,7 @@ def make_base(config: BaseConfig) -> Path:
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: min((i + 1) / 100, 0.5 * (1 + math.cos(math.pi * i / len(batches)))),
+        optimizer, lambda i: min((i + 1) / 100, 0.5 * (1 + math.cos(math.pi * i / len(batches))))
     )
     model.train()
     started, bar = time.time(), tqdm(batches, desc="tiny base", unit="step")

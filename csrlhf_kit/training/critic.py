@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from csrlhf_kit import distributed
-from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels.masks import last_true
 from csrlhf_kit.models.places import fingerprint
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.rollout import Trajectory, by_length, sample_episodes, score_episodes
+from csrlhf_kit.models.rollout import Trajectory, by_length, in_batches, sample_episodes, score_episodes
 from csrlhf_kit.runs import seed_everything
 from csrlhf_kit.training.configs import CriticConfig, PPOConfig
 from csrlhf_kit.training.ppo import cosine_to_a_tenth
@@ -37,26 +37,20 @@ def base_episodes(
     roles: Roles, tokenizer: Any, prompts: Sequence[str], config: PPOConfig, *, batch_size: int = 128
 ) -> list[Trajectory]:
     """Sample the base's answers to `prompts` and score them, in batches of similar prompt length."""
-    encoded = encode_prompts(tokenizer, list(prompts), max_length=config.max_prompt_length)
-    order = encoded["attention_mask"].sum(1).argsort(stable=True)
-    batches = []
-    for rows in order.split(batch_size):
-        episodes = sample_episodes(
-            roles, tokenizer, encoded["input_ids"][rows], encoded["attention_mask"][rows],
-            adapter=None, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-        )  # fmt: skip
-        texts = [prompts[row] for row in rows.tolist()]
-        batches.append(
-            score_episodes(
-                roles,
-                tokenizer,
-                texts,
-                episodes,
-                temperature=config.temperature,
-                chunk_size=config.microbatch_size,
-            )
+    sample_batch = partial(
+        sample_episodes, roles, tokenizer,
+        adapter=None, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+    )  # fmt: skip
+    return [
+        score_episodes(
+            roles, tokenizer, [prompts[row] for row in rows.tolist()], episodes,
+            temperature=config.temperature, chunk_size=config.microbatch_size,
         )
-    return batches
+        for rows, episodes in in_batches(
+            sample_batch, tokenizer, prompts,
+            batch_size=batch_size, max_length=config.max_prompt_length, longest_first=False,
+        )
+    ]  # fmt: skip
 
 
 def returns(trajectory: Trajectory, config: PPOConfig) -> Tensor:

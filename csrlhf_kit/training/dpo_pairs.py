@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from csrlhf_kit.data.chat import encode_prompts, fit_prompts
+from csrlhf_kit.data.chat import fit_prompts
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.roles import Roles
-from csrlhf_kit.models.rollout import response_texts, sample_episodes, score_episodes
+from csrlhf_kit.models.rollout import MAX_PROMPT, in_batches, response_texts, sample_episodes, score_episodes
 from csrlhf_kit.runs import seed_everything
 from csrlhf_kit.theory.problem import FiniteProblem
+
+BATCH = 128  # answers of the base that are sampled at once
 
 
 class Ranked(NamedTuple):
@@ -79,24 +82,19 @@ def offline_answers(
 ) -> Offline:
     """Sample `samples` answers of the base to each prompt, and score them with the learned reward and cost."""
     seed_everything(seed)
-    prompts = fit_prompts(tokenizer, prompts, max_length=512, tell=True)
+    prompts = fit_prompts(tokenizer, prompts, max_length=MAX_PROMPT, tell=True)
     asked = [prompt for prompt in prompts for _ in range(samples)]
-    encoded = encode_prompts(tokenizer, asked, max_length=512)
     texts = [""] * len(asked)
     reward, cost = np.zeros(len(asked)), np.zeros(len(asked))
-    order = encoded["attention_mask"].sum(1).argsort(stable=True)
-    for rows in tqdm(order.split(128), desc="answers of the base", unit="batch"):
-        ids, mask = encoded["input_ids"][rows], encoded["attention_mask"][rows]
-        episodes = sample_episodes(roles, tokenizer, ids, mask, adapter=None, max_new_tokens=max_new_tokens)
+    sample_batch = partial(sample_episodes, roles, tokenizer, adapter=None, max_new_tokens=max_new_tokens)
+    batches = in_batches(sample_batch, tokenizer, asked, batch_size=BATCH, longest_first=False)
+    for rows, episodes in tqdm(
+        batches, desc="answers of the base", unit="batch", total=-(-len(asked) // BATCH)
+    ):
         scored = score_episodes(
-            roles,
-            tokenizer,
-            [asked[row] for row in rows.tolist()],
-            episodes,
-            temperature=1.0,
-            policy=False,
-            critic=False,
-        )
+            roles, tokenizer, [asked[row] for row in rows.tolist()], episodes,
+            temperature=1.0, policy=False, critic=False,
+        )  # fmt: skip
         reward[rows.numpy()] = scored.reward.double().cpu()
         cost[rows.numpy()] = scored.cost.double().sigmoid().cpu()
         for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):

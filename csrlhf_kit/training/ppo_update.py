@@ -82,11 +82,7 @@ class Batch(NamedTuple):
 
 
 def estimate(
-    trajectory: Trajectory,
-    constraint: Constraint,
-    config: PPOConfig,
-    *,
-    groups: Sequence[str] | None = None,
+    trajectory: Trajectory, constraint: Constraint, config: PPOConfig, *, groups: Sequence[str] | None = None
 ) -> tuple[Batch, float]:
     """Advantages and value targets of a batch of episodes, and the factor by which whitening scaled them.
 

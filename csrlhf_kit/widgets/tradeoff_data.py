@@ -16,16 +16,7 @@ from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.results import PolicyRow, RecordedRuns
-from csrlhf_kit.figures.style import (
-    DOTTED,
-    INK,
-    MUTED,
-    error_bars,
-    rounded,
-    rounded_all,
-    style,
-    titled,
-)
+from csrlhf_kit.figures.style import DOTTED, INK, MUTED, error_bars, rounded, rounded_all, style, titled
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets.view import escaped, filled

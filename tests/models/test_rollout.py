@@ -15,6 +15,7 @@ from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import (
     by_length,
+    in_batches,
     pack,
     response_texts,
     sample,
@@ -130,6 +131,26 @@ def test_greedy_answers_do_not_depend_on_padding_or_company(roles, tokenizer, se
     ]
     assert together == alone
     assert len(set(together)) > 1
+
+
+@pytest.mark.parametrize("longest_first", [True, False])
+def test_batches_are_sampled_in_order_of_length_and_cover_each_prompt_once(
+    tokenizer, sentences, longest_first
+):
+    shown = []
+    batches = in_batches(
+        lambda ids, mask: shown.append((ids, mask)) or len(shown),
+        tokenizer, sentences, batch_size=3, longest_first=longest_first,
+    )  # fmt: skip
+    rows, numbers = zip(*batches, strict=True)
+    assert sorted(torch.cat(rows).tolist()) == list(range(len(sentences)))
+    assert list(numbers) == list(range(1, len(rows) + 1)), "a batch is sampled when it is asked for"
+    lengths = [int(n) for _, mask in shown for n in mask.sum(1)]
+    assert lengths == sorted(lengths, reverse=longest_first) and len(set(lengths)) > 1
+    whole = encode_prompts(tokenizer, sentences, max_length=64)["input_ids"]
+    for batch, (ids, mask) in zip(rows, shown, strict=True):
+        assert bool(mask.any(0).all()), "no column is padding only"
+        assert torch.equal(ids, whole[batch, -ids.shape[1] :])
 
 
 def test_log_probs_of_left_padded_prompts_are_those_of_the_bare_prompts(roles, tokenizer, sentences):

@@ -75,11 +75,7 @@ def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:
         _add_caption(figure, caption)
     document = figure.to_plotly_json()
     document["config"] = CONFIG
-    return {
-        PLOTLY: document,
-        "image/svg+xml": static_svg(figure),
-        "text/plain": summary(figure),
-    }
+    return {PLOTLY: document, "image/svg+xml": static_svg(figure), "text/plain": summary(figure)}
 
 
 def summary(figure: go.Figure) -> str:

@@ -64,10 +64,7 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The ledger as a Markdown table, by source."""
-    lines = [
-        "| claim | source | theirs | ours | seeds | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| claim | source | theirs | ours | seeds | verdict |", "|---|---|---|---|---|---|"]
     for row in rows:
         seeds = "exact" if row["seeds"] is None and row["estimates"] else row["seeds"] or ""
         cells = (
