@@ -23,7 +23,7 @@ from csrlhf_kit.models.rollout import MAX_PROMPT, in_batches, response_texts, sa
 from csrlhf_kit.runs import seed_everything
 from csrlhf_kit.theory.problem import FiniteProblem
 
-BATCH = 128  # answers of the base that are sampled at once
+SAMPLED_AT_ONCE = 128  # answers of the base
 
 
 class Ranked(NamedTuple):
@@ -87,9 +87,9 @@ def offline_answers(
     texts = [""] * len(asked)
     reward, cost = np.zeros(len(asked)), np.zeros(len(asked))
     sample_batch = partial(sample_episodes, roles, tokenizer, adapter=None, max_new_tokens=max_new_tokens)
-    batches = in_batches(sample_batch, tokenizer, asked, batch_size=BATCH, longest_first=False)
+    batches = in_batches(sample_batch, tokenizer, asked, batch_size=SAMPLED_AT_ONCE, longest_first=False)
     for rows, episodes in tqdm(
-        batches, desc="answers of the base", unit="batch", total=-(-len(asked) // BATCH)
+        batches, desc="answers of the base", unit="batch", total=-(-len(asked) // SAMPLED_AT_ONCE)
     ):
         scored = score_episodes(
             roles, tokenizer, [asked[row] for row in rows.tolist()], episodes,
