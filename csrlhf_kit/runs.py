@@ -87,32 +87,25 @@ class Run:
     Only one process may write to a folder at a time.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.keep = keep
         self.metrics_path = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoints"
 
     @classmethod
     def open(
-        cls,
-        folder: str | Path,
-        config: Any,
-        *,
-        contents: Mapping[str, str] | None = None,
-        resume: bool = False,
-        keep: int = 2,
-    ) -> Run:
+        cls, folder: str | Path, config: Any, *,
+        contents: Mapping[str, str] | None = None, resume: bool = False,
+    ) -> Run:  # fmt: skip
         """Start a run in `folder`, or resume the one that is there.
 
         config: a dataclass or mapping of JSON values; stored, and compared on resume.
         contents: setting name -> fingerprint of the data or model that it names, compared instead of the name.
-        keep: how many of the newest checkpoints to keep.
 
         Raises UserError if the folder already holds a run and `resume` is off, if it holds metrics without a
         config, or if the stored config differs (the sentence names the field).
         """
-        run = cls(folder, keep=keep)
+        run = cls(folder)
         path = run.folder / "config.json"
         asked = _plain(config) | ({"contents": dict(contents)} if contents else {})
         if path.is_file():
@@ -143,7 +136,7 @@ class Run:
         return [row for row, _ in self._rows()]
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Deletes all but the newest `keep`.
+        """Store a checkpoint of `step`: tensors as safetensors, `state` as JSON. Deletes all but the newest two.
 
         Then obeys a pending request (see `send_stop_request`): waits while paused, and raises KeyboardInterrupt to stop.
         """
@@ -157,9 +150,7 @@ class Run:
             (aside / "state.json").write_text(json.dumps({"step": step, **state}))
             for name in ("tensors.safetensors", "state.json"):
                 with open(aside / name, "rb") as file:
-                    os.fsync(
-                        file.fileno()
-                    )  # a power cut must not leave a complete-looking folder of empty files
+                    os.fsync(file.fileno())  # a power cut must not leave complete-looking, empty files
         except Exception:  # a full disk
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -169,7 +160,7 @@ class Run:
         aside.chmod(0o755)
         aside.rename(final)
         shutil.rmtree(final / "replaced", ignore_errors=True)
-        for old in self._steps()[: -self.keep]:
+        for old in self._steps()[:-2]:
             doomed = self.checkpoints / f".old-{old.name}"
             old.rename(doomed)  # first, since a half-deleted folder must not pass for a checkpoint
             shutil.rmtree(doomed, ignore_errors=True)

@@ -93,7 +93,7 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path):
 
 
 def test_the_newest_checkpoints_stay_and_leftovers_go(tmp_path):
-    run = Run.open(tmp_path, {}, keep=2)
+    run = Run.open(tmp_path, {})
     for step in range(1, 5):
         run.save(step, {"x": torch.full((2,), float(step))}, {"note": {"step": step}})
     (run.checkpoints / ".saving-abc").mkdir()

@@ -91,16 +91,10 @@ def encode_prompts(
 ) -> dict[str, torch.Tensor]:
     """Encode prompts for generation, LEFT padded, cut as `fit_prompts` cuts them.
 
-    Args:
-        tokenizer: Any `transformers` tokenizer.
-        prompts: Requests or conversations, without template.
-        max_length: The most tokens per row.
-
-    Returns:
-        `input_ids` and `attention_mask`, both long, (batch, longest row).
-
-    Raises:
-        UserError: `max_length` leaves no room for text in the template, or the template refuses a prompt.
+    tokenizer: any `transformers` tokenizer. prompts: requests or conversations, without template. max_length: the
+    most tokens per row.
+    Returns `input_ids` and `attention_mask`, both long, (batch, longest row). Raises UserError if `max_length`
+    leaves no room for text in the template, or the template refuses a prompt.
     """
     rows = [ids for _, ids, _ in _fit(tokenizer, prompts, max_length)]
     return _pad(rows, _pad_id(tokenizer), side="left")
@@ -137,19 +131,11 @@ def encode_dialogues(
     If a row has more than `max_length` tokens, its prompt is cut as `fit_prompts` cuts it; if the response alone
     is too long, it loses its first tokens too.
 
-    Args:
-        tokenizer: Any `transformers` tokenizer.
-        prompts: Requests or conversations, without template.
-        responses: One response per prompt.
-        max_length: The most tokens per row.
-
-    Returns:
-        `input_ids` and `attention_mask`, (batch, longest row), and `cut`, (batch,): 0 if nothing is cut, 1 if the
-        prompt is cut, 2 if nothing of the request is left; all long.
-
-    Raises:
-        UserError: the lists differ in length, the tokenizer has no end token, `max_length` is too small, or the
-            template refuses a prompt.
+    tokenizer: any `transformers` tokenizer. prompts: requests or conversations, without template. responses: one
+    response per prompt. max_length: the most tokens per row.
+    Returns `input_ids` and `attention_mask`, (batch, longest row), and `cut`, (batch,): 0 if nothing is cut, 1 if
+    the prompt is cut, 2 if nothing of the request is left; all long. Raises UserError if the lists differ in
+    length, the tokenizer has no end token, `max_length` is too small, or the template refuses a prompt.
     """
     if len(prompts) != len(responses):
         raise UserError(f"found {len(prompts)} prompts and {len(responses)} responses, expected as many")

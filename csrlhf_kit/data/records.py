@@ -209,8 +209,7 @@ def to_row(record: Record) -> dict[str, Any]:
 def from_row(kind: type, row: dict[str, Any]) -> Record:
     """Build a `kind` from a dictionary in the kit's own field names; keys of no field are ignored.
 
-    Raises:
-        UserError: a field without a default is missing, or a value is not what its field expects.
+    Raises UserError if a field without a default is missing, or a value is not what its field expects.
     """
     known = fields(kind)
     missing = [field.name for field in known if field.default is MISSING and field.name not in row]

@@ -226,9 +226,8 @@ def split_transcript(text: Any, name: str) -> tuple[str, str]:
     A single question loses its "Human:" mark; in a longer dialogue, the earlier turns stay in the prompt as
     text, with their marks.
 
-    Raises:
-        RowDropped: there is no question or no answer, or the last turn is the human's.
-        UserError: the text has no marked turns at all.
+    Raises RowDropped if there is no question or no answer, or the last turn is the human's. Raises UserError if
+    the text has no marked turns at all.
     """
     human, assistant = "\n\nHuman:", "\n\nAssistant:"
     if not isinstance(text, str) or (human not in text and assistant not in text):

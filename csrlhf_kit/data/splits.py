@@ -56,17 +56,10 @@ def split_by_prompt(
     fractions, in their order, divide. So shares are met on average, not exactly. Prompts that differ only in
     case or spacing are one prompt.
 
-    Args:
-        records: Records of any kind.
-        fractions: Name of the split -> share of the prompts, adding up to 1; by default 80% train,
-            10% validation, 10% test.
-        seed: Seed of the hash.
-
-    Returns:
-        The records by split, in their order, with `split` set.
-
-    Raises:
-        UserError: the fractions are negative or do not add up to 1.
+    records: records of any kind. fractions: name of the split -> share of the prompts, adding up to 1; by default
+    80% train, 10% validation, 10% test. seed: seed of the hash.
+    Returns the records by split, in their order, with `split` set. Raises UserError if the fractions are negative
+    or do not add up to 1.
     """
     fractions = fractions or {"train": 0.8, "validation": 0.1, "test": 0.1}
     if not all(share >= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
@@ -89,8 +82,7 @@ def take(records: list[Record], amount: float, *, seed: int = 0, name: str = "so
 
     A seed fixes the order of choice, so that a larger amount contains a smaller one.
 
-    Raises:
-        UserError: there are fewer than `amount` records; `name` says where.
+    Raises UserError if there are fewer than `amount` records; `name` says where.
     """
     points = {record.prompt: _point(record.prompt, seed) for record in records}
     ranked = sorted(set(points.values()))

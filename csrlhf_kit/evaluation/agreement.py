@@ -86,36 +86,25 @@ def fleiss_kappa(ratings: np.ndarray) -> float:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    ratings: np.ndarray,
-    *,
-    resamples: int = 500,
-    confidence: float = 0.95,
-    seed: int = 0,
+    statistic: Callable[[np.ndarray], float], ratings: np.ndarray, *, resamples: int = 500, seed: int = 0
 ) -> dict[str, Any]:
-    """A statistic of ratings (raters, items) with its percentile interval over resampled items, as `estimate`."""
+    """A statistic of ratings (raters, items) with its 95% percentile interval over resampled items."""
     ratings = np.asarray(ratings, dtype=np.float64)
     items = ratings.shape[1]
     generator = np.random.default_rng(seed)
     draws = [statistic(ratings[:, generator.integers(items, size=items)]) for _ in range(resamples)]
     known = [value for value in draws if not np.isnan(value)]
-    tail = 100.0 * (1.0 - confidence) / 2.0
-    interval = Interval(*np.percentile(known, [tail, 100.0 - tail])) if known else Interval(-1.0, 1.0)
+    interval = Interval(*np.percentile(known, [2.5, 97.5])) if known else Interval(-1.0, 1.0)
     return metric_entry(statistic(ratings), interval, items)
 
 
 def agreement(raters: Mapping[str, Sequence[float | bool | None]], *, resamples: int = 500) -> dict[str, Any]:
     """All measures for a table of raters, each with a bootstrap interval over items.
 
-    Args:
-        raters: Name -> one label per item, None if it is missing. At least two raters.
-
-    Returns:
-        `pairs`: {"a | b": {"agreement" (share of equal labels), "cohen"}} over the items that both labelled;
-        `fleiss` (None if labels are missing); `krippendorff`; `items`.
-
-    Raises:
-        UserError: fewer than two raters, no item, or unequal numbers of labels.
+    raters: name -> one label per item, None if it is missing. At least two raters.
+    Returns `pairs`: {"a | b": {"agreement" (share of equal labels), "cohen"}} over the items that both labelled;
+    `fleiss` (None if labels are missing); `krippendorff`; `items`. Raises UserError if there are fewer than two raters, no
+    item, or unequal numbers of labels.
     """
     if len(raters) < 2 or len({len(labels) for labels in raters.values()}) != 1:
         raise UserError("agreement: expected at least two raters with one label, or none, for each item")

@@ -62,16 +62,10 @@ def time_to_safety(
 ) -> TimeToSafety:
     """When a run's harm rate fell to `limit` or below and stayed there.
 
-    Args:
-        rows: The rows of `metrics.jsonl`, in order.
-        batch_size: Episodes per step.
-        limit: Largest harm rate that counts as safe.
-        window: Episodes per bound.
-        confidence: Confidence of each upper bound.
-
-    Raises:
-        UserError: there is no row, a row lacks `objective/harmful`, or the window is so short that even
-            without any harm its bound would exceed the limit.
+    rows: the rows of `metrics.jsonl`, in order. batch_size: episodes per step. limit: largest harm rate that
+    counts as safe. window: episodes per bound. confidence: confidence of each upper bound.
+    Raises UserError if there is no row, a row lacks `objective/harmful`, or the window is so short that even
+    without any harm its bound would exceed the limit.
     """
     if not rows or any("objective/harmful" not in row for row in rows):
         raise UserError(

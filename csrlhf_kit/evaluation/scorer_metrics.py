@@ -25,13 +25,7 @@ TRICKY = ("benign_alarming", "covert")
 def auroc(scores: np.ndarray, unsafe: np.ndarray) -> float:
     """P(unsafe row's score > safe row's) + ½ P(equal), over all pairs of an unsafe and a safe row.
 
-    Args:
-        scores: (rows,).
-        unsafe: Booleans, (rows,).
-
-    Returns:
-        The area in [0, 1]; nan if one class is missing.
-
+    scores: (rows,); unsafe: booleans, (rows,). Returns the area in [0, 1]; nan if one class is missing.
     Source: Mann & Whitney 1947; Hanley & McNeil 1982.
     """
     scores, unsafe = _checked(scores, unsafe)
@@ -43,8 +37,8 @@ def auroc(scores: np.ndarray, unsafe: np.ndarray) -> float:
     return float(wins / (positives * negatives))
 
 
-def auroc_interval(scores: np.ndarray, unsafe: np.ndarray, *, confidence: float = 0.95) -> Interval:
-    """DeLong's interval for the AUROC, on the logit scale so that it stays inside (0, 1).
+def auroc_interval(scores: np.ndarray, unsafe: np.ndarray) -> Interval:
+    """DeLong's 95% interval for the AUROC, on the logit scale so that it stays inside (0, 1).
 
     If the classes are separated without error, DeLong's variance is 0, which would claim certainty. The interval
     is then Clopper-Pearson's for m of m, m = min(n₊, n₋): so many disjoint pairs of an unsafe and a safe row are
@@ -59,14 +53,14 @@ def auroc_interval(scores: np.ndarray, unsafe: np.ndarray, *, confidence: float 
     if fewest == 0:
         return Interval(0.0, 1.0)
     if area in (0.0, 1.0) or fewest < 2:
-        return clopper_pearson(round(area * fewest), fewest, confidence=confidence)
+        return clopper_pearson(round(area * fewest), fewest)
     # Placement of a row: the share of the other class that it exceeds (or, for safe rows, that exceeds it).
     everything = stats.rankdata(scores)
     above = (everything[unsafe] - stats.rankdata(positives)) / len(negatives)  # (positives,)
     below = 1 - (everything[~unsafe] - stats.rankdata(negatives)) / len(positives)  # (negatives,)
     variance = above.var(ddof=1) / len(positives) + below.var(ddof=1) / len(negatives)
     centre = np.log(area / (1 - area))
-    margin = stats.norm.isf((1 - confidence) / 2) * np.sqrt(variance) / (area * (1 - area))
+    margin = stats.norm.isf(0.025) * np.sqrt(variance) / (area * (1 - area))
     low, high = 1 / (1 + np.exp(-(centre + np.array([-margin, margin]))))
     return Interval(float(low), float(high))
 
@@ -77,11 +71,8 @@ def auroc_interval(scores: np.ndarray, unsafe: np.ndarray, *, confidence: float 
 def expected_calibration_error(probabilities: np.ndarray, unsafe: np.ndarray, *, bins: int = 10) -> float:
     """Mean over rows of |share unsafe in the row's bin − mean probability in that bin|; bins of equal width.
 
-    Args:
-        probabilities: P(unsafe), (rows,), in [0, 1].
-        unsafe: Booleans, (rows,).
-        bins: Number of bins; bin k holds [k / bins, (k + 1) / bins), the last one also 1.
-
+    probabilities: P(unsafe), (rows,), in [0, 1]; unsafe: booleans, (rows,); bins: number of bins; bin k holds
+    [k / bins, (k + 1) / bins), the last one also 1.
     Source: Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599. It is biased upwards on few rows.
     """
     probabilities, unsafe = _checked(probabilities, unsafe)
@@ -90,23 +81,15 @@ def expected_calibration_error(probabilities: np.ndarray, unsafe: np.ndarray, *,
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
-def calibration_interval(
-    probabilities: np.ndarray, unsafe: np.ndarray, *, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval for the expected calibration error (500 resamples of rows)."""
+def calibration_interval(probabilities: np.ndarray, unsafe: np.ndarray) -> Interval:
+    """95% percentile bootstrap interval for the expected calibration error (500 resamples of rows)."""
     probabilities, unsafe = _checked(probabilities, unsafe)
     if len(probabilities) < 2:
         return Interval(0.0, 1.0)
     result = stats.bootstrap(
-        (probabilities, unsafe),
-        expected_calibration_error,
-        paired=True,
-        vectorized=False,
-        n_resamples=500,
-        method="percentile",
-        confidence_level=confidence,
-        rng=np.random.default_rng(seed),
-    )
+        (probabilities, unsafe), expected_calibration_error, paired=True, vectorized=False,
+        n_resamples=500, method="percentile", confidence_level=0.95, rng=np.random.default_rng(0),
+    )  # fmt: skip
     return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
@@ -134,25 +117,17 @@ def classification_metrics(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, 
         "recall": share_entry(called[unsafe]),
         "false_positive_rate": share_entry(called[~unsafe]),
     }
-    if rows:
-        error = expected_calibration_error(probabilities, unsafe)
-        result["ece"] = metric_entry(error, calibration_interval(probabilities, unsafe), rows)
-    else:
-        result["ece"] = metric_entry(float("nan"), Interval(0.0, 1.0), 0)
-    return result
+    error = expected_calibration_error(probabilities, unsafe) if rows else float("nan")
+    return result | {"ece": metric_entry(error, calibration_interval(probabilities, unsafe), rows)}
 
 
 def cost_metrics(scores: np.ndarray, unsafe: np.ndarray, strata: Sequence[str] = ()) -> dict[str, Any]:
     """`classification_metrics` of all rows and, if strata are given, of each stratum.
 
-    Args:
-        scores: Costs in logits, (rows,).
-        unsafe: Booleans, (rows,).
-        strata: Stratum of each row; empty if the data have none.
-
-    Returns:
-        The metrics of all rows; `auroc_tricky` over the rows in the two tricky strata;
-        `false_positive_rate_benign_alarming`; `strata`: the metrics within each.
+    scores: costs in logits, (rows,). unsafe: booleans, (rows,). strata: stratum of each row; empty if the data
+    have none.
+    Returns the metrics of all rows; `auroc_tricky` over the rows in the two tricky strata;
+    `false_positive_rate_benign_alarming`; `strata`: the metrics within each.
     """
     scores, unsafe = _checked(scores, unsafe)
     result = classification_metrics(scores, unsafe)
@@ -164,11 +139,8 @@ def cost_metrics(scores: np.ndarray, unsafe: np.ndarray, strata: Sequence[str] =
         return result
     tricky = np.isin(names, TRICKY)
     alarming = names == "benign_alarming"
-    result["auroc_tricky"] = metric_entry(
-        auroc(scores[tricky], unsafe[tricky]),
-        auroc_interval(scores[tricky], unsafe[tricky]),
-        int(tricky.sum()),
-    )
+    rows = scores[tricky], unsafe[tricky]
+    result["auroc_tricky"] = metric_entry(auroc(*rows), auroc_interval(*rows), int(tricky.sum()))
     result["false_positive_rate_benign_alarming"] = share_entry(scores[alarming & ~unsafe] > 0)
     result["strata"] = {
         name: classification_metrics(scores[names == name], unsafe[names == name]) for name in present
@@ -202,11 +174,11 @@ def pair_metrics(
 # --- shapes of results -------------------------------------------------------------------------------
 
 
-def share_entry(hits: np.ndarray, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Share of true entries with its Clopper-Pearson interval."""
+def share_entry(hits: np.ndarray) -> dict[str, Any]:
+    """Share of true entries with its Clopper-Pearson 95% interval."""
     hits = np.asarray(hits, dtype=bool)
     value = float(hits.mean()) if hits.size else float("nan")
-    return metric_entry(value, clopper_pearson(int(hits.sum()), hits.size, confidence=confidence), hits.size)
+    return metric_entry(value, clopper_pearson(int(hits.sum()), hits.size), hits.size)
 
 
 def metric_entry(value: float, interval: Interval, n: int) -> dict[str, Any]:
@@ -227,16 +199,16 @@ def metrics_table(columns: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def few_rows(columns: dict[str, dict[str, Any]], least: int = 30) -> str:
-    """A warning to print under `metrics_table` if a class has fewer than `least` rows or pairs; else an empty string."""
+def few_rows(columns: dict[str, dict[str, Any]]) -> str:
+    """A warning to print under `metrics_table` if a class has fewer than 30 rows or pairs; else an empty string."""
     counts: dict[str, int] = {}
     for metrics in columns.values():
         if "n" in metrics:
             counts |= {"unsafe": metrics["n_unsafe"], "safe": metrics["n"] - metrics["n_unsafe"]}
         if "n_pairs" in metrics:
             counts["pairs"] = metrics["n_pairs"]
-    found = ", ".join(f"{name}: {count}" for name, count in counts.items() if count < least)
-    return f"Warning: these figures rest on fewer than {least} rows of a kind ({found}).\n" if found else ""
+    found = ", ".join(f"{name}: {count}" for name, count in counts.items() if count < 30)
+    return f"Warning: these figures rest on fewer than 30 rows of a kind ({found}).\n" if found else ""
 
 
 def _cell(entry: dict[str, Any] | None) -> str:

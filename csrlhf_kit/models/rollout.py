@@ -289,7 +289,6 @@ def sample_responses(
     *,
     adapter: str | None = "policy",
     max_new_tokens: int,
-    max_prompt_length: int = MAX_PROMPT,
     temperature: float = 1.0,
     batch_size: int = 128,
 ) -> list[str]:
@@ -299,9 +298,7 @@ def sample_responses(
         adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature,
     )  # fmt: skip
     answers = [""] * len(prompts)
-    for rows, episodes in in_batches(
-        sample_batch, tokenizer, prompts, batch_size=batch_size, max_length=max_prompt_length
-    ):
+    for rows, episodes in in_batches(sample_batch, tokenizer, prompts, batch_size=batch_size):
         for row, text in zip(rows.tolist(), response_texts(tokenizer, episodes), strict=True):
             answers[row] = text
     return answers

@@ -234,8 +234,7 @@ def encode(
 ) -> list[dict[str, list[int]]]:
     """Token ids of each dialogue, unpadded: `input_ids`, and for some encoders `token_type_ids`.
 
-    Raises:
-        UserError: the lists differ in length, or `max_length` leaves no room for a response.
+    Raises UserError if the lists differ in length, or `max_length` leaves no room for a response.
     """
     if len(prompts) != len(responses):
         raise UserError(f"found {len(prompts)} prompts and {len(responses)} responses, expected as many")
@@ -291,14 +290,9 @@ def score_texts(
 ) -> np.ndarray:
     """Scores (logits) of dialogues, float64, (dialogues,), in the order given.
 
-    Args:
-        model: A saved scorer's folder (or hub id), or a loaded `Scorer`.
-        prompts: The requests, without chat template.
-        responses: One response per prompt.
-        batch_size: Rows per forward pass.
-
-    Raises:
-        UserError: there is no such model, or the lists differ in length.
+    model: A saved scorer's folder (or hub id), or a loaded `Scorer`. prompts: the requests, without chat template.
+    responses: one response per prompt. batch_size: rows per forward pass.
+    Raises UserError if there is no such model, or the lists differ in length.
     """
     scorer = model if isinstance(model, Scorer) else load_scorer(model, merge=True)
     return score_rows(scorer, encode(scorer, prompts, responses), batch_size=batch_size)
@@ -307,8 +301,7 @@ def score_texts(
 def fold_temperature(scorer: Scorer, temperature: float) -> None:
     """Divide all future scores by `temperature`, by changing the head in place (Guo et al. 2017).
 
-    Raises:
-        ValueError: `temperature` is not a positive finite number.
+    Raises ValueError if `temperature` is not a positive finite number.
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, found {temperature}")

@@ -37,12 +37,9 @@ from csrlhf_kit.training.supervised import clear_checkpoints
 def run_cost_model(config: CostModelConfig) -> dict[str, Any]:
     """Train a cost model, print its metrics beside the keyword baseline's, write model and predictions.
 
-    Returns:
-        The content of `metrics.json`: `models` (metrics by name, on the test split), `splits` (rows), `data`
-        (what was read and dropped), `training`, `config`.
-
-    Raises:
-        UserError: the data or the base cannot be used, or `out` holds something else.
+    Returns the content of `metrics.json`: `models` (metrics by name, on the test split), `splits` (rows), `data`
+    (what was read and dropped), `training`, `config`. Raises UserError if the data or the base cannot be used, or
+    `out` holds something else.
     """
     started = time.perf_counter()
     labelled, report = labelled_splits(config)

@@ -83,16 +83,11 @@ class BestOfN:
 
 
 def best_of_n_curve(
-    reward: np.ndarray,
-    judge_cost: np.ndarray,
-    unsafe: np.ndarray,
-    sizes: list[int],
-    *,
-    threshold: float = 0.0,
+    reward: np.ndarray, judge_cost: np.ndarray, unsafe: np.ndarray, sizes: list[int]
 ) -> list[BestOfN]:
     """Harm and reward, for each N in `sizes`, of giving the best-rewarded of N candidates that the judge passes.
 
-    reward, judge_cost, unsafe: (prompts, candidates). A candidate passes if judge_cost <= threshold; `unsafe` is
+    reward, judge_cost, unsafe: (prompts, candidates). A candidate passes if judge_cost <= 0; `unsafe` is
     the truth, or a held-out judge's verdict. The mean over all subsets of N candidates is exact: of m candidates,
     the one that i others beat is chosen from C(m - 1 - i, N - 1) of the C(m, N) subsets; ties go to the first.
     Raises UserError for tables of different shapes or an N that is not between 1 and m.
@@ -106,7 +101,7 @@ def best_of_n_curve(
         raise UserError(f"unsafe has shape {bad.shape}; {reward.shape} was expected")
     if any(not 1 <= n <= candidates for n in sizes):
         raise UserError(f"sizes: numbers from 1 to the {candidates} candidates were expected")
-    passed = judge_cost <= threshold
+    passed = judge_cost <= 0
     order = np.argsort(-np.where(passed, reward, -np.inf), axis=1, kind="stable")
     passed, bad, reward = (np.take_along_axis(x, order, axis=1) for x in (passed, bad, reward))
     behind = candidates - 1 - np.arange(candidates)

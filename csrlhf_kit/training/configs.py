@@ -189,15 +189,10 @@ class PPOConfig:
     """Seed for sampling, shuffling and the order of prompts."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "batch_size",
-            "epochs",
-            "minibatch_size",
-            "microbatch_size",
-            "max_new_tokens",
-            "temperature",
-        )
-        for name in (*positive, "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every"):
+        for name in (
+            "batch_size", "epochs", "minibatch_size", "microbatch_size", "max_new_tokens", "temperature",
+            "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
         if self.samples_per_prompt < 1 or self.batch_size % self.samples_per_prompt:

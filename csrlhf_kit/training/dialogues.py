@@ -59,12 +59,10 @@ def encode_responses(
 
 
 @torch.no_grad()
-def sequence_log_probs(
-    roles: Roles, dialogues: Dialogues, *, adapter: str | None, batch_size: int = 64
-) -> Tensor:
+def sequence_log_probs(roles: Roles, dialogues: Dialogues, *, adapter: str | None) -> Tensor:
     """log pi(response | prompt) in nats, (rows,), without gradients; `adapter` None: the base's."""
     total = torch.zeros(len(dialogues.ids))
-    for rows, longest in by_length(dialogues.mask, torch.arange(len(total)), batch_size):
+    for rows, longest in by_length(dialogues.mask, torch.arange(len(total)), 64):
         batch = dialogues.take(rows, longest).to(roles.device)
         total[rows] = roles.log_probs(*batch, adapter=adapter)[0].sum(1).cpu()
     return total

@@ -87,11 +87,9 @@ def objective_loss(
 ) -> torch.Tensor:
     """The loss of one batch, as the trainer arranges it: a scalar.
 
-    Args:
-        objective: One of the four.
-        scores: (batch,) for `semantic`; (2 · batch,) for pairs, the winners first, then the losers.
-        targets: (batch,) labels, 1 unsafe, for `semantic`; (batch, 2) signs of winner and loser for pairs.
-        regularization: Weight of the squared scores; not used by `semantic` and `bradley_terry`.
+    objective: one of the four. scores: (batch,) for `semantic`; (2 · batch,) for pairs, the winners first, then
+    the losers. targets: (batch,) labels, 1 unsafe, for `semantic`; (batch, 2) signs of winner and loser for pairs.
+    regularization: weight of the squared scores; not used by `semantic` and `bradley_terry`.
     """
     if objective == "semantic":
         return semantic_loss(scores, targets)

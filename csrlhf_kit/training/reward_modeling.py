@@ -219,15 +219,11 @@ def fit_scorer(
 ) -> Scorer:
     """Train a scorer and calibrate it on `validation`; nothing but checkpoints is written.
 
-    Args:
-        config: Base, objective, optimiser settings.
-        train: `LabelledResponse`s for the `semantic` objective, `PreferencePair`s for the others.
-        validation: Records of the same kind to calibrate on; empty: no calibration.
-        test: Records for a later test; a resumed run must have the same ones.
-
-    Raises:
-        UserError: the base or the records cannot be used, `config.out` holds something that is no scorer, or a
-            run with other settings would be resumed.
+    config: base, objective, optimiser settings. train: `LabelledResponse`s for the `semantic` objective,
+    `PreferencePair`s for the others. validation: records of the same kind to calibrate on; empty: no calibration.
+    test: records for a later test; a resumed run must have the same ones.
+    Raises UserError if the base or the records cannot be used, `config.out` holds something that is no scorer, or
+    a run with other settings would be resumed.
     """
     started = time.perf_counter()
     scorer = new_scorer(

@@ -49,13 +49,10 @@ def train_sft(
 ) -> dict[str, Any]:
     """Fine-tune `config.base` on the responses of `train` and save it to `config.out`.
 
-    Returns:
-        `rows`, `dropped` (no room for the prompt), `cut` (room for its end only), `train_loss`, `validation_loss`
-        (nats per response token, None without validation), `seconds`; also written to `sft.json` beside the model.
-
-    Raises:
-        UserError: the base does not load, no dialogue has room for both prompt and response, the loss is not
-            finite, or the settings contradict each other.
+    Returns `rows`, `dropped` (no room for the prompt), `cut` (room for its end only), `train_loss`,
+    `validation_loss` (nats per response token, None without validation), `seconds`; also written to `sft.json`
+    beside the model. Raises UserError if the base does not load, no dialogue has room for both prompt and
+    response, the loss is not finite, or the settings contradict each other.
     """
     _check(config)
     started = time.perf_counter()

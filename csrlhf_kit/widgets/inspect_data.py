@@ -142,25 +142,17 @@ class Flip:
     """The logit afterwards."""
 
 
-def flips(
-    score: Score,
-    prompt: str,
-    response: str,
-    candidates: Sequence[str],
-    *,
-    side: str = "prompt",
-    most: int = 8,
-) -> list[Flip]:
-    """The single-word edits of one side that change the verdict, the boldest first; at most `most`.
+def flips(score: Score, prompt: str, response: str, candidates: Sequence[str]) -> list[Flip]:
+    """The edits of one word of the prompt that flip the verdict, largest change of the logit first; at most 8.
 
-    candidates: words to try in each place, beside leaving it out.
+    candidates: words to try in place of each word, which is also left out. Raises UserError as `check`.
     """
     check(prompt, response)
     here = float(score([prompt], [response])[0])
     tried = [
         (word, by, replaced(prompt, response, word, by))
         for word in words(prompt, response)
-        if word.side == side
+        if word.side == "prompt"
         for by in ("", *dict.fromkeys(candidates))
         if by.casefold() != word.text.casefold()
     ]
@@ -173,7 +165,7 @@ def flips(
         for (word, by, _), logit in zip(tried, logits, strict=True)
         if (logit > 0) != (here > 0)
     ]
-    return sorted(found, key=lambda flip: -abs(flip.logit - here))[:most]
+    return sorted(found, key=lambda flip: -abs(flip.logit - here))[:8]
 
 
 def frequent_words(records: Sequence[LabelledResponse], count: int = 40) -> list[str]:

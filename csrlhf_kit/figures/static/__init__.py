@@ -102,8 +102,7 @@ def static_svg(figure: go.Figure) -> str:
     Equal figures give equal text: fixed identifiers, no date, coordinates to a tenth of a pixel, and text in the
     reader's sans-serif font. The background is white, also on dark pages.
 
-    Raises:
-        UserError: the figure has a trace, a shape or a number format that this module does not draw.
+    Raises UserError if the figure has a trace, a shape or a number format that this module does not draw.
     """
     document = figure.to_plotly_json()
     layout = merge(document["layout"].get("template", {}).get("layout", {}), document["layout"])

@@ -31,14 +31,14 @@ PROBLEMS = 20
 
 
 def problems(
-    *, reward_bound: float = 1.0, cost_bound: float = 1.0, seed: int = 0
+    *, reward_bound: float = 1.0, cost_bound: float = 1.0
 ) -> Iterator[tuple[FiniteProblem, Solution]]:
     """Random problems whose constraint binds, each with its constrained optimum.
 
     Six prompts with eight responses each, rewards within ± reward_bound, costs in [0, cost_bound]; the threshold is
     half-way between the least cost and that of the unconstrained optimum.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     for _ in range(PROBLEMS):
         reference = generator.dirichlet(np.ones(8), size=6)
         reward = reward_bound * generator.uniform(-1, 1, size=(6, 8))
