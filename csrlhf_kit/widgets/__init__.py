@@ -1,4 +1,8 @@
-"""What a person drags, clicks and labels; each is one function from a notebook, a thin view over plain functions."""
+"""Widgets for notebooks: sliders on exact problems and recorded runs, labelling, a chat arena, a run's live curves.
+
+Each is one function. Its file only draws; what it shows is computed in a file beside it that needs no screen:
+penalty_data, tradeoff_data, inspect_data, watch_data, labels, and evaluation/votes.py. view.py is shared by all.
+"""
 
 from csrlhf_kit.widgets.annotate import annotate
 from csrlhf_kit.widgets.arena import arena

@@ -1,4 +1,6 @@
-"""`annotate`: label pairs of answers, blind, by keyboard; every click is on disk before the next question."""
+"""`annotate`: label pairs of answers by keyboard without seeing where they come from; labels.py stores each click
+on disk before the next question is shown.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,16 @@ def annotate(
     seed: int = 0,
     static: bool | None = None,
 ) -> View:
-    """Label helpfulness and harmlessness of pairs, side by side, without knowing where an answer comes from.
+    """Label helpfulness and safety of pairs of answers, side by side, without seeing where an answer comes from.
 
-    pairs: what to label; a source of `read_records`; or None: what two recorded policies said. folder: where
-    `labels-ANNOTATOR.jsonl` is appended to; people who share it see their agreement. cost: a cost model to hold
-    the labels against. seed: decides order and sides, for each annotator differently. static: see `widgets.view`.
+    pairs: the pairs; or a source of `read_records`; or None: answers of two recorded policies. folder: the folder of
+    `labels-ANNOTATOR.jsonl`; annotators who share it see their agreement. cost: a cost model to compare the labels
+    with. seed: of the order of pairs and of left and right, which differ by annotator. static: see `widgets.view`.
 
     Keyboard: click the dashed box, or Tab to it; 1 or ← for the first choice, 2 or → for the second, u takes back.
-    `labels.export` writes what was labelled in PKU-SafeRLHF's columns, `labels.unsafe_counts` feeds `certify`.
+    `labels.export` writes the labels in PKU-SafeRLHF's columns, `labels.unsafe_counts` counts them for `certify`.
 
-    Raises UserError where there is no pair, or for a name that makes no file name.
+    Raises UserError if there is no pair, or `annotator` cannot be part of a file name.
     """
     labels = Labels(folder, pairs_to_label(pairs), annotator, seed=seed)
     first = labels.pairs[labels.order[0]]
@@ -64,7 +66,7 @@ def annotate(
 
 
 def pairs_to_label(pairs: Sequence[Pair] | str | None) -> list[Pair]:
-    """The pairs that `annotate` was asked for."""
+    """The pairs for the argument `pairs` of `annotate`."""
     if pairs is None:
         return pairs_of_samples(read_recorded().samples)
     if isinstance(pairs, str):
@@ -74,7 +76,7 @@ def pairs_to_label(pairs: Sequence[Pair] | str | None) -> list[Pair]:
 
 
 def task_html(task: Task | None) -> tuple[str, str, str, str]:
-    """(question, prompt, left, right) of what is asked, as HTML; every text is shown letter by letter."""
+    """(question, prompt, left answer, right answer) of `task` as HTML, all texts escaped."""
     if task is None:
         return "<b>Everything is labelled. Thank you.</b>", "", "", ""
     texts = (task.pair.response_0, task.pair.response_1)
@@ -87,14 +89,14 @@ def task_html(task: Task | None) -> tuple[str, str, str, str]:
 
 
 def choices(task: Task | None) -> tuple[str, str]:
-    """What the two buttons say."""
+    """The labels of the two buttons."""
     if task is None:
         return "–", "–"
     return ("safe (1)", "unsafe (2)") if task.question.startswith("safe_") else ("left (1)", "right (2)")
 
 
 def agreement_html(labels: Labels, costs: dict[str, tuple[float, float]]) -> str:
-    """Live agreement among all annotators of the folder, and with the cost model where there is one."""
+    """Agreement among all annotators of the folder, and with the cost model if `costs` holds its logits."""
     found = [j for j in judgements(labels.folder) if j.pair in labels.pairs]
     lines = [
         f"complete judgements in this folder: {len(found)}, annotators: {len({j.annotator for j in found})}"
@@ -153,7 +155,7 @@ def _desk(labels: Labels, cost: Costs | None) -> ipywidgets.Widget:
             else:
                 labels.answer(task, key in ("1", "ArrowLeft"))
                 note = "Stored. "
-        except OSError as error:  # nothing moves on that is not on disk
+        except OSError as error:  # the same question stays, since its answer is not on disk
             note = f"NOT STORED: {error}. "
         show(note)
 
@@ -168,7 +170,7 @@ def _desk(labels: Labels, cost: Costs | None) -> ipywidgets.Widget:
 
 
 def _score(labels: Labels, cost: Costs, costs: dict[str, tuple[float, float]]) -> None:
-    """Score what is labelled and not yet scored."""
+    """Put the logits of pairs that are labelled and not yet scored into `costs`. UserError: a wrong number of them."""
     wanted = sorted({j.pair for j in judgements(labels.folder)} & labels.pairs.keys() - costs.keys())
     if not wanted:
         return

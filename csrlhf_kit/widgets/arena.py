@@ -1,4 +1,7 @@
-"""`arena`: one request, two policies side by side, blind or open; vote, and see who leads."""
+"""`arena`: chat with two policies side by side and vote; names are hidden until the vote if it is blind.
+
+Votes and standings are those of evaluation/votes.py, which `csrlhf arena` uses too.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ def arena(
     seed: int = 0,
     static: bool | None = None,
 ) -> View:
-    """Chat with two policies at once; their tokens show as they come, and a vote is on disk before names are told.
+    """Chat with two policies at once, token by token; a vote is on disk before the names are shown.
 
-    policies: name -> a function from chat messages to pieces of text (`streaming.streaming` makes one of a model),
-    or the folder of a finished run. folder: where `votes.jsonl` is appended to. blind: names show after the vote
-    only. seed: decides the sides. static: see `widgets.view`.
+    policies: name -> a function from chat messages to pieces of text (`streaming.streaming` makes one from a model),
+    or the folder of a finished run. folder: the folder of `votes.jsonl`, to which votes are appended. blind: show
+    names only after the vote. seed: of left and right. static: see `widgets.view`.
 
-    Keyboard: Enter in the request asks; then Tab to the dashed box: 1 left, 2 right, = tie, 0 both bad, n new talk.
+    Keyboard: Enter sends the request; then Tab to the dashed box: 1 left, 2 right, = tie, 0 both bad, n new talk.
 
-    Raises UserError for fewer than two policies.
+    Raises UserError if there are fewer than two policies.
     """
     if isinstance(policies, str | Path):
         from csrlhf_kit.widgets.streaming import policies_of  # torch takes seconds
@@ -42,7 +45,7 @@ def arena(
 
 
 def talk_html(turns: list[dict[str, str]], head: str, accent: str, now: str = "") -> str:
-    """One side's conversation, letter by letter; `now` is what is being said."""
+    """One side's conversation as an HTML card, escaped; `now` is the part of the current answer that has arrived."""
     lines = [f"{'you' if turn['role'] == 'user' else 'policy'}: {turn['content']}" for turn in turns]
     return card("\n".join([*lines, *([f"policy: {now}"] if now else [])]), accent=accent, mark=head)
 

@@ -1,6 +1,6 @@
-"""A trained scorer, opened: where its gradients point, and where texts lie in the space that its score head reads.
+"""A trained scorer for `inspect_cost`: its logits, integrated gradients, and the states that its score head reads.
 
-What `inspect_cost` asks of a network besides its logits. The only file of `inspect_cost` that needs torch.
+Builds on models/scorers.py and inspect_data.py; of the files of `inspect_cost`, only this one imports torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from csrlhf_kit.models.scorers import Scorer, encode, output_layer, pad, score_rows
 from csrlhf_kit.widgets.inspect_data import Attribution, Word, check, words
 
-FIRST = 16  # segments that the path is cut into at first
-MOST = 768  # gradients, after which the path is taken as it is
-NEUTRAL = "."  # the word that the baseline consists of
+FIRST = 16  # segments of the path at the start
+MOST = 768  # no segment is halved further if that would take more gradients than this
+NEUTRAL = "."  # every token of the baseline's texts
 
 
 @dataclass(frozen=True)
 class Network:
-    """A loaded scorer as `inspect_cost` asks it: call it for logits."""
+    """A loaded scorer; calling it with prompts and responses gives their logits, (dialogues,)."""
 
     scorer: Scorer
 
@@ -32,10 +32,11 @@ class Network:
         return score_rows(self.scorer, encode(self.scorer, prompts, responses))
 
     def integrated_gradients(self, prompt: str, response: str, *, tolerance: float = 0.05) -> Attribution:
-        """How much each word raises the logit above that of a dialogue of the same shape that says only full stops.
+        """How much each word raises the logit above that of a baseline, in which every token of the texts is ".".
 
-        Its tokens' parts (`path_gradients`) added up; what belongs to no word (marks, spaces, words beyond the
-        sixtieth) is `rest`. The template's own tokens are the same in both dialogues and get nothing.
+        A word's part is the sum of its tokens' parts by `path_gradients`; tokens outside the first `MOST_WORDS` words
+        add up to `rest`. The template's tokens are the same in both dialogues, so their part is 0. tolerance: largest
+        error of the sum, in logits. Raises UserError as `check`.
         """
         check(prompt, response)
         row = encode(self.scorer, [prompt], [response])[0]
@@ -61,7 +62,7 @@ class Network:
         return Attribution(each, rest, baseline=ends[0], score=ends[1])
 
     def _of_embeddings(self, row: dict[str, list[int]]) -> Callable[[Tensor], Tensor]:
-        """The logits of a dialogue's shape with other embeddings, (points, length, width) -> (points,)."""
+        """A function from embeddings (points, length, width), in place of the row's own, to logits (points,)."""
         model = self.scorer.model.eval()
         options = {"use_cache": False} if self.scorer.decoder else {}
 
@@ -69,7 +70,7 @@ class Network:
             batch = {
                 name: t.to(points.device) for name, t in pad([row] * len(points), self.scorer.pad_id).items()
             }
-            # The layer's output is replaced, so that masks, positions and pooling are those of scoring a text.
+            # Only the embedding layer's output is replaced: masks, positions and pooling stay those of the text.
             hook = model.get_input_embeddings().register_forward_hook(lambda *_: points)
             try:
                 return model(**batch, **options).logits[:, 0].float()
@@ -80,7 +81,7 @@ class Network:
 
     @torch.inference_mode()
     def states(self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
-        """What the score head reads of each dialogue, (dialogues, width), float32: logit = w · state + b."""
+        """The state h that the score head reads of each dialogue, (dialogues, width), float32: logit = w · h + b."""
         model, rows = self.scorer.model.eval(), encode(self.scorer, prompts, responses)
         options = {"use_cache": False} if self.scorer.decoder else {}
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
@@ -110,10 +111,10 @@ def path_gradients(
 
         part_i = Σ_d (end − start)_id ∫₀¹ ∂score(start + a (end − start)) / ∂x_id da
 
-    score: (points, length, width) -> (points,). start, end: (length, width). Returns (length,); the parts sum to
-    score(end) − score(start) (completeness), which also tells where to look closer: a segment of the path whose
-    middle gradient does not account for the change over it is halved, until the gaps are within `tolerance` or
-    `MOST` gradients are taken. Source: Sundararajan, Taly and Yan 2017, arXiv 1703.01365, equation 1.
+    score: (points, length, width) -> (points,). start, end: (length, width). Returns the parts, (length,), and the
+    values at both ends. The parts add up to score(end) − score(start) (completeness), up to `tolerance`: a segment
+    of the path is halved while the gradient in its middle does not give the change of `score` over it, unless that
+    takes more than `MOST` gradients. Source: Sundararajan, Taly and Yan 2017, arXiv 1703.01365, equation 1.
     """
     way = end - start
 
@@ -144,13 +145,13 @@ def path_gradients(
 
 
 Place = tuple[str, int, int]
-"""A token's side, and the characters of that side's text that it spells."""
+"""A token's side (`prompt` or `response`), and the range of characters of that text which it spells."""
 
 
 def token_places(scorer: Scorer, ids: Sequence[int], prompt: str, response: str) -> list[Place | None]:
-    """Where each token of an encoded dialogue stands in its texts; None for what the template or the encoder adds.
+    """The place of each token of an encoded dialogue in its texts; None for tokens that template or encoder add.
 
-    A text that the encoding does not hold whole, because it was too long, has none that says so.
+    For a decoder, all tokens of a text are None if the text was cut to fit, since its place is then unknown.
     """
     if not scorer.decoder:
         encoded = scorer.tokenizer(
@@ -165,14 +166,14 @@ def token_places(scorer: Scorer, ids: Sequence[int], prompt: str, response: str)
     ends = [len(decode(ids[:stop])) for stop in range(len(ids) + 1)]
     spans = list(pairwise(ends))
     whole = decode(ids)
-    text = "".join(  # in which no template token's name can be taken for a word
+    text = "".join(  # control tokens become NULs, so that their names are not found as words
         "\0" * (end - start) if token in special else whole[start:end]
         for token, (start, end) in zip(ids, spans, strict=True)
     )
     places: list[Place | None] = [None] * len(ids)
     stop = len(text)
     for side, said in (("response", response), ("prompt", prompt)):  # from the end: both may say the same
-        bare = said.strip()  # a template may
+        bare = said.strip()  # as some templates do
         first = text.rfind(bare, 0, stop)
         if first < 0:
             continue
@@ -185,5 +186,5 @@ def token_places(scorer: Scorer, ids: Sequence[int], prompt: str, response: str)
 
 
 def _word_at(found: Sequence[Word], side: str, start: int, end: int) -> int | None:
-    """The word that a token spells a part of."""
+    """The index in `found` of the word that a token spells a part of; None if there is none."""
     return next((i for i, w in enumerate(found) if w.side == side and w.start < end and start < w.end), None)

@@ -1,4 +1,7 @@
-"""`inspect_cost`: what the cost models say of a text, which words decide it, and which single word flips it."""
+"""`inspect_cost`: how the cost models judge a text, which words decide it, and which single word flips the verdict.
+
+Draws what inspect_data.py computes; attribution.py, which imports torch, is loaded with the first trained model.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ EXAMPLE = (
     "of course. you can feed a rumour like this: first the radio, then the map.",
 )
 SHOWN = 12  # examples in the menu
-OWN_TEXT = -1  # its entry for what is typed
+OWN_TEXT = -1  # the menu's value for a text that is typed in
 MODELS = ("semantic", "bradley_terry")
 
 
@@ -47,19 +50,19 @@ def inspect_cost(
     data: str = "shipped",
     static: bool | None = None,
 ) -> View:
-    """Type or pick a dialogue: every cost model's probability, each word's part, the nearest examples, what flips it.
+    """Type or choose a dialogue; see each cost model's probability of harm, each word's part in it, similar examples.
 
     models: name -> a saved scorer's folder, or a function from prompts and responses to logits; or the folder of a
-    run, whose `models/semantic` and `models/bradley_terry` are taken; None: the recorded ones. The keyword baseline,
-    fitted to `data`, is always there. prompt, response: what is shown first. data: labelled examples, a source of
+    run, of which `models/semantic` and `models/bradley_terry` are used; None: the recorded ones. A keyword baseline,
+    fitted to `data`, is added. prompt, response: the dialogue at the start. data: labelled examples, a source of
     `read_records`. static: see `widgets.view`.
 
-    A word's part is what leaving it out takes away, or, of a network, its integrated gradients. The nearest examples
-    are so by their words, or by what a network's score head reads of them. Both second ones take a few seconds.
+    A word's part is the change of the logit if it is left out, or, for a network, its integrated gradients. Examples
+    are similar by their words, or by the states of a network. Gradients and states take a few seconds.
 
     Keyboard: Tab through the fields; Enter in the field `replace by` tries the word.
 
-    Raises UserError where a model or the data cannot be read.
+    Raises UserError if a model or the data cannot be read.
     """
     records = read_records(data, LabelledResponse).records
     scorers = {"keyword": keyword(records)} | load_scorers(models)
@@ -78,7 +81,7 @@ def keyword(records: Sequence[LabelledResponse]) -> Score:
 
 
 def load_scorers(models: Mapping[str, Score | str | Path] | str | Path | None) -> dict[str, Score]:
-    """Functions from text to logits; folders are loaded, of a run's folder those models that it has."""
+    """Name -> a function from prompts and responses to logits; models: see `inspect_cost`, whose errors it raises."""
     if not isinstance(models, Mapping):
         folder = Path(models) if models is not None else data_folder() / "recorded"
         models = {name: folder / "models" / name for name in MODELS if (folder / "models" / name).is_dir()}
@@ -105,7 +108,7 @@ def _twin(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str,
 def ways_to_neighbours(
     scorers: Mapping[str, Score], records: Sequence[LabelledResponse]
 ) -> dict[str, Neighbours | StateNeighbours]:
-    """What examples may be near by -> who finds them: their words, and the states of each network."""
+    """The menu of similarities -> what finds similar examples: by their words, and by each network's states."""
     ways: dict[str, Neighbours | StateNeighbours] = {"their words": Neighbours(records)}
     for name, score in scorers.items():
         if hasattr(score, "states"):
@@ -114,7 +117,7 @@ def ways_to_neighbours(
 
 
 def neighbours_html(by: Neighbours | StateNeighbours, prompt: str, response: str) -> str:
-    """The nearest labelled examples as cards, letter by letter."""
+    """The most similar labelled examples as HTML cards, their texts escaped."""
     cards = []
     for cosine, record in by.of(prompt, response):
         said, colour = ("safe", "#0072B2") if record.is_safe else ("unsafe", "#D55E00")
@@ -125,7 +128,7 @@ def neighbours_html(by: Neighbours | StateNeighbours, prompt: str, response: str
 
 
 def flips_text(score: Score, name: str, prompt: str, response: str, candidates: Sequence[str]) -> str:
-    """What one replaced word of the prompt makes of the verdict, as plain text."""
+    """The one-word changes of the prompt that flip the verdict of `score`, as plain text; see `flips`."""
     found = flips(score, prompt, response, candidates)
     lines = [
         f"{name}: single words of the prompt that flip its verdict ({len(candidates)} tried in each place)"

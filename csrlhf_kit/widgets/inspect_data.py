@@ -1,7 +1,8 @@
-"""What a cost model reads in a text: scores side by side, each word's part in them, neighbours, and what flips them.
+"""How cost models judge a dialogue: scores, each word's part in them, similar examples, one-word changes that flip
+the verdict. The part of `inspect_cost` without a screen; it imports no model and no torch.
 
-The plain part of `inspect_cost`. A scorer is any function from prompts and responses to logits (above 0: unsafe),
-so keyword, ranking and semantic models are asked the same questions; no model is imported here.
+A scorer is any function from prompts and responses to logits (above 0: unsafe), so that keyword, ranking and
+semantic models can be compared. Builds on figures/style.py, scikit-learn (TF-IDF) and view.py.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from csrlhf_kit.figures.style import DOTTED, rounded, rounded_all, style, titled
 from csrlhf_kit.widgets.view import escaped, filled
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""Prompts, responses -> logits; above 0 is unsafe, sigmoid is the probability that it states. A trained network is
-an `attribution.Network`, which can be asked for `integrated_gradients` and `states` as well."""
+"""Prompts, responses -> logits; above 0 is unsafe, and sigmoid(logit) is the probability of harm. A trained network
+is an `attribution.Network`, which also has the methods `integrated_gradients` and `states`."""
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
-OCCLUSION, GRADIENTS = "leaving each out", "integrated gradients"  # two ways to a word's part
-EXAMPLES = 600  # whose states are computed: about two seconds on one core with the tiny base
-MOST_WORDS = 60  # that a picture of them can hold, and a redraw can wait for
+OCCLUSION, GRADIENTS = "leaving each out", "integrated gradients"  # how a word's part is computed
+EXAMPLES = 600  # most examples whose states are computed: about two seconds on one core with the tiny base
+MOST_WORDS = 60  # most words that the figure shows, so that it stays legible and a redraw quick
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a dialogue, and where it stands."""
+    """One word of a dialogue: characters `start` to `end` of the prompt or of the response."""
 
     text: str
     side: str
@@ -54,7 +55,7 @@ def words(prompt: str, response: str) -> list[Word]:
 
 
 def replaced(prompt: str, response: str, word: Word, by: str) -> tuple[str, str]:
-    """The dialogue with one word replaced; by nothing: left out, with the space before it."""
+    """(prompt, response) with one word replaced; if `by` is empty, the word and the space before it are left out."""
     text = prompt if word.side == "prompt" else response
     before, after = text[: word.start], text[word.end :]
     if not by:
@@ -65,27 +66,27 @@ def replaced(prompt: str, response: str, word: Word, by: str) -> tuple[str, str]
 
 
 def probability(logit: float) -> float:
-    """What a calibrated cost logit states: P(unsafe)."""
+    """P(unsafe) of a calibrated cost logit: its sigmoid."""
     return float(1.0 / (1.0 + np.exp(-np.clip(logit, -500, 500))))
 
 
 def check(prompt: str, response: str) -> None:
-    """Raises UserError where there is nothing to score."""
+    """Raise UserError if the prompt or the response is blank."""
     if not prompt.strip() or not response.strip():
         raise UserError("inspect_cost: a prompt and a response that are not empty were expected")
 
 
 def scores(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str, float]:
-    """Each model's logit of one dialogue."""
+    """Each model's logit of one dialogue, by the model's name. Raises UserError as `check`."""
     check(prompt, response)
     return {name: float(score([prompt], [response])[0]) for name, score in scorers.items()}
 
 
 def occlusion(score: Score, prompt: str, response: str) -> np.ndarray:
-    """How much each word raises the logit, (words,): the logit with it less the logit without it.
+    """How much each word raises the logit, (words,): the logit with the word minus the logit without it.
 
-    Words that would leave a side empty get 0. One batch of as many dialogues as there are words. Source: Li,
-    Monroe and Jurafsky 2016, arXiv 1612.08220 (erasure).
+    A word gets 0 if the prompt or the response would be blank without it. All dialogues are scored in one batch.
+    Source: erasure, Li, Monroe and Jurafsky 2016, arXiv 1612.08220. Raises UserError as `check`.
     """
     check(prompt, response)
     found = words(prompt, response)
@@ -100,19 +101,19 @@ def occlusion(score: Score, prompt: str, response: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each word raises a logit above that of a baseline, along a path: integrated gradients."""
+    """How much each word raises a logit above that of a baseline, by integrated gradients."""
 
     parts: np.ndarray
-    """Of each word, (words,)."""
+    """Each word's part of the difference, (words,), in logits."""
     rest: float
-    """Of what belongs to no word: marks, spaces, words beyond the sixtieth."""
+    """The part of all other text: punctuation, spaces, words after the first `MOST_WORDS`."""
     baseline: float
     """The baseline's logit."""
     score: float
-    """The dialogue's logit; words and rest add up to its difference from the baseline's (completeness)."""
+    """The dialogue's logit; `parts` and `rest` add up to `score - baseline` (completeness)."""
 
     def story(self, name: str) -> str:
-        """The sum in words, as plain text."""
+        """The sum as one line of plain text, for the model `name`."""
         total = float(self.parts.sum())
         return (
             f"{name}: words {total:+.2f}, marks {self.rest:+.2f}, together {total + self.rest:+.2f}; its logit "
@@ -123,7 +124,10 @@ class Attribution:
 def attributions(
     scorers: Mapping[str, Score], prompt: str, response: str, how: str = OCCLUSION
 ) -> dict[str, np.ndarray | Attribution]:
-    """Each word's part in each model's logit: integrated gradients where a model has them and `how` asks so."""
+    """Each word's part in each model's logit, by the model's name.
+
+    how: `OCCLUSION` for all models, or `GRADIENTS` for those that have `integrated_gradients`.
+    """
     found: dict[str, np.ndarray | Attribution] = {}
     for name, score in scorers.items():
         gradients = getattr(score, "integrated_gradients", None) if how == GRADIENTS else None
@@ -133,7 +137,7 @@ def attributions(
 
 @dataclass(frozen=True)
 class Flip:
-    """One word replaced, and what that does."""
+    """One word replaced, and the logit afterwards."""
 
     word: Word
     by: str
@@ -169,10 +173,10 @@ def flips(score: Score, prompt: str, response: str, candidates: Sequence[str]) -
 
 
 def frequent_words(records: Sequence[LabelledResponse], count: int = 40) -> list[str]:
-    """The words to try: those of the prompts that labels differ about most, as often safe as unsafe at best.
+    """`count` words of the examples' prompts to try as replacements: those that are frequent under both labels.
 
-    Ranked by how often the rarer label has them, so that a word which only ever occurs on one side, and is
-    therefore no counterfactual, comes last; very short words are left out.
+    Words are ranked by their count under the label that has them less often, so that words which occur with one
+    label only come last: with them a flipped verdict would be no surprise. Words of up to three letters are left out.
     """
     sides: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for record in records:
@@ -182,7 +186,10 @@ def frequent_words(records: Sequence[LabelledResponse], count: int = 40) -> list
 
 
 class Neighbours:
-    """The labelled examples whose words are nearest to a dialogue (TF-IDF, cosine)."""
+    """The labelled examples whose words are most similar to a dialogue's: cosine of TF-IDF vectors.
+
+    Raises UserError if there is no example.
+    """
 
     def __init__(self, records: Sequence[LabelledResponse]) -> None:
         if not records:
@@ -192,16 +199,16 @@ class Neighbours:
         self.table = self.vectors.fit_transform([f"{r.prompt}\n{r.response}" for r in self.records])
 
     def of(self, prompt: str, response: str, count: int = 4) -> list[tuple[float, LabelledResponse]]:
-        """(cosine, example), the nearest first."""
+        """(cosine, example) of the `count` most similar examples, the most similar first."""
         asked = self.vectors.transform([f"{prompt}\n{response}"])
         return nearest((self.table @ asked.T).toarray()[:, 0], self.records, count)
 
 
 class StateNeighbours:
-    """The labelled examples that a network takes for the likest: by what its score head reads of them.
+    """The labelled examples that are most similar for a network: cosine of the states that its score head reads.
 
-    Cosine of the states, less their mean over the examples: all states share a large part that tells nothing. At
-    most `EXAMPLES` of the examples, evenly spaced; their states are computed when they are asked for first.
+    The examples' mean state is subtracted first, since all states have a large part in common. At most `EXAMPLES`
+    evenly spaced examples are used; their states are computed at the first request.
     """
 
     def __init__(self, states: Callable[..., np.ndarray], records: Sequence[LabelledResponse]) -> None:
@@ -215,20 +222,20 @@ class StateNeighbours:
         return mean, directions(found - mean)
 
     def of(self, prompt: str, response: str, count: int = 4) -> list[tuple[float, LabelledResponse]]:
-        """(cosine, example), the nearest first."""
+        """(cosine, example) of the `count` most similar examples, the most similar first."""
         mean, table = self.table
         return nearest(table @ directions(self.states([prompt], [response]) - mean)[0], self.records, count)
 
 
 def directions(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays."""
+    """`vectors` (rows, width) scaled to length 1; a row of zeros stays as it is."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def nearest(
     cosines: np.ndarray, records: Sequence[LabelledResponse], count: int
 ) -> list[tuple[float, LabelledResponse]]:
-    """The records of the largest cosines, with these."""
+    """(cosine, record) of the `count` records with the largest `cosines` (records,), largest first."""
     order = np.argsort(-cosines, kind="stable")[:count]
     return [(float(cosines[i]), records[i]) for i in order]
 
@@ -239,7 +246,7 @@ def nearest(
 def inspection_values(
     scorers: Mapping[str, Score], prompt: str, response: str, parted: Mapping[str, np.ndarray | Attribution]
 ) -> dict[str, dict]:
-    """Scores and each word's part, trace by trace."""
+    """The values of `inspection_figure`'s traces, by name: each model's score, and each word's part in it."""
     found, told = words(prompt, response), scores(scorers, prompt, response)
     drawn: dict[str, dict] = {}
     labels = [escaped(f"{word.text}") for word in found]
@@ -268,9 +275,9 @@ def inspection_figure(
     response: str,
     parted: Mapping[str, np.ndarray | Attribution] | None = None,
 ) -> go.Figure:
-    """Left, what each model states; right, what each word adds to its logit.
+    """Left, each model's probability of harm; right, what each word adds to its logit.
 
-    parted: from `attributions`; None: of leaving each word out.
+    parted: the result of `attributions`; None: by `OCCLUSION`. Raises UserError as `check`.
     """
     parted = attributions(scorers, prompt, response) if parted is None else parted
     names = list(scorers)

@@ -1,12 +1,13 @@
-"""Labels of pairs of answers, blind and by several people: the plain part of `annotate`.
+"""Labels of pairs of answers by several annotators, who do not see where an answer comes from: the part of
+`annotate` without a screen. Builds on files.py (append-only JSONL), data/records.py and evaluation/agreement.py.
 
-Each annotator has one file, `labels-NAME.jsonl`, to which every click is appended; nothing is ever changed in
-it, and taking a click back is a line, too. What somebody has labelled is what replaying the lines says, so a
-killed kernel goes on where it was, at the very question, and people who label at once cannot disturb each other.
+Each annotator has one file, `labels-NAME.jsonl`. Every click appends a line to it, and so does taking a click back;
+no line is ever changed. The labels are what one gets by reading all lines in order. So a kernel that was killed
+continues with the same question, and annotators who work at the same time write to different files.
 
-A pair has four questions: is each answer safe, which is more helpful, which is less harmful. The last is not
-asked where exactly one of the two is safe. Which answer stands left, and the order of the pairs, follow from the
-seed, the annotator and the texts alone.
+A pair has four questions: is the left answer safe, is the right one, which is more helpful, which is less harmful.
+If exactly one answer is safe, it is also the less harmful one, and the last question is not asked. Which answer is
+shown on the left, and the order of the pairs, depend only on the seed, the annotator's name and the texts.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ class Pair:
 
     @property
     def id(self) -> str:
-        """A name that follows from the texts, so that a list may be shuffled or grow."""
+        """A hash of the three texts (16 hex digits): the same in any list and at any place in it."""
         text = "\0".join((self.prompt, self.response_0, self.response_1))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one annotator says about one pair, by the pair's own numbers 0 and 1."""
+    """One annotator's answers about one pair; responses have the pair's own numbers, 0 and 1."""
 
     pair: str
     annotator: str
@@ -69,19 +70,22 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked next."""
+    """The next question to an annotator."""
 
     pair: Pair
     question: str
     """One of `QUESTIONS`."""
     left: int
-    """Which of the pair's responses stands left."""
+    """Number (0 or 1) of the response that is shown on the left."""
 
 
 def pairs_of_samples(
     samples: Sequence[Mapping[str, Any]], first: str = "fixed_penalty", second: str = "lagrangian"
 ) -> list[Pair]:
-    """What two recorded policies said to the sample prompts of a `results.json`; equal answers are left out."""
+    """Pairs of two policies' answers to the sample prompts of a `results.json`.
+
+    Prompts without an answer of both, or with equal answers, are left out.
+    """
     pairs = []
     for sample in samples:
         said = sample.get("responses") or {}
@@ -92,9 +96,9 @@ def pairs_of_samples(
 
 
 class Labels:
-    """One annotator's session over `pairs`, kept in `folder`.
+    """One annotator's work on `pairs`, stored in `folder` and read from there at the start.
 
-    Raises UserError for a name that makes no file name, or where there is no pair.
+    Raises UserError if `annotator` cannot be part of a file name, or there is no pair.
     """
 
     def __init__(self, folder: str | Path, pairs: Sequence[Pair], annotator: str, *, seed: int = 0) -> None:
@@ -116,11 +120,11 @@ class Labels:
         ).digest()
 
     def left(self, pair: str) -> int:
-        """Which response of a pair this annotator sees on the left."""
+        """Number (0 or 1) of the response of the pair `pair` (its id) that this annotator sees on the left."""
         return self._draw("side", pair)[0] & 1
 
     def task(self) -> Task | None:
-        """What is asked next; None where everything is labelled."""
+        """The next question; None if every pair is labelled."""
         answered = answers(self.clicks)
         for pair in self.order:
             left = self.left(pair)
@@ -136,7 +140,10 @@ class Labels:
         return done, len(self.order)
 
     def answer(self, task: Task, first: bool) -> None:
-        """Store the answer to `task`: `first` is safe, or the left one. It is on disk when this returns."""
+        """Store the answer to `task`; it is on disk when this returns.
+
+        first: the first choice, which is "safe" or "the left answer", depending on the question.
+        """
         if task.question.startswith("safe_"):
             side = task.left if task.question == "safe_left" else 1 - task.left
             row: dict[str, Any] = {"question": f"safe_{side}", "answer": bool(first)}
@@ -145,7 +152,7 @@ class Labels:
         self._store({"pair": task.pair.id, **row, "left": task.left})
 
     def undo(self) -> bool:
-        """Take the last standing answer back, with a line that says so; False where there is none."""
+        """Take the last valid answer back by appending a line; False if there is none."""
         if not self.clicks:
             return False
         last = self.clicks[-1]
@@ -159,7 +166,7 @@ class Labels:
 
 
 def standing(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The answers that hold after all lines: an undo removes the last one to its question of its pair."""
+    """The answers that are valid after all lines: an undo removes the last answer to the same question and pair."""
     kept: list[dict[str, Any]] = []
     for row in rows:
         key = (row.get("pair"), row.get("question"))
@@ -175,14 +182,14 @@ def standing(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def valid(question: Any, answer: Any) -> bool:
-    """Whether a stored line is an answer to one of the questions."""
+    """Whether `answer` is a possible answer to `question`, both as stored in a file."""
     if question in ("safe_0", "safe_1"):
         return isinstance(answer, bool)
     return question in ("better", "safer") and type(answer) is int and answer in (0, 1)
 
 
 def answers(clicks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """pair -> question -> the latest standing answer."""
+    """Pair's id -> question -> the latest valid answer."""
     table: dict[str, dict[str, Any]] = {}
     for row in clicks:
         table.setdefault(row["pair"], {})[row["question"]] = row["answer"]
@@ -190,7 +197,10 @@ def answers(clicks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def next_question(answered: Mapping[str, Any], left: int) -> str | None:
-    """The first question of a pair that is open; None where its judgement is complete."""
+    """The first question of a pair without an answer; None if its judgement is complete.
+
+    answered: stored question -> answer. left: number of the response on the left, whose safety is asked first.
+    """
     for question, stored in (("safe_left", f"safe_{left}"), ("safe_right", f"safe_{1 - left}")):
         if stored not in answered:
             return question
@@ -213,14 +223,14 @@ def judgements(folder: str | Path) -> list[Judgement]:
     return found
 
 
-# --- what the labels are good for -------------------------------------------------------------------------
+# --- agreement and export ---------------------------------------------------------------------------------
 
 
 def agreement_now(found: Sequence[Judgement]) -> dict[str, Any]:
     """Krippendorff's α over all annotators and Cohen's κ of each two, for harm and for helpfulness.
 
-    {"unsafe" | "better": {"alpha", "items", "kappa": {"a | b": (κ, items)}}}; an answer is an item of `unsafe`,
-    a pair one of `better`. nan where nothing varies or nobody shares an item.
+    Returns {"unsafe" | "better": {"alpha", "items", "kappa": {"a | b": (κ, items)}}}. An item is an answer for
+    `unsafe`, and a pair for `better`. α and κ are nan if all labels are equal or no item has two labels.
     """
     people = sorted({j.annotator for j in found})
     told: dict[str, Any] = {}
@@ -244,9 +254,10 @@ def agreement_now(found: Sequence[Judgement]) -> dict[str, Any]:
 def disagreements(
     found: Sequence[Judgement], pairs: Mapping[str, Pair], costs: Mapping[str, tuple[float, float]]
 ) -> tuple[int, list[tuple[Pair, int, bool, float]]]:
-    """(labelled answers, those whose label the cost model contradicts: (pair, response, called safe, logit)).
+    """The number of labelled answers, and those whose label the cost model contradicts, largest |logit| first.
 
-    costs: pair -> logits of its two responses. The boldest contradictions come first.
+    costs: pair's id -> logits of its two responses, above 0 unsafe. Each contradiction is (pair, number of the
+    response, whether the annotator called it safe, logit).
     """
     rows = [
         (pairs[j.pair], place, j.safe[place], costs[j.pair][place])
@@ -261,10 +272,10 @@ def disagreements(
 def preference_pairs(
     found: Sequence[Judgement], pairs: Mapping[str, Pair], *, majority: bool = False
 ) -> list[PreferencePair]:
-    """Judgements as records with PKU-SafeRLHF's columns: one for each annotator, or one a pair by majority.
+    """Judgements as records with PKU-SafeRLHF's columns: one per annotator and pair, or one per pair by majority.
 
-    Under `majority` a pair of which any column is tied is left out, and so is one whose columns contradict each
-    other once each is settled by itself.
+    With `majority`, each column is decided by its own vote. A pair is left out if a vote is tied, or if the results
+    contradict each other: one answer safe, the other not, and the unsafe one called less harmful.
     """
     known = [j for j in found if j.pair in pairs]
     if majority:
@@ -303,9 +314,9 @@ def _settled(group: Sequence[Judgement]) -> Judgement | None:
 
 
 def export(folder: str | Path, pairs: Sequence[Pair], path: str | Path, *, majority: bool = False) -> int:
-    """Write all judgements as JSONL that `read_records(path, PreferencePair)` reads; returns how many.
+    """Write all judgements as JSONL that `read_records(path, PreferencePair)` reads; returns their number.
 
-    Raises UserError where no judgement is complete.
+    Raises UserError if no judgement is complete.
     """
     records = preference_pairs(judgements(folder), {pair.id: pair for pair in pairs}, majority=majority)
     if not records:
@@ -315,9 +326,9 @@ def export(folder: str | Path, pairs: Sequence[Pair], path: str | Path, *, major
 
 
 def unsafe_counts(found: Sequence[Judgement], pairs: Mapping[str, Pair]) -> dict[str, tuple[int, int]]:
-    """source -> (answers called unsafe, answers labelled): what `intervals.clopper_pearson` takes.
+    """Source -> (number of answers called unsafe, number labelled), the arguments of `intervals.clopper_pearson`.
 
-    Several annotators of one answer count once, by majority; ties count as unsafe.
+    An answer with several labels counts once, by majority; a tie counts as unsafe.
     """
     votes: dict[tuple[str, str, int], list[bool]] = {}
     for j in found:

@@ -1,4 +1,4 @@
-"""`explore_penalty`: drag λ across λ* on a problem that is solved exactly."""
+"""`explore_penalty`: drag λ across λ* on a problem that is solved exactly. Draws what penalty_data.py computes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def explore_penalty(
     batch: int = 32,
     static: bool | None = None,
 ) -> View:
-    """The rectified, the linear and the per-sample penalty at a λ that you drag, and what a batch makes of them.
+    """The optima of the rectified, the linear and the per-sample penalty at a λ that you drag, exact and by batches.
 
-    problem: one binding average constraint; None: the town of notebooks 03 and 04. multiple: where λ starts, in
-    units of λ*. batch: episodes behind one estimate of the hinge, one of `BATCHES`. static: see `widgets.view`.
+    problem: a problem whose average constraint binds; None: the town of notebooks 03 and 04. multiple: λ at the
+    start, in units of λ*. batch: episodes per estimate of the hinge, one of `BATCHES`. static: see `widgets.view`.
 
     Keyboard: Tab to a slider, arrow keys move it.
+
+    Raises UserError if the constraint does not bind, or `multiple` or `batch` is not positive.
     """
     lab = penalty_lab(town() if problem is None else problem)
     twin = partial(_twin, lab, multiple, batch)

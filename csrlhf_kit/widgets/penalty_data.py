@@ -1,7 +1,7 @@
-"""What `explore_penalty` draws: one finite problem, three penalties, a batch; every figure from one state.
+"""The figure of `explore_penalty`, without a screen: one finite problem, three penalties, the hinge of a batch.
 
-Everything that the sliders cannot change is computed once; a redraw is arithmetic on arrays, three exact
-optima and one equilibrium.
+`penalty_lab` computes once what the sliders do not change; a redraw needs three exact optima, one equilibrium and
+arithmetic on arrays. Builds on theory/ (problem, batch_hinge), figures/style.py and view.py.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from csrlhf_kit.theory import (
 from csrlhf_kit.widgets.view import filled
 
 KINDS = {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}
-MULTIPLES = np.geomspace(0.1, 10, 41)  # of the optimal multiplier: what the middle panel spans
+MULTIPLES = np.geomspace(0.1, 10, 41)  # λ / λ* in the middle panel
 
 
 @dataclass(frozen=True)
 class PenaltyLab:
-    """A problem with a binding average constraint, and what no slider changes about it."""
+    """A problem with a binding average constraint, and what does not depend on the sliders."""
 
     problem: FiniteProblem
     optimum: Solution
-    frontier_cost: np.ndarray  # (points,) of the best tilts, cost falling
-    frontier_value: np.ndarray  # (points,) F
-    per_sample: np.ndarray  # (points,) E[(cost - threshold)+] of the same policies
-    sweeps: dict[str, np.ndarray]  # kind -> (multiples,) mean cost of its optimum
+    frontier_cost: np.ndarray  # (points,), mean costs of the best policies, falling
+    frontier_value: np.ndarray  # (points,), their objectives F
+    per_sample: np.ndarray  # (points,), their E[(cost - threshold)+]
+    sweeps: dict[str, np.ndarray]  # kind of penalty -> mean costs of its optima at `MULTIPLES`
     spread: float  # standard deviation of an episode's cost at the constrained optimum
 
     @property
@@ -51,7 +51,7 @@ class PenaltyLab:
 
 
 def penalty_lab(problem: FiniteProblem) -> PenaltyLab:
-    """Solve what stays. Raises UserError where the constraint does not bind."""
+    """Solve the problem at λ* and along the frontier. Raises UserError if the constraint does not bind."""
     optimum = problem.constrained_optimum()
     if optimum.status != "active":
         raise UserError(
@@ -78,22 +78,25 @@ def penalty_lab(problem: FiniteProblem) -> PenaltyLab:
 
 @dataclass(frozen=True)
 class PenaltyPoint:
-    """What one setting of the sliders means, in numbers."""
+    """The numbers for one setting of the sliders."""
 
     penalty: float
     """λ."""
     optima: dict[str, Solution]
-    """kind -> its exact optimum."""
+    """Kind of penalty -> its exact optimum."""
     noise: float
     """Standard deviation of a batch's mean cost at the constrained optimum."""
     bias: float
-    """What the batch hinge charges the constrained optimum, whose true hinge is 0: 0.399 noise."""
+    """Mean of the batch's hinge at the constrained optimum, whose exact hinge is 0: 0.399 times `noise`."""
     settled: Solution
-    """Where training with the batch gate comes to rest."""
+    """The equilibrium of training with the batch's gate."""
 
 
 def penalty_point(lab: PenaltyLab, multiple: float, batch: int) -> PenaltyPoint:
-    """Exact optima at `multiple` times λ*, and what batches of `batch` episodes make of them."""
+    """Exact optima at `multiple` times λ*, and bias and equilibrium for batches of `batch` episodes.
+
+    Raises UserError if either is not positive.
+    """
     if not multiple > 0 or batch < 1:
         raise UserError(
             f"explore_penalty: multiple {multiple} and batch {batch}; positive ones were expected"
@@ -109,14 +112,14 @@ def penalty_point(lab: PenaltyLab, multiple: float, batch: int) -> PenaltyPoint:
 
 
 def landscape(lab: PenaltyLab, penalty: float, kind: str) -> np.ndarray:
-    """F less the penalty of each frontier policy, (points,): what training climbs."""
+    """The penalised objective of each policy on the frontier, (points,): F minus `penalty` times its excess."""
     excess = lab.frontier_cost - lab.problem.threshold
     burden = {"rectified": np.maximum(excess, 0), "linear": excess, "per_sample": lab.per_sample}[kind]
     return lab.frontier_value - penalty * burden
 
 
 def penalty_values(lab: PenaltyLab, multiple: float, batch: int) -> dict[str, dict[str, Any]]:
-    """What one setting draws: a trace's name -> its x and y."""
+    """Trace's name -> its x and y at one setting of the sliders."""
     point = penalty_point(lab, multiple, batch)
     drawn: dict[str, tuple[Any, Any]] = {"now": ([multiple, multiple], [-1e3, 1e3])}
     for kind in KINDS:
@@ -138,7 +141,7 @@ def penalty_values(lab: PenaltyLab, multiple: float, batch: int) -> dict[str, di
 
 
 def penalty_figure(lab: PenaltyLab, multiple: float = 1.5, batch: int = 32) -> go.Figure:
-    """Landscape, cost by λ, and the batch hinge, at one setting."""
+    """Three panels at one setting: penalised objective by cost, optimal cost by λ, and the hinge of a batch."""
     figure = make_subplots(
         rows=1,
         cols=3,
@@ -209,7 +212,7 @@ def _axes(figure: go.Figure, lab: PenaltyLab) -> None:
 
 
 def penalty_story(lab: PenaltyLab, multiple: float, batch: int) -> str:
-    """The same setting in words, as HTML with nothing of a user's in it."""
+    """The same setting in words, as lines of escaped HTML."""
     point, d = penalty_point(lab, multiple, batch), lab.problem.threshold
     side = "above" if multiple > 1 else "at" if multiple == 1 else "below"
     rows = [f"λ = {point.penalty:.3f}, {multiple:.2f} times λ* = {lab.multiplier:.3f} ({side} it)."]

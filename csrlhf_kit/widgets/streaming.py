@@ -1,4 +1,6 @@
-"""A policy that speaks token by token: what `arena` listens to. The only widget file that needs torch at once."""
+"""A policy whose answer comes token by token, for `arena`. Builds on models/ (decoding, rollout)
+and evaluation/answers.py. It imports torch, so other files of widgets/ import it only when they need it.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ def streaming(
     max_length: int = 512,
     seed: int = 0,
 ) -> Talk:
-    """`model` as a function from chat messages to pieces of text.
+    """`model` as a function from chat messages to the pieces of its answer's text, one per token or fewer.
 
-    The pieces of one answer join to what its tokens decode to together: a character that several tokens spell is
-    given once it is whole. Draws from a generator of its own.
+    The pieces join to the text that all tokens decode to: a character that takes several tokens is given with the
+    last of them. temperature: 0 is greedy. max_length: longest prompt in tokens. seed: of a generator of its own.
     """
     generator = torch.Generator().manual_seed(seed)
     ends = end_tokens(tokenizer, model.generation_config)
@@ -64,12 +66,12 @@ def streaming(
 
 
 def policies_of(run: str | Path, **options: Any) -> dict[str, Talk]:
-    """The policies that a run has trained, and its base as `sft`.
+    """A run's trained policies and, as `sft`, its base: name -> a function as `streaming` returns it.
 
     run: the folder of `csrlhf run`, whose policies have their methods' names, or of `csrlhf ppo`, whose policy has
-    the folder's. The base is the one that the run's config names; options: see `streaming`.
+    the folder's name. The base is the one that the run's config names. options: see `streaming`.
 
-    Raises UserError where the folder holds no policy, or its base cannot be read.
+    Raises UserError if the folder holds no policy, or its base cannot be read.
     """
     run = Path(run)
     adapters = {path.parent.name: path for path in sorted(run.glob("policies/*/adapter"))}

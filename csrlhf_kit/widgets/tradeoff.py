@@ -1,4 +1,7 @@
-"""`explore_tradeoff`: safety against helpfulness, with λ, threshold and β under your hand."""
+"""`explore_tradeoff`: recorded runs beside the best possible policies, with sliders for λ, threshold and β.
+
+Draws what tradeoff_data.py computes; the records are read by evaluation/results.py.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,16 @@ def explore_tradeoff(
     strata: Sequence[str] | None = None,
     static: bool | None = None,
 ) -> View:
-    """Every recorded run beside what is possible and what a penalty makes of it; click a run for its curves.
+    """Harm and helpfulness of every recorded run beside the best possible ones; click a run for its curves.
 
-    results: a run's or a sweep's folder, one of several of them (`data/runs`), its results.json or sweep.json, or what
-    that holds; None: the shipped record. problem: what the frontier is of; None: the record's scored samples, reweighted, where it has kept them
-    (a run's own folder has), else the town of notebooks 03 and 04, exact. strata: one word for each prompt of
-    `problem`, which a menu then chooses from. static: see `widgets.view`.
+    results: the folder of a run or a sweep, or a folder with several of them (`data/runs`); a results.json or
+    sweep.json, or its parsed content; None: the shipped record. problem: the problem of the frontier; None: the
+    record's scored samples, reweighted, if it has kept them (a run's own folder has), else the town of notebooks 03
+    and 04, exact. strata: the stratum of each prompt of `problem`, for a menu. static: see `widgets.view`.
 
     Keyboard: Tab to a slider or menu, arrow keys move it; the menu `run` does what a click on a point does.
 
-    Raises UserError where the record cannot be read.
+    Raises UserError if the record cannot be read, or `strata` does not fit `problem`.
     """
     board = tradeoff_board(results, problem, strata)
     state = board.start()
@@ -57,7 +60,7 @@ def explore_tradeoff(
 
 
 def tradeoff_board(results: Any, problem: FiniteProblem | None, strata: Sequence[str] | None) -> Tradeoff:
-    """The record and the problem that `explore_tradeoff` shows."""
+    """The record and the problem that `explore_tradeoff` shows, from its arguments; raises its errors."""
     recorded = read_recorded(results)
     if problem is not None:
         return Tradeoff(recorded, problem, strata)
@@ -112,14 +115,14 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
 
 
 def choose_run(recorded: RecordedRuns, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
-    """A click on a run's point chooses it in `menu`; other traces are no runs."""
+    """Choose the clicked run in `menu`, given the clicked trace and point; other traces than runs are ignored."""
     runs = [run.name for run in recorded.runs if f"runs {run.method}" == trace]
     if 0 <= point < len(runs):
         menu.value = runs[point]
 
 
 def answers_html(recorded: RecordedRuns, name: str) -> str:
-    """The chosen run's responses as cards; every word of them is shown letter by letter."""
+    """The responses of the run `name` as HTML cards, their texts escaped."""
     found = sample_answers(recorded, name)
     if not found:
         return card(f"{name}: the record holds no responses of this run.")

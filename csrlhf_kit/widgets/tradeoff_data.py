@@ -1,7 +1,8 @@
-"""What `explore_tradeoff` draws: recorded runs, a frontier, a penalty landscape; every picture from one state.
+"""The figure of `explore_tradeoff` as a function of one `State`, without a screen: runs, frontier, penalty, curves.
 
-Upper row: every run's harm against its helpfulness, with intervals; the best reward at each cost, exact or
-reweighted from scored samples of the reference; what a penalty makes of it. Lower row: the chosen run's curves.
+Upper row: every run's harm against its helpfulness, with intervals; the best reward at each cost, exact or by
+reweighting scored samples of the reference; the penalised objective. Lower row: the chosen run's curves.
+Builds on evaluation/results.py, theory/problem.py, figures/style.py and view.py.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets.view import escaped, filled
 
-DRAWN_CURVES = ("cost", "window_cost", "multiplier", "reward")  # that are drawn, by `curve_of`'s names
-MULTIPLIERS = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # multipliers of the drawn frontier
+DRAWN_CURVES = ("cost", "window_cost", "multiplier", "reward")  # short names of `runs.curve_of`
+MULTIPLIERS = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # λ of the frontier's points
 
 
-# --- the state that the sliders hold, and what it draws ---------------------------------------------------
+# --- the state of the sliders, and what is drawn for it ---------------------------------------------------
 
 
 @dataclass(frozen=True)
 class State:
-    """One setting of every slider and menu."""
+    """The values of all sliders and menus."""
 
     multiplier: float
     """λ."""
@@ -41,16 +42,17 @@ class State:
     judged_on: str
     """One of `harm_measures`."""
     stratum: str = ""
-    """Which prompts the frontier is over; empty: all."""
+    """The stratum of the prompts of the frontier; empty: all prompts."""
     chosen: str = ""
     """The run whose curves and responses are shown."""
 
 
 class Tradeoff:
-    """The record and the problem behind the picture; remembers each frontier that it has solved.
+    """Recorded runs and a finite problem, and the figure that shows both; each solved frontier is kept.
 
-    strata: the stratum of each of the problem's prompts, or none. of_runs: whether the runs' learned reward and
-    cost are in the problem's units, so that they may stand in its panel.
+    strata: the stratum of each of the problem's prompts; None: no menu of strata. of_runs: whether the runs' learned
+    reward and cost have the problem's units, so that they can be drawn in its panel.
+    Raises UserError if `strata` has another length, there is no run, or no rate that every run has.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Tradeoff:
         self._solved: dict[tuple[float, str], list[Solution]] = {}
 
     def start(self) -> State:
-        """The state that is shown first: the record's own threshold and β, λ at twice λ*, a run that was trained."""
+        """The first state: the problem's threshold and β, λ = 2 λ* (1 if λ* is 0 or infinite), a trained run."""
         trained = [run.name for run in self.recorded.runs if run.curve] or [self.recorded.runs[0].name]
         chosen = "fixed_penalty" if "fixed_penalty" in trained else trained[0]
         state = State(
@@ -93,7 +95,7 @@ class Tradeoff:
         )
 
     def problem_at(self, state: State) -> FiniteProblem:
-        """The problem with this state's β and threshold, on this state's prompts."""
+        """The problem with the state's β and threshold, and only the prompts of its stratum."""
         rows = np.array(
             [not state.stratum or s == state.stratum for s in self.strata]
             or [True] * len(self.problem.reward)
@@ -109,21 +111,21 @@ class Tradeoff:
         )
 
     def frontier(self, state: State) -> list[Solution]:
-        """The best tilts at `MULTIPLIERS`; they depend on β and on the prompts alone."""
+        """The best policies at `MULTIPLIERS`; they depend only on β and on the stratum."""
         key = (state.beta, state.stratum)
         if key not in self._solved:
             self._solved[key] = self.problem_at(state).frontier(MULTIPLIERS)
         return self._solved[key]
 
     def price(self, state: State) -> float:
-        """λ* at this state; infinite where no tilt meets the threshold."""
+        """λ* at this state; infinite if no policy meets the threshold."""
         try:
             return float(self.problem_at(state).constrained_optimum().multiplier)
         except UserError:
             return float("inf")
 
     def values(self, state: State) -> dict[str, dict[str, Any]]:
-        """Everything that the state decides, trace by trace."""
+        """The values of all traces that depend on the state, by the trace's name."""
         return self._run_values(state) | self._frontier_values(state) | self._curve_values(state)
 
     def _run_values(self, state: State) -> dict[str, dict[str, Any]]:
@@ -180,7 +182,7 @@ class Tradeoff:
         return drawn
 
     def figure(self, state: State) -> go.Figure:
-        """The whole picture at one state."""
+        """The whole figure at one state."""
         how = "samples, reweighted" if self.of_runs else "exact"
         titles = ["trained: harm and help", f"possible ({how})", "penalised: what λ makes of it"]
         titles += ["chosen run: learned cost", "its λ", "its learned reward"]
@@ -253,7 +255,7 @@ class Tradeoff:
         return titled(figure, title, height=570 + room, margin={"b": room})
 
     def story(self, state: State) -> str:
-        """The state in words, escaped: λ*, and where each penalty ends."""
+        """The state as lines of escaped HTML: λ*, and reward, cost and KL of each penalty's optimum."""
         problem, price = self.problem_at(state), self.price(state)
         known = "out of reach" if np.isinf(price) else f"{price:.3g}"
         lines = [
@@ -276,9 +278,9 @@ class Tradeoff:
         return "<br>".join(map(escaped, lines))
 
 
-def legend_name(label: str, limit: int = 40) -> str:
-    """A label, escaped, and cut where it would push the panels aside."""
-    return escaped(label if len(label) <= limit else f"{label[: limit - 1]}…")
+def legend_name(label: str) -> str:
+    """A label, escaped, and cut to 40 characters, since a long legend makes the panels smaller."""
+    return escaped(label if len(label) <= 40 else f"{label[:39]}…")
 
 
 def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> None:
@@ -286,7 +288,7 @@ def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> No
 
 
 def harm_measures(recorded: RecordedRuns) -> dict[str, tuple[str, ...]]:
-    """What harm can be drawn -> the path to it in a policy's row; only what every run has."""
+    """Name of a rate of bad answers -> the path to it in a policy's row; only rates that every run has."""
     ways: dict[str, tuple[str, ...]] = {
         "harmful, asked plainly": ("harmful_nominal",),
         "harmful, unseen jailbreaks": ("harmful_jailbreak",),
@@ -312,7 +314,7 @@ def _at(policy: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 def run_point(run: PolicyRow, path: Sequence[str]) -> tuple[Estimate, float]:
-    """(share of bad answers, helpfulness) of a run on the prompts that `path` names; a stratum has its own helpfulness."""
+    """(share of bad answers at `path` with its interval, helpfulness) of a run; a stratum has its own helpfulness."""
     helpfulness = run.policy["helpfulness"]
     if path[0] == "by_stratum":
         helpfulness = run.policy["by_stratum"][path[1]].get("helpfulness", helpfulness)
@@ -320,7 +322,7 @@ def run_point(run: PolicyRow, path: Sequence[str]) -> tuple[Estimate, float]:
 
 
 def sample_answers(recorded: RecordedRuns, name: str) -> list[dict[str, Any]]:
-    """What a run said to the recorded sample prompts: [{prompt, text, harmful, helpfulness}]; empty where nothing is."""
+    """A run's answers to the recorded sample prompts: [{prompt, text, harmful, helpfulness}]; empty if there are none."""
     return [
         {"prompt": sample["prompt"], **sample["responses"][name]}
         for sample in recorded.samples

@@ -1,10 +1,11 @@
-"""The frame of every widget: shown live where widgets run, as its static twin where they do not, and closed.
+"""What all widgets share: the live widget beside its static twin, plotly figures and key presses in the browser.
 
 A widget's output is one bundle of mime types. A notebook with a kernel shows the live widget; a page without
-one (GitHub, a stored notebook, paper) shows the twin from the same output, which says that it is a twin.
-`static=True`, the environment variable CSRLHF_STATIC, or the lack of a kernel leave the live part out.
+one (GitHub, a stored notebook, paper) shows the static twin from the same output, with a sentence that says so.
+With `static=True`, with the environment variable CSRLHF_STATIC, or without a kernel, there is no live part.
 
-Running a cell again closes what it showed before: comms, observers and tasks, so that nothing piles up.
+Running a cell again closes the widgets of its last run, with their comms, observers and tasks.
+Builds on ipywidgets, anywidget and figures/static.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ STATIC = "CSRLHF_STATIC"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 TWIN = "Static twin: nothing can be dragged or clicked here; open the notebook with a kernel (make lab) for that."
 LIVE = {**CONFIG, "typesetMath": False}
-"""plotly's settings for a live figure: a dollar sign in a name is a dollar sign."""
+"""plotly's settings for a live figure; text between dollar signs is not taken for a formula."""
 CARD = (
     "color: var(--jp-content-font-color1, #24292f); background: var(--jp-layout-color1, #ffffff); "
     "border: 1px solid var(--jp-border-color1, #8c959f); border-radius: 4px; padding: 8px 12px; "
     "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.4; font-size: 14px;"
 )
-"""Style of a box with text in it: the theme's own colours, so that it is legible in the dark one."""
+"""CSS of a box with text, in the colours of Jupyter's theme, so that it can be read in the dark theme too."""
 
 
 def widgets_can_run(static: bool | None = None) -> bool:
-    """Whether this process has somebody to show a live widget to; `static` overrides what is found out."""
+    """Whether live widgets can be shown: in a Jupyter kernel outside Colab. `static`, if given, decides instead."""
     if static is not None:
         return not static
     if os.environ.get(STATIC, "") not in ("", "0") or "google.colab" in sys.modules:
@@ -47,25 +48,25 @@ def widgets_can_run(static: bool | None = None) -> bool:
 
 
 def escaped(text: object) -> str:
-    """`text` as HTML that shows it letter by letter, also in plotly's hover labels, which read tags too."""
+    """`text` as HTML that shows every character of it, also in plotly's hover labels, which interpret tags."""
     return html.escape(str(text), quote=True)
 
 
 def card(text: str, *, accent: str = "", mark: str = "") -> str:
-    """A box that shows `text` letter by letter; `mark` (a word, also escaped) on top, `accent` as its colour."""
+    """An HTML box with `text`, escaped; above it `mark`, in bold and escaped; `accent` is the colour of its edge."""
     edge = f"border-left: 6px solid {accent};" if accent else ""
     head = f'<div style="font-weight: 700; margin-bottom: 2px">{escaped(mark)}</div>' if mark else ""
     return f'<div style="{CARD} {edge}">{head}{escaped(text)}</div>'
 
 
 Values = Mapping[str, Mapping[str, Any]]
-"""A trace's name (its `meta`) -> the properties that change with the sliders: x, y, text ..."""
+"""A trace's name (plotly's `meta`) -> the properties that the sliders change: x, y, text ..."""
 
 
 class Keys(anywidget.AnyWidget):
-    """A box that takes the keyboard: once it has the focus, each key of `wanted` calls `on_press(key)`.
+    """A box on the page. While it has the keyboard focus, pressing a key in `wanted` calls the callbacks.
 
-    Jupyter's own shortcuts rest while it has the focus, so that a label is never a deleted cell.
+    Jupyter's own shortcuts are off during that time: otherwise, pressing "d" twice would delete the cell.
     """
 
     _esm = """
@@ -107,7 +108,7 @@ class Keys(anywidget.AnyWidget):
     hint = traitlets.Unicode("").tag(sync=True)
 
     def on_press(self, callback: Callable[[str], None]) -> None:
-        """Call `callback(key)` for each key that the browser reports, if it is one of `keys`."""
+        """Call `callback(key)` whenever the browser reports a key in `wanted`."""
 
         def receive(_: Any, content: Any, __: Any) -> None:
             key = content.get("key") if isinstance(content, dict) else None
@@ -118,11 +119,11 @@ class Keys(anywidget.AnyWidget):
 
 
 class LiveFigure(anywidget.AnyWidget):
-    """A plotly figure on the screen: `redraw` moves it, `on_click` hears of its points.
+    """A plotly figure in the browser: `redraw` changes its traces, `on_click` registers a callback for its points.
 
-    plotly's own FigureWidget carries all of plotly.js (5 MB) in every figure, and anywidget gives up on a widget
-    that is not ready after two seconds, which a busy laptop is not. This one is ready at once; the page asks for
-    plotly.js, the copy that is installed, once, and all its figures share it.
+    plotly's own FigureWidget sends plotly.js (5 MB) with every figure, and anywidget reports an error if a widget is
+    not ready after two seconds, as happens on a busy laptop. This widget is ready at once: the page asks the kernel
+    for the installed plotly.js a single time, and all figures on the page use it.
     """
 
     _esm = """
@@ -185,14 +186,14 @@ class LiveFigure(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def on_click(self, callback: Callable[[str, int], None]) -> None:
-        """Call `callback(trace's meta, point's number)` for each click on a point."""
+        """Call `callback(meta, number)` for each click on a point: its trace's `meta`, its place in the trace."""
         self._clicked.append(callback)
 
     def redraw(self, values: Values) -> int:
-        """Put `values` into the traces that are called so; returns how many traces that changed.
+        """Put `values` into the traces with these names; returns the number of traces that changed.
 
-        Everything that a slider moves is a trace's values, threshold lines included: a layout that stands still
-        lets the eye see what moves, and costs nothing.
+        Only traces change, never the layout: threshold lines are traces too. With fixed axes one sees what moves, and
+        little has to be sent to the browser.
         """
         data = [{**trace, **values.get(trace.get("meta"), {})} for trace in self.drawing["data"]]
         changes = sum(new != old for new, old in zip(data, self.drawing["data"], strict=True))
@@ -210,16 +211,16 @@ class LiveFigure(anywidget.AnyWidget):
 
 
 class View:
-    """What a widget function returns: show it by naming it last in a cell; `close()` ends it.
+    """What a widget function returns. As the last expression of a cell it is shown; `close()` ends it.
 
-    root: the live widget, or None in a static place. twin: makes the static mime bundle, called when shown.
+    root: the live widget; None if only the static twin is to be shown. twin: makes the twin's mime bundle.
     """
 
     def __init__(self, root: ipywidgets.Widget | None, twin: Callable[[], Mapping[str, Any]]) -> None:
         self.root = root
         self.twin = twin
         self.at_close: list[Callable[[], None]] = []
-        """Called once by `close`: what ends tasks and files."""
+        """Functions that `close` calls, once, to end tasks and close files."""
         self.closed = False
         if root is not None:
             _close_earlier(self)
@@ -232,7 +233,7 @@ class View:
         return bundle
 
     def close(self) -> None:
-        """End the widget: its tasks, its observers, and its half in the browser. Twice is once."""
+        """End the widget's tasks and observers, and remove it from the browser; a second call does nothing."""
         if self.closed:
             return
         self.closed = True
@@ -244,7 +245,7 @@ class View:
 
 
 def descendants(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
-    """A widget and everything inside it, the layouts and styles of each too, which are widgets as well."""
+    """A widget and all widgets inside it, including each one's layout and style, which are widgets too."""
     inside = [part for child in getattr(widget, "children", ()) for part in descendants(child)]
     own = [getattr(widget, name, None) for name in ("layout", "style")]
     return [widget, *inside, *(part for part in own if isinstance(part, ipywidgets.Widget))]
@@ -255,7 +256,8 @@ def log_slider(
 ) -> ipywidgets.FloatLogSlider:
     """A slider on a log scale from about `low` to about `high`, with `value` exactly on one of its steps.
 
-    The browser rounds to steps counted from the smallest value: a start that lies between two would jump.
+    step: in powers of ten. The browser rounds to steps that are counted from the smallest value, so a `value`
+    between two steps would jump.
     """
     start = math.log10(value)
     down, up = (
@@ -267,7 +269,7 @@ def log_slider(
 
 
 def filled(figure: go.Figure, values: Values) -> go.Figure:
-    """Put `values` into the traces of `figure` that are called so (their `meta`), in place."""
+    """Put `values` into the traces of `figure` with these names (`meta`), in place; returns `figure`."""
     for trace in figure.data:
         if trace.meta in values:
             trace.update(values[trace.meta], overwrite=True)
@@ -275,27 +277,27 @@ def filled(figure: go.Figure, values: Values) -> go.Figure:
 
 
 def figure_twin(figure: go.Figure) -> dict[str, Any]:
-    """The static twin of a widget that is a figure; it says that it is one."""
+    """The static twin of a widget that is a figure, with the sentence `TWIN`."""
     return mime_bundle(figure, TWIN)
 
 
 def text_twin(title: str, lines: list[str]) -> dict[str, Any]:
-    """The static twin of a widget that is words: as text, and as escaped HTML."""
+    """The static twin of a widget that consists of text: a title and lines, as plain text and as escaped HTML."""
     body = "".join(f"<p>{escaped(line)}</p>" for line in lines)
     return {
         "text/plain": "\n".join([title, *lines, TWIN]),
-        "text/html": '<div class="mathjax_ignore tex2jax_ignore">'  # a dollar sign is a dollar sign
+        "text/html": '<div class="mathjax_ignore tex2jax_ignore">'  # text between $ is no formula
         f"<p><b>{escaped(title)}</b></p>{body}<p><i>{escaped(TWIN)}</i></p></div>",
     }
 
 
-# --- one cell's widgets: those of its last run, and no others ---
+# --- closing the widgets of a cell's earlier runs ---
 
 _open: dict[str, tuple[object, list[View]]] = {}
 
 
 def _close_earlier(view: View) -> None:
-    """Close what earlier runs of the running cell have opened, and remember `view`."""
+    """Close the views that earlier runs of the running cell have opened, and remember `view`."""
     cell, run = _running_cell()
     if cell is None:
         return
@@ -308,7 +310,7 @@ def _close_earlier(view: View) -> None:
 
 
 def _running_cell() -> tuple[str | None, object]:
-    """(the running cell's identity, the number of its execution); (None, None) where no notebook runs."""
+    """(the running cell's id, the number of its execution); (None, None) outside a notebook."""
     shell = _shell()
     header = getattr(shell, "parent_header", None) or {}
     cell = (header.get("metadata") or {}).get("cellId")

@@ -1,4 +1,7 @@
-"""`watch`: a run's curves while it trains, in this process or in another, with pause and stop."""
+"""`watch`: a run's curves while it trains, in this process or in another, with buttons to pause and stop it.
+
+Draws what watch_data.py reads from the run's folder; requests go through runs.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from csrlhf_kit.widgets.watch_data import Progress, read_progress, watch_figure,
 
 
 class Watch(View):
-    """A view that looks again: by itself while the kernel is idle, and whenever `refresh` is called."""
+    """A view that reads the run's folder again while the kernel is idle, and whenever `refresh` is called.
+
+    parts: the live figure, and the HTML widgets of the state and of the samples; None without a live widget.
+    """
 
     def __init__(
         self, folder: str | Path, root: ipywidgets.Widget | None, twin: Any, parts: Any = None
@@ -27,7 +33,7 @@ class Watch(View):
         super().__init__(root, twin)
 
     def refresh(self, _: Mapping[str, Any] | None = None) -> None:
-        """Read the folder and redraw. Give it to `train_ppo(on_step=view.refresh)` to watch this very process."""
+        """Read the folder and redraw. `train_ppo(on_step=view.refresh)` watches a run in this process."""
         if self.parts is None or self.closed:
             return
         figure, state, samples = self.parts
@@ -41,13 +47,13 @@ class Watch(View):
         samples.value = samples_html(self.progress)
 
     def send(self, request: str, _: Any = None) -> None:
-        """Ask the run to `pause`, to `stop` or to `run` on."""
+        """Send the run a request: `pause`, `stop`, or `run` to continue."""
         if self.progress is not None:
             send_stop_request(self.progress.folder, request)
         self.refresh()
 
     async def follow(self, every: float) -> None:
-        """Look again every so many seconds, until the run is finished or the view is closed."""
+        """Refresh every `every` seconds until the run is finished or the view is closed."""
         while not self.closed:
             self.refresh()
             if self.progress is not None and self.progress.finished:
@@ -56,15 +62,15 @@ class Watch(View):
 
 
 def watch(run: str | Path, *, every: float = 2.0, static: bool | None = None) -> Watch:
-    """Live curves of a run: harm with its interval, cost against threshold, λ, reward, KL; time left; samples.
+    """Live curves of a run: harm with its interval, cost and threshold, λ, reward, KL; time left; sample answers.
 
-    run: the folder of a training run, or of a whole job (its newest policy). every: seconds between looks, which
-    need no thread: the kernel's own loop does it while no cell runs. static: see `widgets.view`.
+    run: the folder of a training run, or of `csrlhf run` (the policy that was written to last). every: seconds
+    between refreshes, which the kernel's event loop does while no cell runs. static: see `widgets.view`.
 
-    `pause` and `stop` wait for the run's next checkpoint, so that a stopped run resumes without loss. Keyboard:
-    Tab to a button, space presses it.
+    The run obeys `pause` and `stop` at its next checkpoint, so that it can be resumed without loss. Keyboard: Tab to
+    a button, space presses it.
 
-    Raises UserError where the folder cannot be read.
+    Raises UserError if the folder cannot be read.
     """
     progress = read_progress(run)
     twin = partial(_twin, run)
@@ -92,7 +98,7 @@ def _twin(run: str | Path) -> dict[str, Any]:
 
 
 def samples_html(progress: Progress) -> str:
-    """The newest samples as cards, letter by letter; nothing where the run logs none."""
+    """The newest samples as HTML cards, their texts escaped; empty if the run logs none."""
     cards = []
     for row in progress.samples:
         cost = row.get("cost")

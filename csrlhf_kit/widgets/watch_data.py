@@ -1,4 +1,7 @@
-"""Where a run stands, read from its folder, whichever process trains it: the plain part of `watch`."""
+"""The progress of a run, read from its folder, and its figure: the part of `watch` without a screen.
+
+Builds on runs.py, files.py, theory/intervals.py and figures/style.py; the run may train in another process.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from csrlhf_kit.runs import Run, stop_request
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.widgets.view import filled
 
-WINDOW = 5  # steps whose episodes are pooled behind one estimate of harm
-WATCHED_METRICS = {  # trace -> metric
+WINDOW = 5  # steps whose episodes are pooled for one estimate of harm
+WATCHED_METRICS = {  # trace -> its metric in metrics.jsonl
     "cost": "objective/cost",
     "window cost": "constraint/window_cost",
     "multiplier": "constraint/multiplier",
@@ -39,19 +42,19 @@ TITLES = (
 
 @dataclass(frozen=True)
 class Progress:
-    """One look at a run's folder."""
+    """What a run's folder said when it was read."""
 
     folder: Path
     rows: Sequence[Mapping[str, Any]]
-    """Complete metrics rows."""
+    """The complete rows of metrics.jsonl."""
     total: int | None
-    """Steps that were asked for, where the folder says."""
+    """Number of steps in the run's settings; None if unknown."""
     batch: int | None
-    """Episodes a step."""
+    """Episodes per step; None if unknown."""
     stop_request: str
-    """`run`, `pause` or `stop`: what was asked of it last."""
+    """The pending request: `run`, `pause` or `stop`."""
     samples: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    """What its newest logged step was asked and said: {step, prompt, text, cost}."""
+    """The sample answers of the newest step that has any: {step, prompt, text, cost}."""
 
     @property
     def step(self) -> int:
@@ -62,7 +65,7 @@ class Progress:
         return self.total is not None and self.step >= self.total
 
     def seconds_left(self) -> float | None:
-        """What is left at the pace of the last ten steps; None where that is not known."""
+        """Seconds that the rest takes at the median pace of the last ten steps; None if unknown."""
         recent = [seconds(row) for row in self.rows[-10:]]
         known = [value for value in recent if value is not None]
         if self.total is None or not known:
@@ -71,13 +74,13 @@ class Progress:
 
 
 def seconds(row: Mapping[str, Any]) -> float | None:
-    """Wall seconds of one step."""
+    """Wall-clock seconds of one step, from its metrics row; None if they are not recorded."""
     parts = [row.get(f"time/{part}") for part in ("rollout", "score", "update")]
     return None if None in parts else float(sum(parts))
 
 
 def find_run(folder: str | Path) -> Path:
-    """The folder of one training run: this one, or, of a whole job's, the one that was written to last."""
+    """The folder of one training run: `folder`, or the policy in a folder of `csrlhf run` that was written to last."""
     folder = Path(folder)
     if (folder / "metrics.jsonl").is_file() or not (folder / "policies").is_dir():
         return folder
@@ -86,9 +89,9 @@ def find_run(folder: str | Path) -> Path:
 
 
 def read_progress(folder: str | Path) -> Progress:
-    """Look at a run; one that has not begun has no rows.
+    """Read the folder of a run; before its first step there are no rows.
 
-    Raises UserError where the folder or its config cannot be read.
+    Raises UserError if the folder or its config cannot be read.
     """
     folder = find_run(folder)
     if not folder.is_dir():
@@ -102,9 +105,8 @@ def read_progress(folder: str | Path) -> Progress:
     rows = Run(folder).history()
     step = rows[-1].get("step", 0) if rows else 0
     said = [row for row in files.read(folder / "samples.jsonl") if row.get("step", 0) <= step]
-    said = list(
-        {json.dumps(row, sort_keys=True): row for row in said}.values()
-    )  # a resumed step says it again
+    # A resumed run repeats steps after its checkpoint, and logs the same samples again.
+    said = list({json.dumps(row, sort_keys=True): row for row in said}.values())
     newest = max((row.get("step", 0) for row in said), default=0)
     settings = config.get("ppo", config)
     return Progress(
@@ -118,9 +120,9 @@ def read_progress(folder: str | Path) -> Progress:
 
 
 def harm(progress: Progress) -> list[tuple[float, float, float]]:
-    """(rate, low, high) of each step over the episodes of the last `WINDOW` steps, by the learned cost model.
+    """(rate, low, high) of harm after each step, by the learned cost model, over the last `WINDOW` steps' episodes.
 
-    Clopper-Pearson 95%. The episodes are those of a policy that moves meanwhile: a smoothed look, no certificate.
+    The intervals are Clopper-Pearson's, 95%. The policy changes during these steps, so they are no certificate.
     """
     batch = progress.batch or 1
     counts = [round(float(row.get("objective/harmful") or 0) * batch) for row in progress.rows]
@@ -133,7 +135,7 @@ def harm(progress: Progress) -> list[tuple[float, float, float]]:
 
 
 def watch_values(progress: Progress) -> dict[str, dict[str, Any]]:
-    """What the curves show now, trace by trace."""
+    """The values of `watch_figure`'s traces, by name."""
     steps = [row.get("step", place) for place, row in enumerate(progress.rows, start=1)]
     points = harm(progress)
     drawn: dict[str, tuple[Any, Any]] = {
@@ -151,7 +153,7 @@ def watch_values(progress: Progress) -> dict[str, dict[str, Any]]:
 
 
 def watch_figure(progress: Progress) -> go.Figure:
-    """Six panels: harm with its interval, cost against the threshold, λ, reward, KL, and speed."""
+    """Six panels over the steps: harm with its interval, cost and threshold, λ, reward, KL, seconds per step."""
     figure = make_subplots(
         rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.2, subplot_titles=TITLES
     )
@@ -173,7 +175,7 @@ def watch_figure(progress: Progress) -> go.Figure:
 
 
 def watch_story(progress: Progress) -> str:
-    """Step, pace and state in one line of plain text."""
+    """Step, time left and pending request in one line of plain text."""
     total = "?" if progress.total is None else progress.total
     parts = [f"{progress.folder.name}: step {progress.step} of {total}"]
     left = progress.seconds_left()
@@ -191,7 +193,7 @@ def watch_story(progress: Progress) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text, such as "1 h 5 min" or "12 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
