@@ -344,7 +344,7 @@ SCHEMAS: tuple[Schema, ...] = (
         frozenset({"chosen", "rejected"}),
         {PreferencePair: _hh_pair, Prompt: _hh_prompt},
         _ONE_JUDGEMENT,
-        ("HH-RLHF has one judgement a pair: the chosen response is read as the better and the safer one",),
+        ("HH-RLHF has one judgement per pair: the chosen response is read as the better and the safer one",),
     ),
     _labelled("kit labelled responses", "prompt response is_safe kind stratum", _own_labelled),
     _labelled("BeaverTails", "prompt response is_safe category", _beavertails),

@@ -47,7 +47,7 @@ def pack_outcomes(prompts: Sequence[Prompt], judgements: Sequence[Verdict]) -> d
 
 
 def read_outcomes(rows: Sequence[Mapping[str, Any]], name: str) -> Outcomes | None:
-    """A measure's values in these rows, one row a seed; None unless all rows recorded the same prompts."""
+    """A measure's values in these rows, one row per seed; None unless all rows recorded the same prompts."""
     packed = [row.get("outcomes") or {} for row in rows]
     if len({told.get("prompts") for told in packed}) != 1 or not packed[0].get(name):
         return None

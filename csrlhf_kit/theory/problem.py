@@ -79,7 +79,7 @@ class FiniteProblem:
         if not (np.isfinite(self.beta) and self.beta > 0):
             raise UserError(f"beta is {beta}; a finite number above 0 was expected")
         if weights.shape != (prompts,) or not (np.isfinite(weights) & (weights > 0)).all():
-            raise UserError(f"prompt_weights: {prompts} positive numbers were expected, one a prompt")
+            raise UserError(f"prompt_weights: {prompts} positive numbers were expected, one per prompt")
         if limit.shape != () or not np.isfinite(limit):
             raise UserError(f"threshold is {threshold}; one finite number was expected")
         self.reference = self.reference / total

@@ -65,7 +65,7 @@ class Tradeoff:
     ) -> None:
         if strata is not None and len(strata) != len(problem.reward):
             raise UserError(
-                f"explore_tradeoff: {len(strata)} strata for {len(problem.reward)} prompts; one a prompt was expected"
+                f"explore_tradeoff: {len(strata)} strata for {len(problem.reward)} prompts; one per prompt was expected"
             )
         if not recorded.runs:
             raise UserError("explore_tradeoff: the record holds no run; at least one was expected")

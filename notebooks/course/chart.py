@@ -1,7 +1,6 @@
-"""One plain figure for exercises and asides: named curves and marks, with the learner's own on top.
+"""A simple figure for exercises: named curves and marks, with the learner's own curve on top.
 
-The kit's figures proper are in `csrlhf_kit.figures`; this is for what only one cell of a
-notebook needs.
+It is for figures that only one cell of a notebook needs; all others are in `csrlhf_kit.figures`, on which it builds.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def chart(
     log_x: bool = False,
     height: int = 380,
 ) -> go.Figure:
-    """`curves` (name -> x, y) in muted looks, `yours` in strong blue, `marks` as points.
+    """`curves` (name -> x, y) in muted colours, `yours` in strong blue, `marks` as points.
 
-    across, down: a dotted horizontal or vertical line. Where `yours` is None the legend says that the
-    learner's curve will appear.
+    across, down: height and place of a dotted horizontal and vertical line. If `yours` is None, the legend says that
+    the learner's curve will appear. height: in pixels.
     """
     figure = go.Figure()
     for (name, (x, y)), (colour, dash) in zip(curves.items(), _GIVEN, strict=False):
@@ -74,7 +73,7 @@ def chart(
 
 
 def plain_chart(title: str, x_title: str, y_title: str, curves: Mapping[str, Curve], **options) -> go.Figure:
-    """`chart` without a place for the learner: the last of `curves` is drawn strongest."""
+    """`chart` without a learner's curve: the last of `curves` is drawn in strong blue."""
     *given, last = curves.items()
     figure = chart(title, x_title, y_title, dict(given), yours=last[1], **options)
     figure.data[-1].name = last[0]
@@ -82,7 +81,7 @@ def plain_chart(title: str, x_title: str, y_title: str, curves: Mapping[str, Cur
 
 
 def numbers(found: object, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`found` as finite numbers of that shape, for a picture; None for anything else."""
+    """`found` as an array of finite numbers of this shape; None for anything else."""
     try:
         values = np.asarray(found, dtype=float)
     except (TypeError, ValueError):
@@ -91,5 +90,5 @@ def numbers(found: object, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _tidied(values: Sequence[float]) -> list[float | None]:
-    """Rounded, with rounding noise around 0 as the 0 that it is, which holds on every machine."""
+    """Rounded values; those within 1e-9 of 0, which differ between machines, become 0."""
     return rounded_all(0.0 if value is not None and abs(value) < 1e-9 else value for value in values)

@@ -1,10 +1,10 @@
-"""Exercises with an instant answer: look at what your function does, then hear whether it is right.
+"""Exercises with an instant answer: `look` draws what the learner's function computes, `check` says if it is right.
 
-In a notebook, `look("3.1", my_function)` draws what the learner's function computed and `check("3.1",
-my_function)` says in one sentence whether that is right and, where not, what is wrong. Neither ever raises:
-an attempt that is missing or fails is told like any other. The pictures and checks of notebook 03 are
-`picture_1`, `check_1`, ... in `nb03.py`; they hold no solution, so a class can be given all of this package.
-The solutions, and wrong ones that each check must refuse, are in `notebooks/solutions/`.
+For exercise 3.1 they call `picture_1` and `check_1` of `nb03.py`. `picture_N(attempt)` returns a figure, also if the
+attempt fails. `check_N(attempt)` returns None if the attempt is right, raises `NotStarted` if it returns None, and
+`Mistake` with a sentence for the learner if it is wrong. `look` and `check` never raise what an attempt raises.
+These files hold no solution, so they can be given to a class. The solutions, and wrong ones that each check must
+refuse, are in `notebooks/solutions/`. Builds on the package's figures.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 Attempt = Callable[..., Any]
-_STATES: dict[str, str] = {}  # what `check` said last in this session, by exercise
+_STATES: dict[str, str] = {}  # exercise -> the state that `check` printed last in this session
 
 
 class Mistake(Exception):
-    """What a check found, in a sentence that tells the learner what to look at."""
+    """An attempt is wrong; the message tells the learner, in a sentence, what to look at."""
 
 
 class NotStarted(Exception):
-    """The attempt returned None: nothing has been written yet."""
+    """The attempt returned None or `...`: nothing has been written yet."""
 
 
 class Verdict(NamedTuple):
@@ -51,12 +51,12 @@ class Verdict(NamedTuple):
 
 
 def look(name: str, attempt: Attempt) -> None:
-    """Draw what `attempt` computes for exercise `name` ("3.1"), before any verdict."""
+    """Draw what `attempt` computes for exercise `name` ("3.1"). Raises UserError if there is no such exercise."""
     show(_part(name, "picture")(attempt))
 
 
 def check(name: str, attempt: Attempt) -> None:
-    """Print whether `attempt` solves exercise `name`, and if not, what is wrong with it."""
+    """Print whether `attempt` solves exercise `name`, and if not, what is wrong. Raises as `look`."""
     found = verdict(name, attempt)
     _STATES[name] = found.state
     print(f"Exercise {name} · {found.state}" + (f": {found.message}" if found.message else "."))
@@ -71,7 +71,7 @@ def verdict(name: str, attempt: Attempt) -> Verdict:
         return Verdict("not started", "the function returns None. Replace the line that says so.")
     except Mistake as mistake:
         return Verdict("not yet", str(mistake))
-    except Exception as error:  # whatever a learner's code raises is an answer, not a crash
+    except Exception as error:  # the learner's code may raise anything; the notebook goes on
         return Verdict("not yet", f"it raises {type(error).__name__}: {error}")
     return Verdict("solved", "")
 
@@ -92,7 +92,7 @@ def answer(attempt: Attempt, *arguments: Any, **options: Any) -> Any:
 
 
 def drawn(attempt: Attempt, *arguments: Any, **options: Any) -> Any:
-    """The attempt's result for a picture: None where there is none, whatever the reason."""
+    """The attempt's result for a picture; None if it is missing or the attempt raises anything."""
     try:
         return answer(attempt, *arguments, **options)
     except Exception:
@@ -100,7 +100,11 @@ def drawn(attempt: Attempt, *arguments: Any, **options: Any) -> Any:
 
 
 def same(found: Any, expected: Any, what: str, *, tolerance: float = 1e-6, hint: str = "") -> None:
-    """Mistake unless `found` is `expected`, element by element, within `tolerance` of its largest value."""
+    """Raise Mistake unless `found` equals `expected` in shape and, element by element, in value.
+
+    tolerance: largest difference, relative to the largest expected value, or to 1 if that is larger. what: the case,
+    for the sentence. hint: a sentence added to it.
+    """
     try:
         values = np.asarray(found, dtype=np.float64)
     except (TypeError, ValueError):

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 00: two shares, a front that nobody beats, and a gate that never shuts."""
+"""The exercises of notebook 00: a picture and a check for each function that the learner writes.
+
+0.1 `shares`: rates of harm and of over-refusal in judged answers. 0.2 `unbeaten`: the policies that no other one
+beats in harm and helpfulness. 0.3 `gated_push`: the advantage under a penalty whose gate opens above the threshold.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from course.exercises import Attempt, Mistake, answer, drawn, same
 
 
 def _judged(timid: float, seed: int = 0, count: int = 600) -> list[dict[str, bool]]:
-    """Answers of a policy that refuses more, also where it should not, the more timid it is (0 to 1)."""
+    """`count` judged answers of a policy that refuses more of all requests, harmless ones too, as `timid` goes to 1."""
     rng, rows = np.random.default_rng(seed), []
     for place in range(count):
         harmful, alarming = place % 2 == 0, place % 3 == 0
@@ -114,7 +118,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float] | None) -> bool:
 
 
 def _names(found: object) -> set[str] | None:
-    """What the attempt chose as a set of names; None for what is no collection of names."""
+    """The names in an attempt's result, as a set; None if it is no collection of strings."""
     if isinstance(found, str) or not hasattr(found, "__iter__"):
         return None
     names = list(found)

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 01: a majority's errors, agreement beyond chance, signs of a cost pair."""
+"""The exercises of notebook 01: a picture and a check for each function that the learner writes.
+
+1.1 `majority_error`: the probability that most of several annotators are wrong. 1.2 `kappa`: Cohen's kappa of two
+annotators. 1.3 `cost_targets`: which answer of a pair costs more, and the safety signs of both.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 02: AUROC, calibration error, and a pooling that reads padding."""
+"""The exercises of notebook 02: a picture and a check for each function that the learner writes.
+
+2.1 `auroc`: the area under the ROC curve, with ties. 2.2 `calibration_error`: the expected calibration error in bins.
+2.3 `pooled`: the last and the mean state of each dialogue in a batch, without its padding.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +101,10 @@ def check_2(attempt: Attempt) -> None:
 
 
 def _batch(padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """States (2, length, 3) of a long and a short dialogue, and their mask; padding holds what padding holds."""
+    """States (2, length, 3) of two dialogues, the second `padding` tokens longer, and their mask (2, length).
+
+    The states at padding are random numbers, as a model's are: they must not change a dialogue's result.
+    """
     rng = np.random.default_rng(4)
     lengths = 5, 5 + padding
     own = [np.random.default_rng(seed).normal(size=(20, 3))[:length] for seed, length in enumerate(lengths)]

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 03: Slater's bound, the dual, and a hinge in the wrong place."""
+"""The exercises of notebook 03: a picture and a check for each function that the learner writes.
+
+3.1 `slater_bound`: an upper bound of λ* from a safe policy. 3.2 `dual`: the dual function D(λ). 3.3
+`rectified_value`: the objective minus a rectified penalty on the mean cost.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ def two_answers() -> FiniteProblem:
 
 
 def uneven() -> FiniteProblem:
-    """Three prompts of unequal weight, so that what forgets the weights is found out."""
+    """Three prompts of unequal weight: a solution that ignores the weights gives another value."""
     return FiniteProblem(
         [[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.6, 0.2, 0.2]],
         [[0.1, 1.0, 2.0], [0.0, 0.8, 1.5], [0.3, 0.9, 2.2]],

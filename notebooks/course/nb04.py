@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 04: the batch hinge by enumeration, a penalty for a noisy gate, a gate's bug."""
+"""The exercises of notebook 04: a picture and a check for each function that the learner writes.
+
+4.1 `mean_batch_hinge`: the mean of a batch's hinge, by summing over all outcomes. 4.2 `penalty_for`: the penalty
+whose effective multiplier under a noisy gate is λ*. 4.3 `combine`: the advantage under a gated penalty.
+"""
 
 from __future__ import annotations
 

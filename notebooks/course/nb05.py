@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 05: an estimate of the KL, where clipping cuts, and a score out of place."""
+"""The exercises of notebook 05: a picture and a check for each function that the learner writes.
+
+5.1 `kl_estimate`: an estimate of the KL from log ratios that is never negative. 5.2 `stopped`: the tokens at which
+PPO's clipped loss has no gradient. 5.3 `rewards_by_token`: the KL penalty per token, and the score at the last one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 06: how fast λ travels, when it swings, and an integral that winds up."""
+"""The exercises of notebook 06: a picture and a check for each function that the learner writes.
+
+6.1 `rate_for`: the rate at which λ gets from one value to another in so many steps. 6.2 `calm_rate`: the largest rate
+without oscillation. 6.3 `pid`: a PID controller's λ, whose integral is never negative.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,7 @@ def check_1(attempt: Attempt) -> None:
 
 
 def _swings(rate: float, response: float, multiplier: float, slope: float) -> bool:
-    """Has one training step, linearised at the optimum, complex eigenvalues?"""
+    """Whether λ oscillates: whether one step, linearised at the optimum, has complex eigenvalues."""
     pull = rate * multiplier**2 * slope
     step = np.array([[1.0, -pull], [response, 1 - response - response * pull]])
     return bool(abs(np.linalg.eigvals(step).imag).max() > 1e-9)
@@ -93,7 +97,7 @@ _SAFE, _AFTER = 60, 40  # steps
 
 
 def _relapse() -> np.ndarray:
-    """A long safe stretch, and then harm comes back."""
+    """Violations (steps,): `_SAFE` steps below the threshold, then `_AFTER` steps above it."""
     return np.concatenate([[0.0], np.full(_SAFE - 1, -0.08), np.full(_AFTER, 0.1)])
 
 

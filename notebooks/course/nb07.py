@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 07: a penalty known by its log, what a division trains, a gate that never opens."""
+"""The exercises of notebook 07: a picture and a check for each function that the learner writes.
+
+7.1 `which_penalty`: the kind of penalty that a log of violations and λ comes from. 7.2 `trained_by_division`: the
+optimal policy if (r - λc) / (1 + λ) replaces the reward. 7.3 `combine`: the advantage, with the gate on mean costs.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +47,7 @@ def picture_1(attempt: Attempt) -> go.Figure:
 
 def check_1(attempt: Attempt) -> None:
     for name, (violations, multipliers, kind) in _LOGS.items():
-        for scale in (1.0, 0.3):  # λ = 20 is a number like any other
+        for scale in (1.0, 0.3):  # the verdict must not depend on the size of λ
             found = answer(attempt, np.array(violations), scale * np.array(multipliers))
             if found not in NAMES:
                 raise Mistake(
@@ -95,7 +99,7 @@ def check_2(attempt: Attempt) -> None:
 
 
 def _batch(mean: float) -> tuple[np.ndarray, np.ndarray]:
-    """Costs of a hundred answers with this mean, and their advantages, centred as a fitted critic's are."""
+    """Costs (100,) with this mean, and their advantages: the costs minus their mean, as with a fitted critic."""
     costs = (np.arange(100) < round(100 * mean)).astype(float)
     return costs, costs - costs.mean()
 

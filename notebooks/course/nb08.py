@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 08: an interval for a difference, ratings by hand, three verdicts."""
+"""The exercises of notebook 08: a picture and a check for each function that the learner writes.
+
+8.1 `gap`: an interval for the difference of two rates. 8.2 `strengths`: Bradley-Terry strengths from counts of wins.
+8.3 `verdict`: reproduced, refuted or depends, from an interval and a claimed bound.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 09: how many answers, a bound behind a judge, a look too many."""
+"""The exercises of notebook 09: a picture and a check for each function that the learner writes.
+
+9.1 `answers_needed`: harmless answers that certify a rate. 9.2 `harm_bound`: an upper bound of the harm rate behind a
+judge that errs. 9.3 `certified`: a certificate that stays valid although one looks several times.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 10: who holds after k tries, what one try is worth, twins for the finds."""
+"""The exercises of notebook 10: a picture and a check for each function that the learner writes.
+
+10.1 `holds_after`: the share of requests without a harmful answer in k tries. 10.2 `rate_of_a_try`: the probability
+that one try succeeds, from logs of a red team. 10.3 `add_twins`: a benign twin in the same wrappers for each find.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ def check_1(attempt: Attempt) -> None:
 
 
 def _log(rate: float, budget: int, seed: int, requests: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Tries used and whether the request broke, for requests that are all alike."""
+    """(tries used, whether the request broke), (requests,) each; every try succeeds with probability `rate`."""
     needed = np.random.default_rng(seed).geometric(rate, requests)
     return np.minimum(needed, budget), needed <= budget
 
@@ -79,7 +83,7 @@ _HARMFUL = ("feed a rumour", "sabotage a bridge", "kill a dog")
 
 
 def _finds(count: int = 400) -> list[tuple[str, tuple[str, ...]]]:
-    """What broke a policy that is weak against role play: request and stack of wrappers."""
+    """(request, stack of wrappers) of attacks that succeeded, most of them with the wrapper role play."""
     rng = Random(10)
     names = rng.choices(_FAMILIES, (8, 3, 2, 1), k=count)
     stacks = [(name,) if rng.random() < 0.7 else (name, rng.choice(_FAMILIES)) for name in names]
@@ -87,7 +91,7 @@ def _finds(count: int = 400) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _shares(records: Any) -> list[float] | None:
-    """Share of harmful requests among the records that wear each wrapper; None for what is no list of records."""
+    """For each wrapper, the share of harmful requests among its records; None if `records` is no list of records."""
     try:
         shares = []
         for family in _FAMILIES:

@@ -1,4 +1,8 @@
-"""Pictures and checks of notebook 11: what 4 bits really take, a log-sum without logits, a nibble's place."""
+"""The exercises of notebook 11: a picture and a check for each function that the learner writes.
+
+11.1 `bits_per_weight`: bits of a 4-bit weight with its share of the scales. 11.2 `log_total`: log-sum-exp over the
+vocabulary in chunks, without the matrix of all logits. 11.3 `dequantise`: weights from packed bytes and scales.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ def check_1(attempt: Attempt) -> None:
 
 
 class _Rows:
-    """A matrix that hands out slices of its rows and remembers the longest."""
+    """A matrix whose rows can be sliced; `most` is the largest number of rows in one slice so far."""
 
     def __init__(self, matrix: np.ndarray) -> None:
         self._matrix, self.most = matrix, 0
@@ -103,7 +107,7 @@ def check_2(attempt: Attempt) -> None:
 
 
 def quantised(blocks: int = 3, block: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Packed bytes, scales, a codebook of 16 levels, and the values that they stand for."""
+    """Packed bytes, scales (blocks,), a codebook (16,), and the weights (blocks * block,) that they encode."""
     rng = np.random.default_rng(4)
     code = np.concatenate([-(np.linspace(1, 1 / 8, 8) ** 1.5), [0.0], np.linspace(1 / 7, 1, 7) ** 1.5])
     index = rng.integers(0, 16, blocks * block).astype(np.uint8)

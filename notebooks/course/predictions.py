@@ -1,7 +1,7 @@
-"""Predict first: a choice that is recorded before the result is computed, and scored at the end.
+"""Predictions: the learner chooses an outcome before it is computed, and the choices are scored at the end.
 
-Guessing before looking is what makes a surprise visible. A notebook asks in prose, the learner changes one
-letter, and `reveal` compares it with what the *computation* said, never with a stored key.
+A notebook asks in prose, and the learner records one letter. `reveal` compares it with the outcome that the calling
+cell has computed; no key is stored. Builds on nothing but errors.py.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ class Predictions:
         self.made: dict[str, Prediction] = {}
 
     def record(self, name: str, choice: str, *, among: str = "abc") -> None:
-        """Seal `choice`, one letter of `among`, for the question `name`. Recording again replaces it."""
+        """Record `choice`, one letter of `among`, for the question `name`; replaces an earlier choice.
+
+        Raises UserError for another letter.
+        """
         if choice not in tuple(among):
             raise UserError(f"{name}: {choice!r} is no choice, one of {', '.join(among)} was expected")
         self.made[name] = Prediction(choice, among)
         print(f"{name}: you chose ({choice}). Now let us see.")
 
     def reveal(self, name: str, outcome: str) -> None:
-        """Say what happened, which the calling cell has computed, beside what was chosen."""
+        """Print the computed `outcome`, a letter, beside the recorded choice.
+
+        Raises UserError if no choice was recorded, or the outcome is none of the choices.
+        """
         if name not in self.made:
             raise UserError(f"{name}: no choice was recorded; run the cell that records it first")
         if outcome not in tuple(self.made[name].among):

@@ -1,9 +1,9 @@
-"""Solutions live once: in `notebooks/solutions/nb03.py`, as code that is tested; everything else is made.
+"""The exercises' solutions: read from `notebooks/solutions/nb03.py`, where they are tested, and shown in notebooks.
 
 Such a file holds `EXERCISES = {"3.1": "slater_bound", ...}`; the function of that name is the reference
 solution, and functions named `slater_bound__forgets_the_slack` are wrong ones that the exercise's check must
 refuse (with a docstring that says what is wrong). A markdown cell tagged `solution-3.1` shows the reference
-solution, collapsed; its text is generated here. A student build has no such cells.
+solution, collapsed; its text is generated here. The student edition of a notebook has no such cells.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Solution:
     """As in `check("3.1", ...)`."""
     reference: Callable
     wrong: dict[str, Callable]
-    """By what is wrong."""
+    """What is wrong -> the wrong solution."""
     source: str
     """The reference solution's source, dedented."""
     imports: str
@@ -45,7 +45,7 @@ def solutions_path(notebook: Path) -> Path:
 
 
 def read_solutions(path: Path) -> dict[str, Solution]:
-    """The solutions of one file, by exercise. UserError if the file does not keep to the form above."""
+    """Exercise -> its solutions, from one file. Raises UserError if the file is missing or has another form."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of solutions")
@@ -103,7 +103,10 @@ def solution_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
 
 
 def refresh_solutions(notebook: NotebookNode, path: Path) -> None:
-    """Write each solution cell anew from the file of solutions; nothing for a notebook without such cells."""
+    """Generate the text of each solution cell again, in place; a notebook without such cells stays as it is.
+
+    path: the notebook's. Raises UserError if the file of solutions lacks an exercise.
+    """
     cells = solution_cells(notebook)
     if not cells:
         return
@@ -115,7 +118,7 @@ def refresh_solutions(notebook: NotebookNode, path: Path) -> None:
 
 
 def solution_problems(notebook: NotebookNode, path: Path) -> list[str]:
-    """Solution cells that are not what the file of solutions says, and exercises without a cell."""
+    """A sentence for each solution cell that differs from the file of solutions, and each exercise without one."""
     cells = solution_cells(notebook)
     if not cells and not solutions_path(path).is_file():
         return []
@@ -128,7 +131,7 @@ def solution_problems(notebook: NotebookNode, path: Path) -> list[str]:
 
 
 def student_edition(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without solutions and without outputs, so that predictions are predictions."""
+    """A copy without solutions and without outputs, so that learners predict results that they have not seen."""
     edition = copy.deepcopy(notebook)
     hidden = {id(cell) for cell in solution_cells(edition).values()}
     edition.cells = [cell for cell in edition.cells if id(cell) not in hidden]

@@ -1,10 +1,10 @@
-"""The course's notebooks: executed in a fresh kernel, stored without noise, and held to the house's rules.
+"""The course's notebooks: execute and store them, check the stored ones, and write a student edition.
 
-`cd notebooks && python -m course.tools execute *.ipynb` runs each notebook from top to bottom and
-stores it with its outputs; `... check notebooks/*.ipynb` says what is wrong with the stored ones; `... student
-notebooks/*.ipynb --out FOLDER` writes copies without solutions and outputs. nbval then re-executes the stored
-ones and compares every output; that only means something where outputs are stored and are of a kind that nbval
-compares, so `problems` measures that as well.
+In `notebooks/`, `python -m course.tools execute *.ipynb` runs each notebook from top to bottom in a fresh kernel and
+stores it with its outputs; `... check *.ipynb` says what is wrong with the stored ones; `... student *.ipynb --out
+FOLDER` writes copies without solutions and outputs. `make test` runs the stored notebooks again with nbval, which
+compares every output. Cells without outputs, or with images only, pass in any case; `problems` counts them.
+Builds on solutions.py, nbformat and nbclient.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_folder
 
-MAX_LINES = 25  # of a code cell: more belongs into the package, with a test
-MAX_BYTES = 300_000  # GitHub shows notebooks of this size at once
-MIN_COMPARED = 0.8  # share of code cells whose output nbval really compares
+MAX_LINES = 25  # of a code cell; longer code belongs in the package, with a test
+MAX_BYTES = 300_000  # of a notebook; GitHub shows notebooks up to this size at once
+MIN_COMPARED = 0.8  # least share of code cells with an output that nbval compares
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PLOTLY = "application/vnd.plotly.v1+json"
-# What nbval 0.11 leaves out of its comparison: model ids are random, and so, in its eyes, are pixels.
+# Types of output that nbval 0.11 does not compare: a live widget has a random id, and images differ in their bytes.
 NOT_COMPARED = {WIDGET_VIEW, "image/png", "image/jpeg"}
 UNCOMPARED_TAGS = {"nbval-ignore-output", "nbval-skip"}
 _ROOTS = "home|Users|root|tmp|var|opt|mnt|usr|srv|private|work|content|data"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/<…-])/(?:{_ROOTS})/[\w.-]+|\b[A-Za-z]:\\{{1,2}}\w+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NOT_A_RESULT = re.compile(r"arXiv[: ]\d{4}\.\d{5}|Exercise \d+\.\d+|chapter \d+|section \d+\.\d+|`[^`]*`")
-BAR = re.compile(r"\d+%\|.{0,12}\| *\d+/\d+ \[")  # tqdm's, which in a stored notebook stands where it began
+BAR = re.compile(r"\d+%\|.{0,12}\| *\d+/\d+ \[")  # tqdm's progress bar; a stored one never moves
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
 
@@ -59,7 +59,7 @@ def execute(path: str | Path, *, timeout: float = 600.0) -> NotebookNode:
 
 
 def _execute(path: str | Path, timeout: float) -> tuple[NotebookNode, int]:
-    """`execute`, and the most bytes that the kernel held after any of its cells."""
+    """The result of `execute`, and the kernel's largest memory (resident bytes) after any cell."""
     path = Path(path)
     notebook = read(path)
     refresh_solutions(notebook, path)
@@ -90,12 +90,12 @@ def _execute(path: str | Path, timeout: float) -> tuple[NotebookNode, int]:
 
 
 def store(notebook: NotebookNode, path: str | Path) -> Path:
-    """Write a notebook whole or not at all, in nbformat's own order of keys."""
+    """Write a notebook as nbformat does, and as a whole: a killed process leaves the old file."""
     return write_atomic(path, nbformat.writes(notebook) + "\n")
 
 
 def read(path: str | Path) -> NotebookNode:
-    """A notebook in format 4, or a UserError that says why not."""
+    """Read a notebook, converted to format 4. Raises UserError if there is none, or the file is no notebook."""
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError:
@@ -105,12 +105,11 @@ def read(path: str | Path) -> NotebookNode:
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
-    """The same notebook without what changes from run to run or from machine to machine.
+    """The notebook, changed in place, without what differs between runs or machines.
 
-    Cells keep their source, outputs and tags and get identifiers by their place; the notebook keeps the
-    kernel's name and the language. Widget state goes (GitHub calls a notebook invalid that has half of it),
-    and so do references to live widgets where the output has another form: without a kernel they show an
-    error, with one nbval ignores them.
+    Cells keep their source, outputs and tags, and are numbered; the notebook keeps the kernel's name and the language.
+    The state of widgets is removed, since GitHub calls a notebook with a part of it invalid. References to live
+    widgets are removed if the output has another form: without a kernel they would show an error.
     """
     notebook.metadata = nbformat.from_dict(
         {
@@ -141,9 +140,10 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def is_compared(cell: NotebookNode) -> bool:
-    """Does strict nbval compare anything that this code cell shows?
+    """Whether nbval compares any output of this code cell.
 
-    A cell without output passes whatever it does; one with pixels or a live widget alone does as well.
+    It compares nothing for a cell without output, with only images or a live widget, or with a tag or comment that
+    excludes it.
     """
     if UNCOMPARED_TAGS & set(cell.metadata.get("tags", ())) or re.search(
         r"^\s*#\s*(NBVAL_IGNORE_OUTPUT|PYTEST_VALIDATE_IGNORE_OUTPUT|NBVAL_SKIP)\s*$",
@@ -160,13 +160,13 @@ def is_compared(cell: NotebookNode) -> bool:
 
 
 def compared_share(notebook: NotebookNode) -> float:
-    """Share of code cells with an output that nbval really compares, in [0, 1]."""
+    """Share of code cells with an output that nbval compares, in [0, 1]."""
     cells = code_cells(notebook)
     return sum(map(is_compared, cells)) / max(1, len(cells))
 
 
 def problems(path: str | Path) -> list[str]:
-    """What is wrong with a stored notebook, one sentence each; an empty list if nothing is."""
+    """A sentence for each rule that a stored notebook breaks; raises UserError as `read`."""
     path = Path(path)
     notebook = read(path)
     cells = code_cells(notebook)
@@ -198,8 +198,8 @@ def problems(path: str | Path) -> list[str]:
 def unbacked_numbers(notebook: NotebookNode, *, reach: int = 3) -> list[str]:
     """Decimals and percentages in prose that no code cell within `reach` cells names or shows.
 
-    A number that a reader is asked to believe should be computed next to the sentence, so that a changed
-    result cannot leave the sentence behind. Addresses of papers and names of exercises are no such numbers.
+    A number in a sentence must be computed near it, so that the sentence cannot become wrong unnoticed when a result
+    changes. Numbers of papers, chapters and exercises do not count.
     """
     found = []
     for place, cell in enumerate(notebook.cells):
@@ -269,7 +269,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _joined_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """`outputs` with neighbouring pieces of one stream joined: the kernel cuts them by the clock."""
+    """`outputs` with neighbouring pieces of one stream joined, since the kernel splits a stream at any moment."""
     joined: list[NotebookNode] = []
     for output in outputs:
         last = joined[-1] if joined else None
@@ -315,7 +315,7 @@ class Student:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0 if all is well, 1 if a notebook breaks a rule, 2 if one cannot be read or run."""
+    """The command line; its exit status: 1 if a notebook breaks a rule, 2 if one cannot be read or run, else 0."""
     command = tyro.cli(
         Annotated[Execute, tyro.conf.subcommand("execute")]
         | Annotated[Check, tyro.conf.subcommand("check")]

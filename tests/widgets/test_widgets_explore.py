@@ -270,7 +270,7 @@ def test_scores_kept_by_a_run_give_a_reweighted_frontier():
 
 
 def test_wrong_strata_and_empty_records_are_refused():
-    with pytest.raises(UserError, match="one a prompt"):
+    with pytest.raises(UserError, match="one per prompt"):
         board(problem=town(), strata=["a"])
     with pytest.raises(UserError, match="belong to a problem"):
         board(strata=["a"])

@@ -1,10 +1,11 @@
-"""A figure's static twin: the same `plotly` figure as a small, deterministic SVG, without a browser.
+"""A plotly figure's static twin: the same figure as a small, deterministic SVG, drawn without a browser.
 
-GitHub, nbviewer and paper run no JavaScript, so an interactive figure alone is no figure there. `static_svg`
-reads a figure's own JSON and draws it with matplotlib: what the two show is one set of numbers, never two.
-It knows what the kit's figures use (scatter, bar; error bars, fills, log axes, subplots, lines, annotations) and says so when it meets anything else, instead of leaving it out.
+GitHub, nbviewer and paper run no JavaScript and show no interactive figure. `static_svg` draws a figure's own JSON
+with matplotlib, so that both show the same numbers. It draws what the kit's figures use (scatter, bar; error bars,
+fills, log axes, subplots, lines, annotations), and raises UserError for anything else.
 
-`show` puts both into one output of a notebook: JupyterLab prefers the interactive one, GitHub the SVG.
+`show` puts both into one output of a notebook: JupyterLab displays the interactive one, GitHub the SVG.
+Builds on canvas.py, traces.py and plotly_terms.py.
 """
 
 # ruff: noqa: E402  matplotlib is imported after its logger is told to be quiet
@@ -59,9 +60,10 @@ _RC = {
 
 
 def show(figure: go.Figure, caption: str = "") -> None:
-    """Display `figure` in a notebook as one output: interactive, a static twin, and a sentence.
+    """Display `figure` in a notebook as one output in three forms: interactive, SVG, and a line of text.
 
-    All three are deterministic, so nbval can compare them. `caption` goes under the title.
+    All three are deterministic, so nbval can compare them. caption: a sentence under the title.
+    Raises UserError as `static_svg`.
     """
     from IPython.display import display
 
@@ -69,7 +71,7 @@ def show(figure: go.Figure, caption: str = "") -> None:
 
 
 def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:
-    """The three forms of `figure` that `show` displays, by mime type."""
+    """Mime type -> the form of `figure` that `show` displays. Raises UserError as `static_svg`."""
     figure = go.Figure(figure)
     if caption:
         _add_caption(figure, caption)
@@ -79,7 +81,7 @@ def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:
 
 
 def summary(figure: go.Figure) -> str:
-    """One line instead of the picture: the title, the caption, and what is drawn."""
+    """One line of text in place of the figure: its title, caption and the names of its traces."""
     title = figure.layout.title
     names = dict.fromkeys(trace.name for trace in figure.data if trace.name)
     parts = [plain(title.text), plain(title.subtitle.text), f"[{', '.join(names)}]" if names else ""]
