@@ -11,13 +11,8 @@ from csrlhf_kit.errors import UserError
 
 # The files of a model proper, as opposed to notes and to other files in its folder.
 WEIGHTS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*config.json",
-    "chat_template*",
-    "tokenizer*",
-    "vocab*",
-)
+    "*.safetensors", "*.safetensors.index.json", "*config.json", "chat_template*", "tokenizer*", "vocab*",
+)  # fmt: skip
 WEIGHTS += ("added_tokens.json", "special_tokens_map.json", "merges.txt", "*.model", "scorer.json")
 
 

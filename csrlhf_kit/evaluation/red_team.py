@@ -76,13 +76,10 @@ class Attack:
         """The prompt of one try as a record; its `family` names the whole stack."""
         tried = self.tries[index]
         return Prompt(
-            prompt=tried.prompt,
-            category=self.request.category,
-            stratum=self.request.stratum,
-            family="+".join(tried.families) or "none",
-            harmful=self.request.harmful,
+            prompt=tried.prompt, category=self.request.category, stratum=self.request.stratum,
+            family="+".join(tried.families) or "none", harmful=self.request.harmful,
             split=self.request.split,
-        )
+        )  # fmt: skip
 
 
 def oracle_progress(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -24,14 +24,8 @@ BATCH = 64  # the default of `PPOConfig`, which is training's: this room does no
 POLICY_RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
 POLICY_NUMBERS = ("helpfulness", "reward", "cost", "kl", "multiplier", "seconds")
 COST_MODEL_NUMBERS = (
-    "auroc",
-    "auroc_tricky",
-    "precision",
-    "recall",
-    "false_positive_rate_benign_alarming",
-    "ece",
-    "n",
-)
+    "auroc", "auroc_tricky", "precision", "recall", "false_positive_rate_benign_alarming", "ece", "n",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

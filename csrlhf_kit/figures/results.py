@@ -23,29 +23,20 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """
     panels = ("harmful_nominal", "harmful_jailbreak")
     figure = make_subplots(
-        rows=1,
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05,
         column_titles=["requests as they come", "in jailbreak families never trained on"],
-    )
+    )  # fmt: skip
     for name, policy in policies.items():
         look = style(name)
         for column, key in enumerate(panels, start=1):
             point = Estimate.of(policy[key])
             figure.add_scatter(
-                x=[rounded(point.value, 100)],
-                y=[rounded(policy["helpfulness"])],
-                error_x={**error_bars([point], 100), "color": look.colour},
-                mode="markers",
-                marker={"color": look.colour, "symbol": look.symbol, "size": 12},
-                name=look.label,
-                legendgroup=name,
-                showlegend=column == 1,
-                hovertemplate="%{x:.1f}% harmful, helpfulness %{y:.3f}",
-                row=1,
-                col=column,
-            )
+                x=[rounded(point.value, 100)], y=[rounded(policy["helpfulness"])],
+                error_x={**error_bars([point], 100), "color": look.colour}, mode="markers",
+                marker={"color": look.colour, "symbol": look.symbol, "size": 12}, name=look.label,
+                legendgroup=name, showlegend=column == 1,
+                hovertemplate="%{x:.1f}% harmful, helpfulness %{y:.3f}", row=1, col=column,
+            )  # fmt: skip
     widest = max(
         (Estimate.of(policy[key]).high for policy in policies.values() for key in panels), default=1.0
     )
@@ -121,17 +112,13 @@ def _curve(
 ) -> go.Scatter:
     look = style(name)
     return go.Scatter(
-        x=[step["step"] for step in steps],
-        y=rounded_all((step.get(key) for step in steps), scale),
+        x=[step["step"] for step in steps], y=rounded_all((step.get(key) for step in steps), scale),
         mode="lines" if faint else "lines+markers",
         line={"color": look.colour, "dash": "solid" if faint else look.dash, "width": 1 if faint else 2},
         marker=None if faint else {"symbol": look.symbol, "size": 7, "maxdisplayed": 7},
-        opacity=0.35 if faint else None,
-        name=look.label,
-        legendgroup=name,
-        showlegend=False,
+        opacity=0.35 if faint else None, name=look.label, legendgroup=name, showlegend=False,
         hoverinfo="skip" if faint else None,
-    )
+    )  # fmt: skip
 
 
 METRICS = {
@@ -230,30 +217,19 @@ def _dots(
         figure.add_scatter(
             x=rounded_all((point.value for point in points), 100),
             y=rounded_all(index + offset for index, _ in present),
-            error_x={**error_bars(points, 100), "color": look.colour},
-            mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 9},
-            name=look.label,
-            legendgroup=name,
-            showlegend=column == 1,
-            text=[group for _, group in present],
-            hovertemplate="%{text}: %{x:.1f}%",
-            row=1,
-            col=column,
-        )
+            error_x={**error_bars(points, 100), "color": look.colour}, mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 9}, name=look.label,
+            legendgroup=name, showlegend=column == 1, text=[group for _, group in present],
+            hovertemplate="%{text}: %{x:.1f}%", row=1, col=column,
+        )  # fmt: skip
     highest = max((v.high for series in values.values() for v in series.values()), default=1.0)
     span = 100 * (highest - lowest)
     limits = [rounded(100 * lowest - 0.04 * span), rounded(100 * highest + 0.04 * span)]
     figure.update_xaxes(title_text=axis_title, range=limits, row=1, col=column)
     figure.update_yaxes(
-        tickvals=list(range(len(groups))),
-        ticktext=list(groups),
-        range=[len(groups) - 0.5, -0.5],
-        showgrid=False,
-        ticks="",
-        row=1,
-        col=column,
-    )
+        tickvals=list(range(len(groups))), ticktext=list(groups), range=[len(groups) - 0.5, -0.5],
+        showgrid=False, ticks="", row=1, col=column,
+    )  # fmt: skip
     for edge in range(1, len(groups)):
         figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1}, row=1, col=column)
 

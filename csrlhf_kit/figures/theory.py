@@ -56,27 +56,14 @@ def penalty_landscape(
             heights.append(height)
             name = f"λ = {_times(multiple)}"
             figure.add_scatter(
-                x=rounded_all(cost),
-                y=rounded_all(curve),
-                mode="lines",
-                line={"color": colour, "width": 2},
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
+                x=rounded_all(cost), y=rounded_all(curve), mode="lines", line={"color": colour, "width": 2},
+                name=name, legendgroup=name, showlegend=column == 1, row=1, col=column,
+            )  # fmt: skip
             figure.add_scatter(
-                x=[rounded(best.cost)],
-                y=[rounded(height)],
-                mode="markers",
+                x=[rounded(best.cost)], y=[rounded(height)], mode="markers",
                 marker={"color": colour, "size": 10, "line": {"color": INK, "width": 1}},
-                name=f"best at {name}",
-                legendgroup=name,
-                showlegend=False,
-                row=1,
-                col=column,
-            )
+                name=f"best at {name}", legendgroup=name, showlegend=False, row=1, col=column,
+            )  # fmt: skip
         _threshold_line(figure, problem.threshold, row=1, col=column)
     span = max(heights) - float(value.min())  # shows every maximum
     figure.update_yaxes(range=[rounded(float(value.min()) - 0.25 * span), rounded(max(heights) + 0.1 * span)])
@@ -118,16 +105,12 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = FRO
         optima = [problem.penalised_optimum(m * optimum.multiplier, kind) for m in multiples]
         figure.add_scatter(
             x=rounded_all(solution.cost for solution in optima),
-            y=rounded_all(solution.objective for solution in optima),
-            mode="markers+text",
-            marker={"color": look.colour, **shape},
-            name=_kind_label(kind),
-            text=_marks(kind, multiples),
+            y=rounded_all(solution.objective for solution in optima), mode="markers+text",
+            marker={"color": look.colour, **shape}, name=_kind_label(kind), text=_marks(kind, multiples),
             textposition={"rectified": "top left", "linear": "bottom right"}.get(kind, "middle right"),
-            textfont={"color": INK, "size": 12},
-            customdata=[_times(m) for m in multiples],
+            textfont={"color": INK, "size": 12}, customdata=[_times(m) for m in multiples],
             hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
-        )
+        )  # fmt: skip
     _threshold_line(figure, problem.threshold, row=1, col=1)
     figure.update_xaxes(title_text="mean cost of the policy")
     figure.update_yaxes(title_text="objective F = reward − β·KL, reward units")
@@ -159,17 +142,11 @@ def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | N
         )
         for row, values in enumerate(panels, start=1):
             figure.add_scatter(
-                x=rounded_all(multiples),
-                y=rounded_all(_tidy(value) for value in values),
-                mode="lines+markers",
-                line={"color": look.colour, "dash": look.dash, "width": 2},
-                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7},
-                name=_kind_label(kind),
-                legendgroup=kind,
-                showlegend=row == 1,
-                row=row,
-                col=1,
-            )
+                x=rounded_all(multiples), y=rounded_all(_tidy(value) for value in values),
+                mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 2},
+                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7}, name=_kind_label(kind),
+                legendgroup=kind, showlegend=row == 1, row=row, col=1,
+            )  # fmt: skip
     for row in (1, 2):
         figure.add_vline(x=1, line=DOTTED, row=row, col=1)
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=2, col=1)
@@ -204,25 +181,16 @@ def batch_hinge(
     look = style("fixed_penalty")
     sizes = np.geomspace(min(batches), max(batches), 40)
     figure.add_scatter(
-        x=rounded_all(sizes),
-        y=rounded_all(expected_hinge(0.0, spread / np.sqrt(sizes))),
-        mode="lines",
-        line={"color": look.colour, "width": 2},
-        name="closed form, 0.399·σ/√B",
-        row=1,
-        col=1,
-    )
+        x=rounded_all(sizes), y=rounded_all(expected_hinge(0.0, spread / np.sqrt(sizes))), mode="lines",
+        line={"color": look.colour, "width": 2}, name="closed form, 0.399·σ/√B", row=1, col=1,
+    )  # fmt: skip
     seen = [simulate_gate(problem, optimum.policy, batch=b, repeats=repeats, seed=seed) for b in batches]
     figure.add_scatter(
-        x=list(batches),
-        y=rounded_all(estimate.hinge for estimate in seen),
+        x=list(batches), y=rounded_all(estimate.hinge for estimate in seen),
         error_y={"type": "data", "array": rounded_all((e.hinge_error for e in seen), 2), "color": INK},
-        mode="markers",
-        marker={"color": INK, "symbol": "diamond", "size": 7},
-        name="simulated batches",
-        row=1,
-        col=1,
-    )
+        mode="markers", marker={"color": INK, "symbol": "diamond", "size": 7}, name="simulated batches",
+        row=1, col=1,
+    )  # fmt: skip
     multiples = np.linspace(1.02, 6, 60)
     shown = [size for size in (8, 64, 512) if min(batches) <= size <= max(batches)] or [batches[0]]
     for colour, dash, size in zip(ramp(len(shown)), ("dash", "dashdot", "solid"), shown, strict=False):
@@ -232,14 +200,9 @@ def batch_hinge(
             for m in multiples
         ]
         figure.add_scatter(
-            x=rounded_all(multiples),
-            y=rounded_all(settled),
-            mode="lines",
-            line={"color": colour, "dash": dash, "width": 2},
-            name=f"B = {size}",
-            row=1,
-            col=2,
-        )
+            x=rounded_all(multiples), y=rounded_all(settled), mode="lines",
+            line={"color": colour, "dash": dash, "width": 2}, name=f"B = {size}", row=1, col=2,
+        )  # fmt: skip
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=2)
     figure.add_vline(x=2, line=DOTTED, row=1, col=2)
     sizes = [rounded(size) for size in batches]
@@ -269,17 +232,11 @@ def dual_trajectories(
         look = style(name)
         for row, values in enumerate((trajectory.eta, trajectory.cost), start=1):
             figure.add_scatter(
-                x=list(range(len(values[:steps]))),
-                y=rounded_all(values[:steps]),
-                mode="lines+markers",
+                x=list(range(len(values[:steps]))), y=rounded_all(values[:steps]), mode="lines+markers",
                 line={"color": look.colour, "dash": look.dash, "width": 1.5},
-                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 8},
-                name=look.label,
-                legendgroup=name,
-                showlegend=row == 1,
-                row=row,
-                col=1,
-            )
+                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 8}, name=look.label,
+                legendgroup=name, showlegend=row == 1, row=row, col=1,
+            )  # fmt: skip
     for row, level in ((1, multiplier), (2, threshold)):
         figure.add_hline(y=rounded(level), line=DOTTED, row=row, col=1)
     figure.update_xaxes(title_text="simulated training step", row=2, col=1)
@@ -308,29 +265,19 @@ def suggested_frontier(
     for column, key in enumerate(("cost", "kl"), start=1):
         figure.add_scatter(
             x=rounded_all(getattr(point, key) for point in frontier),
-            y=rounded_all(point.reward for point in frontier),
-            mode="lines+markers",
-            line={"color": MUTED, "width": 2},
-            marker={"color": MUTED, "symbol": hollow, "size": 7},
-            name="best, predicted from reference samples",
-            legendgroup="frontier",
-            showlegend=column == 1,
+            y=rounded_all(point.reward for point in frontier), mode="lines+markers",
+            line={"color": MUTED, "width": 2}, marker={"color": MUTED, "symbol": hollow, "size": 7},
+            name="best, predicted from reference samples", legendgroup="frontier", showlegend=column == 1,
             text=[f"λ = {point.multiplier:.3g}" for point in frontier],
-            hovertemplate="%{text}: %{x}, reward %{y}",
-            row=1,
-            col=column,
-        )
+            hovertemplate="%{text}: %{x}, reward %{y}", row=1, col=column,
+        )  # fmt: skip
         for name, policy in (policies or {}).items():
             look = style(name)
             trace = go.Scatter(
-                x=[rounded(policy[key])],
-                y=[rounded(policy["reward"])],
-                mode="markers",
-                marker={"color": look.colour, "symbol": look.symbol, "size": 12},
-                name=look.label,
-                legendgroup=name,
-                showlegend=column == 1,
-            )
+                x=[rounded(policy[key])], y=[rounded(policy["reward"])], mode="markers",
+                marker={"color": look.colour, "symbol": look.symbol, "size": 12}, name=look.label,
+                legendgroup=name, showlegend=column == 1,
+            )  # fmt: skip
             if policy.get("shortfall") is not None:
                 bar = {"color": look.colour, "thickness": 1.5, "width": 5}
                 above = [rounded(max(0.0, policy["shortfall"]))]
@@ -364,13 +311,9 @@ def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) 
     text = "\N{NO-BREAK SPACE}threshold"
     note = {"text": text, "font": {"size": 12}, "xanchor": "left", "yanchor": "bottom"}
     figure.add_vline(
-        x=rounded(threshold),
-        line=DOTTED,
-        annotation=note,
-        annotation_position="bottom right",
-        row=row,
+        x=rounded(threshold), line=DOTTED, annotation=note, annotation_position="bottom right", row=row,
         col=col,
-    )
+    )  # fmt: skip
 
 
 def _kind_label(kind: str) -> str:

@@ -43,17 +43,11 @@ def read_params4bit(weight: Tensor, quant_state: Any = None) -> Nf4:
         )
     second = state.state2 if state.nested else None
     return Nf4(
-        packed=weight.data.contiguous().view(torch.uint8).reshape(-1),
-        absmax=state.absmax.reshape(-1),
-        code=state.code,
-        absmax2=second.absmax if second else None,
-        code2=second.code if second else None,
-        offset=state.offset if second else None,
-        shape=tuple(state.shape),
-        dtype=state.dtype,
-        blocksize=state.blocksize,
-        blocksize2=second.blocksize if second else 1,
-    )
+        packed=weight.data.contiguous().view(torch.uint8).reshape(-1), absmax=state.absmax.reshape(-1),
+        code=state.code, absmax2=second.absmax if second else None, code2=second.code if second else None,
+        offset=state.offset if second else None, shape=tuple(state.shape), dtype=state.dtype,
+        blocksize=state.blocksize, blocksize2=second.blocksize if second else 1,
+    )  # fmt: skip
 
 
 def dequantize_nf4_reference(parts: Nf4) -> Tensor:

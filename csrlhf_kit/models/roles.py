@@ -92,14 +92,10 @@ class Roles(nn.Module):
         if layers is not None and targets == "all-linear":
             targets = linear_names(base, ())  # peft picks layers from named targets only
         fresh = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules=targets,
-            layers_to_transform=last_layers(base.config.num_hidden_layers, layers),
-            lora_dropout=0.0,
-            fan_in_fan_out=has_conv1d(base),
-            task_type="CAUSAL_LM",
-        )
+            r=rank, lora_alpha=alpha, target_modules=targets,
+            layers_to_transform=last_layers(base.config.num_hidden_layers, layers), lora_dropout=0.0,
+            fan_in_fan_out=has_conv1d(base), task_type="CAUSAL_LM",
+        )  # fmt: skip
         with torch.random.fork_rng(), warnings.catch_warnings():
             # peft asks transformers for an attribute that was renamed
             warnings.simplefilter("ignore", FutureWarning)

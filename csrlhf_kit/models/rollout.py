@@ -237,16 +237,11 @@ def sample_episodes(
     first = int(prompt_mask.long().argmax(1).min())
     with roles.decoder(adapter) as model:
         return sample(
-            model,
-            prompt_ids[:, first:].to(roles.device),
-            prompt_mask[:, first:].to(roles.device),
+            model, prompt_ids[:, first:].to(roles.device), prompt_mask[:, first:].to(roles.device),
             eos_token_id=end_tokens(tokenizer, roles.model.generation_config),
-            pad_token_id=tokenizer.pad_token_id,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            noise=noise,
-            sampler=roles.sampler,
-        )
+            pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens, temperature=temperature,
+            noise=noise, sampler=roles.sampler,
+        )  # fmt: skip
 
 
 def response_texts(tokenizer: Any, episodes: Episodes | Trajectory) -> list[str]:

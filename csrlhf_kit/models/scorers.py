@@ -320,14 +320,9 @@ def _encode_pairs(scorer: Scorer, prompts: list[str], responses: list[str]) -> l
             f"max_length: found {scorer.max_length}, expected at least {least} for one token of the response"
         )
     batch = scorer.tokenizer(
-        prompts,
-        responses,
-        truncation="longest_first",
-        max_length=scorer.max_length,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
+        prompts, responses, truncation="longest_first", max_length=scorer.max_length,
+        split_special_tokens=True, return_attention_mask=False, verbose=False,
+    )  # fmt: skip
     scorer.cut += sum(bool(encoding.overflowing) for encoding in batch.encodings or ())
     return [{name: batch[name][index] for name in batch} for index in range(len(prompts))]
 

@@ -74,15 +74,12 @@ def run_certify(config: CertifyConfig) -> dict[str, Any]:
     for (policy, metric), value in metrics.items():
         harmful, trials = _counts(path, policy, metric, value)
         certificates[policy, metric] = certificate(
-            harmful,
-            trials,
-            threshold=config.threshold,
-            confidence=1 - (1 - config.confidence) / share,
+            harmful, trials, threshold=config.threshold, confidence=1 - (1 - config.confidence) / share,
             judge=config.judge,
             audit=None if labels is None else _audit(labels, policy, metric, harmful, trials),
             promise=Promise(*given) if policy == "fixed_penalty" and None not in given else None,
             subject=f"{policy}, {metric}",
-        )
+        )  # fmt: skip
     full = config.policy or ("fixed_penalty" if "fixed_penalty" in policies else list(policies)[-1])
     print(_table(certificates, config), *(c for (p, _), c in certificates.items() if p == full), sep="\n\n")
     result = {

@@ -41,12 +41,9 @@ def run_direct(config: DirectRunConfig) -> dict[str, Any]:
     print(notes_of(loaded.report), end="")
     tokenizer = load_tokenizer(config.base)
     roles = Roles(
-        load_base(config.base, quantization=config.quantization),
-        reward=config.reward or no_scorer,
-        cost=config.cost or no_scorer,
-        rank=config.rank,
-        seed=config.direct.seed,
-    )
+        load_base(config.base, quantization=config.quantization), reward=config.reward or no_scorer,
+        cost=config.cost or no_scorer, rank=config.rank, seed=config.direct.seed,
+    )  # fmt: skip
     asked = {name: value for name, value in asdict(config).items() if name not in ("out", "strict")}
     models = {"base": find_base(config.base), "reward": config.reward, "cost": config.cost}
     contents = {name: content_of(place) for name, place in models.items() if place is not None}

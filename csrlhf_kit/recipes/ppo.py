@@ -33,17 +33,9 @@ from csrlhf_kit.training.sample_logger import sample_logger
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
 # Settings that a resumed run must have in common with the first.
 INPUTS = (
-    "base",
-    "reward",
-    "cost",
-    "cost_sign",
-    "prompts",
-    "dtype",
-    "quantization",
-    "rank",
-    "layers",
+    "base", "reward", "cost", "cost_sign", "prompts", "dtype", "quantization", "rank", "layers",
     "optimizer",
-)
+)  # fmt: skip
 
 
 @writes_run

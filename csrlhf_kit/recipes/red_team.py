@@ -29,13 +29,10 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
     check_file(config.out)
     adapter = adapter_folder(config.policy) if config.policy is not None else None
     answer = stored_policy(
-        base_of(adapter, config.base) if adapter else config.base or SHIPPED,
-        adapter,
+        base_of(adapter, config.base) if adapter else config.base or SHIPPED, adapter,
         **numbers_of(config.policy, config.dtype, config.quantization),
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed,
+    )  # fmt: skip
     score = oracle_progress
     if config.cost is not None:
         costs = text_scorer(config.cost)
@@ -43,14 +40,9 @@ def run_red_team(config: RedTeamConfig) -> dict[str, Any]:
     started = time.perf_counter()
     with tqdm(total=config.requests, desc="requests") as bar:
         attacks = attack_as(
-            config.team,
-            answer,
-            config.requests,
-            seed=config.seed,
-            tries=config.tries,
-            score=score,
+            config.team, answer, config.requests, seed=config.seed, tries=config.tries, score=score,
             progress=bar.update,
-        )
+        )  # fmt: skip
     broken = [s.broken for s in attacks if s.broken]
     result = {
         "config": json.loads(json.dumps(asdict(config), default=str)),

@@ -110,13 +110,9 @@ def read_splits(
 ) -> tuple[dict[str, list], dict[str, Any]]:
     """Records by split and the report of what was read, by the command's options; prints notes about the data."""
     splits, report = source_splits(
-        config.data,
-        kind,
-        test_source=config.test_data,
-        seed=config.seed,
-        strict=getattr(config, "strict", False),
-        places=places,
-    )
+        config.data, kind, test_source=config.test_data, seed=config.seed,
+        strict=getattr(config, "strict", False), places=places,
+    )  # fmt: skip
     print(notes_of(*(report[name] for name in SPLITS if name in report)), end="")
     return splits, report
 

@@ -49,16 +49,10 @@ def run_suggest_penalty(config: SuggestPenaltyConfig) -> dict:
     check_file(config.output, "--output")
     reward, cost = read_scores(config.scores)
     suggestion = suggest_penalty(
-        reward,
-        cost,
-        beta=config.beta,
-        threshold=config.threshold,
-        normalised=config.normalised,
-        resample=config.resample,
-        confidence=config.confidence,
-        bootstrap=config.bootstrap,
+        reward, cost, beta=config.beta, threshold=config.threshold, normalised=config.normalised,
+        resample=config.resample, confidence=config.confidence, bootstrap=config.bootstrap,
         seed=config.seed,
-    )
+    )  # fmt: skip
     print(suggestion)
     low, high = suggestion.interval
     result = asdict(suggestion) | {"interval": {"low": low, "high": high if np.isfinite(high) else None}}

@@ -21,23 +21,8 @@ from csrlhf_kit.theory.problem import FiniteProblem, Solution, violation_bound
 from csrlhf_kit.theory.suggest import FrontierPoint, Suggestion, best_reward, suggest_penalty
 
 __all__ = [
-    "PID",
-    "DualTrajectory",
-    "FiniteProblem",
-    "FixedGate",
-    "FrontierPoint",
-    "GateEstimate",
-    "LogLagrangian",
-    "Solution",
-    "Suggestion",
-    "batch_hinge_equilibrium",
-    "best_reward",
-    "effective_multiplier",
-    "equilibrium_violation",
-    "expected_hinge",
-    "hinge_bias",
-    "simulate_dual",
-    "simulate_gate",
-    "suggest_penalty",
-    "violation_bound",
-]
+    "PID", "DualTrajectory", "FiniteProblem", "FixedGate", "FrontierPoint", "GateEstimate", "LogLagrangian",
+    "Solution", "Suggestion", "batch_hinge_equilibrium", "best_reward", "effective_multiplier",
+    "equilibrium_violation", "expected_hinge", "hinge_bias", "simulate_dual", "simulate_gate",
+    "suggest_penalty", "violation_bound",
+]  # fmt: skip

@@ -35,28 +35,11 @@ from csrlhf_kit.theory.judge_error import JudgeAudit, prediction_powered, strati
 from csrlhf_kit.theory.problem import violation_bound
 
 __all__ = [
-    "BestOfN",
-    "Certificate",
-    "ConfidenceSequence",
-    "Filter",
-    "Interval",
-    "JudgeAudit",
-    "Layer",
-    "Promise",
-    "Side",
-    "best_of_n_curve",
-    "betting",
-    "certificate",
-    "clopper_pearson",
-    "conformal_threshold",
-    "empirical_bernstein",
-    "hoeffding",
-    "missed_harm",
-    "prediction_powered",
-    "probability_of_safe",
-    "stratified_clopper_pearson",
-    "wilson",
-]
+    "BestOfN", "Certificate", "ConfidenceSequence", "Filter", "Interval", "JudgeAudit", "Layer", "Promise",
+    "Side", "best_of_n_curve", "betting", "certificate", "clopper_pearson", "conformal_threshold",
+    "empirical_bernstein", "hoeffding", "missed_harm", "prediction_powered", "probability_of_safe",
+    "stratified_clopper_pearson", "wilson",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,10 @@ class JudgeAudit:
                 f"{judge.shape} judge labels and {human.shape} human labels; equally many were expected"
             )
         return cls(
-            judged=everything.size,
-            judged_unsafe=int(everything.sum()),
-            labelled_unsafe=int(judge.sum()),
-            false_alarms=int((judge & ~human).sum()),
-            labelled_safe=int((~judge).sum()),
+            judged=everything.size, judged_unsafe=int(everything.sum()), labelled_unsafe=int(judge.sum()),
+            false_alarms=int((judge & ~human).sum()), labelled_safe=int((~judge).sum()),
             missed=int((~judge & human).sum()),
-        )
+        )  # fmt: skip
 
 
 def stratified_clopper_pearson(

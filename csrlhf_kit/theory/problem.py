@@ -124,14 +124,9 @@ class FiniteProblem:
         ratio = np.divide(pi, self.reference, out=np.ones_like(pi), where=self.reference > 0)
         kl = max(0.0, float(self.weights @ xlogy(pi, ratio).sum(axis=1)))
         return Solution(
-            policy=pi,
-            reward=reward,
-            cost=float(self.weights @ (pi * self.cost).sum(axis=1)),
-            kl=kl,
-            objective=reward - self.beta * kl,
-            multiplier=multiplier,
-            status=status,
-        )
+            policy=pi, reward=reward, cost=float(self.weights @ (pi * self.cost).sum(axis=1)), kl=kl,
+            objective=reward - self.beta * kl, multiplier=multiplier, status=status,
+        )  # fmt: skip
 
     def violation(self, policy: np.ndarray) -> float:
         """E[cost] - threshold for a policy (prompts, responses)."""

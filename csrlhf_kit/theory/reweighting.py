@@ -27,13 +27,9 @@ def tilt(problem: FiniteProblem, multiplier: float, normalised: bool) -> Solutio
         return problem.tilted(multiplier)
     share = 1.0 if np.isinf(multiplier) else multiplier / (1 + multiplier)
     mixed = FiniteProblem(
-        problem.reference,
-        problem.reward - share * (problem.reward + problem.cost),
-        problem.cost,
-        beta=problem.beta,
-        threshold=problem.threshold,
-        prompt_weights=problem.weights,
-    )
+        problem.reference, problem.reward - share * (problem.reward + problem.cost), problem.cost,
+        beta=problem.beta, threshold=problem.threshold, prompt_weights=problem.weights,
+    )  # fmt: skip
     return problem.evaluate(mixed.tilted(0.0).policy, multiplier)
 
 

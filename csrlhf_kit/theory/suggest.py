@@ -118,13 +118,9 @@ def suggest_penalty(
             f"prompt {int(np.argmin(valid.sum(axis=1)))}: at least two scored samples were expected"
         )
     whole = FiniteProblem(
-        valid / valid.sum(axis=1, keepdims=True),
-        np.where(valid, r, 0.0),
-        np.where(valid, c, 0.0),
-        beta=beta,
-        threshold=threshold,
-        prompt_weights=prompt_weights,
-    )
+        valid / valid.sum(axis=1, keepdims=True), np.where(valid, r, 0.0), np.where(valid, c, 0.0),
+        beta=beta, threshold=threshold, prompt_weights=prompt_weights,
+    )  # fmt: skip
     raw = optimal_multiplier(whole, normalised)
     if np.isinf(raw):
         least = whole.smallest_cost() if not normalised else tilt(whole, np.inf, True).cost
@@ -148,19 +144,10 @@ def suggest_penalty(
     frontier = [_frontier_point(whole, m, normalised) for m in _frontier_multipliers(whole, multiplier)]
     warnings = _warnings(tilt(whole, multiplier, normalised), valid, interval, raw - corrected, resample)
     return Suggestion(
-        multiplier=multiplier,
-        interval=interval,
-        bias=raw - multiplier,
-        recommended=recommended,
-        rule=rule,
-        frontier=frontier,
-        warnings=warnings,
-        prompts=len(r),
-        samples=float(np.median(valid.sum(axis=1))),
-        beta=float(beta),
-        threshold=float(threshold),
-        confidence=confidence,
-    )
+        multiplier=multiplier, interval=interval, bias=raw - multiplier, recommended=recommended, rule=rule,
+        frontier=frontier, warnings=warnings, prompts=len(r), samples=float(np.median(valid.sum(axis=1))),
+        beta=float(beta), threshold=float(threshold), confidence=confidence,
+    )  # fmt: skip
 
 
 def best_reward(

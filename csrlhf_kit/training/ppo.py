@@ -82,23 +82,15 @@ def ppo_step(
     clocks = [_clocks()]
     own = distributed.share(torch.arange(len(prompts)))
     episodes = sample_episodes(
-        roles,
-        tokenizer,
-        encoded["input_ids"][own],
-        encoded["attention_mask"][own],
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
+        roles, tokenizer, encoded["input_ids"][own], encoded["attention_mask"][own],
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature,
         noise=sampling_noise(len(prompts), config.max_new_tokens, roles.device)[own.to(roles.device)],
-    )
+    )  # fmt: skip
     clocks.append(_clocks())
     trajectory = score_episodes(
-        roles,
-        tokenizer,
-        [prompts[row] for row in own.tolist()],
-        episodes,
-        temperature=config.temperature,
+        roles, tokenizer, [prompts[row] for row in own.tolist()], episodes, temperature=config.temperature,
         chunk_size=config.microbatch_size,
-    )
+    )  # fmt: skip
     trajectory = Trajectory._make(distributed.gathered(trajectory))
     clocks.append(_clocks())
     updated = update(
@@ -215,17 +207,10 @@ def train_ppo(
             batch = {name: tensor[rows] for name, tensor in encoded.items()}
             texts = [prompts[row] for row in rows]
             stats = ppo_step(
-                roles,
-                tokenizer,
-                texts,
-                batch,
-                optimizers,
-                constraint,
-                config,
-                critic_only=step < config.critic_warmup,
-                groups=[groups[row] for row in rows],
+                roles, tokenizer, texts, batch, optimizers, constraint, config,
+                critic_only=step < config.critic_warmup, groups=[groups[row] for row in rows],
                 imitate=imitate,
-            )
+            )  # fmt: skip
             if not math.isfinite(
                 stats["val/reward_loss"] + stats.get("policy/loss", 0.0) + stats["objective/kl"]
             ):

@@ -227,17 +227,10 @@ def fit_scorer(
     """
     started = time.perf_counter()
     scorer = new_scorer(
-        config.base,
-        adaptation=config.adaptation,
-        rank=config.rank,
-        alpha=config.alpha,
-        layers=config.layers,
-        dropout=config.dropout,
-        max_length=config.max_length,
-        dtype=config.dtype,
-        quantization=config.quantization,
-        seed=config.seed,
-    )
+        config.base, adaptation=config.adaptation, rank=config.rank, alpha=config.alpha,
+        layers=config.layers, dropout=config.dropout, max_length=config.max_length, dtype=config.dtype,
+        quantization=config.quantization, seed=config.seed,
+    )  # fmt: skip
     rows = encode_records(scorer, train, config.objective)
     if config.objective == "semantic" and len(set(rows.targets)) == 1:
         label = "unsafe" if rows.targets[0] else "safe"
@@ -277,14 +270,10 @@ def _fit(
     last = last_checkpoint(config, settings)
     arguments = training_arguments(config, **asdict(chosen))
     trainer = ScorerTrainer(
-        objective=config.objective,
-        regularization=config.regularization,
-        model=scorer.model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=lambda batch: collate_texts(batch, scorer.pad_id),
+        objective=config.objective, regularization=config.regularization, model=scorer.model,
+        args=arguments, train_dataset=rows, data_collator=lambda batch: collate_texts(batch, scorer.pad_id),
         callbacks=[TimedCheckpoints(config.checkpoint_seconds, settings)],
-    )
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     result = trainer.train(resume_from_checkpoint=last)
     loss = mean_loss(result)

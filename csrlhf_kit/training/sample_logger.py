@@ -43,14 +43,9 @@ def sample_logger(
         if (step % every and step > 1) or not distributed.is_main():
             return
         episodes = sample_episodes(
-            roles,
-            tokenizer,
-            encoded["input_ids"],
-            encoded["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            temperature=0,
-            noise=noise.to(roles.device),
-        )
+            roles, tokenizer, encoded["input_ids"], encoded["attention_mask"],
+            max_new_tokens=max_new_tokens, temperature=0, noise=noise.to(roles.device),
+        )  # fmt: skip
         texts = response_texts(tokenizer, episodes)
         scored = score_episodes(
             roles, tokenizer, prompts, episodes, temperature=1.0, policy=False, critic=False

@@ -310,12 +310,9 @@ def inspection_figure(
     )
     found = words(prompt, response)
     figure.update_xaxes(
-        tickvals=list(range(len(found))),
-        ticktext=[escaped(w.text) for w in found],
-        tickangle=-60,
-        row=1,
+        tickvals=list(range(len(found))), ticktext=[escaped(w.text) for w in found], tickangle=-60, row=1,
         col=2,
-    )
+    )  # fmt: skip
     figure.update_annotations(font_size=13)
     filled(figure, inspection_values(scorers, prompt, response, parted))
     return titled(

@@ -102,13 +102,9 @@ class Tradeoff:
         )
         p = self.problem
         return FiniteProblem(
-            p.reference[rows],
-            p.reward[rows],
-            p.cost[rows],
-            beta=state.beta,
-            threshold=state.threshold,
+            p.reference[rows], p.reward[rows], p.cost[rows], beta=state.beta, threshold=state.threshold,
             prompt_weights=p.weights[rows],
-        )
+        )  # fmt: skip
 
     def frontier(self, state: State) -> list[Solution]:
         """The best policies at `MULTIPLIERS`; they depend only on β and on the stratum."""
@@ -202,27 +198,15 @@ class Tradeoff:
                      marker={"color": look.colour, "symbol": look.symbol, "size": 9})  # fmt: skip
         ring = {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2.5}}
         _add(
-            figure,
-            1,
-            1,
-            "chosen",
-            mode="markers",
-            name="chosen",
-            marker=ring,
-            hoverinfo="skip",
+            figure, 1, 1, "chosen", mode="markers", name="chosen", marker=ring, hoverinfo="skip",
             showlegend=False,
-        )
+        )  # fmt: skip
         line = {"color": MUTED, "width": 2}
         _add(figure, 1, 2, "frontier", mode="lines", name="best possible", line=line)
         _add(
-            figure,
-            1,
-            2,
-            "tilt",
-            mode="markers",
-            name="best at λ",
+            figure, 1, 2, "tilt", mode="markers", name="best at λ",
             marker={"color": INK, "symbol": "cross", "size": 11},
-        )
+        )  # fmt: skip
         for kind, method in (("rectified", "fixed_penalty"), ("linear", "linear_penalty")):
             look = style(method)
             _add(figure, 1, 3, f"landscape {kind}", mode="lines", name=f"{kind} objective", showlegend=False,

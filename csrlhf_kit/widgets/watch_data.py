@@ -110,13 +110,9 @@ def read_progress(folder: str | Path) -> Progress:
     newest = max((row.get("step", 0) for row in said), default=0)
     settings = config.get("ppo", config)
     return Progress(
-        folder=folder,
-        rows=rows,
-        total=settings.get("steps"),
-        batch=settings.get("batch_size"),
-        stop_request=stop_request(folder),
-        samples=[row for row in said if row.get("step", 0) == newest],
-    )
+        folder=folder, rows=rows, total=settings.get("steps"), batch=settings.get("batch_size"),
+        stop_request=stop_request(folder), samples=[row for row in said if row.get("step", 0) == newest],
+    )  # fmt: skip
 
 
 def harm(progress: Progress) -> list[tuple[float, float, float]]:

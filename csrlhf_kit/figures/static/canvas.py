@@ -287,15 +287,9 @@ class Canvas:
         )
         if arrow:
             shaft = FancyArrowPatch(
-                text,
-                at,
-                arrowstyle="-|>" if note.get("arrowhead", 1) else "-",
-                mutation_scale=9,
-                shrinkA=6,
-                shrinkB=2,
-                color=note.get("arrowcolor", MUTED),
-                linewidth=1,
-            )
+                text, at, arrowstyle="-|>" if note.get("arrowhead", 1) else "-", mutation_scale=9,
+                shrinkA=6, shrinkB=2, color=note.get("arrowcolor", MUTED), linewidth=1,
+            )  # fmt: skip
             shaft.set_transform(IdentityTransform())
             shaft.set_zorder(3.5)
             self.page.add_artist(shaft)
@@ -326,18 +320,11 @@ class Canvas:
         ]
         horizontal = {"left": "left", "right": "right", "center": "center"}[settings.get("xanchor", "left")]
         self.page.legend(
-            handles,
-            labels,
+            handles, labels,
             loc="center" if (vertical, horizontal) == ("center", "center") else f"{vertical} {horizontal}",
-            bbox_to_anchor=(at[0] / self.width, at[1] / self.height),
-            ncols=columns,
-            frameon=False,
-            fontsize=size,
-            labelcolor=INK,
-            handlelength=2.6,
-            columnspacing=1.4,
-            borderaxespad=0.3,
-        )
+            bbox_to_anchor=(at[0] / self.width, at[1] / self.height), ncols=columns, frameon=False,
+            fontsize=size, labelcolor=INK, handlelength=2.6, columnspacing=1.4, borderaxespad=0.3,
+        )  # fmt: skip
 
     def draw_title(self) -> None:
         """Draw the title and its subtitle, top left."""
@@ -350,14 +337,7 @@ class Canvas:
                 colour = (part.get("font") or {}).get("color", INK)
                 weight = (part.get("font") or {}).get("weight", "normal")
                 self.page.text(
-                    left / self.width,
-                    top / self.height,
-                    words,
-                    ha="left",
-                    va="top",
-                    fontsize=size,
-                    color=colour,
-                    weight=weight,
-                    linespacing=1.2,
-                )
+                    left / self.width, top / self.height, words, ha="left", va="top", fontsize=size,
+                    color=colour, weight=weight, linespacing=1.2,
+                )  # fmt: skip
                 top -= (size * 1.25) * (words.count("\n") + 1) + 4

@@ -94,16 +94,11 @@ def _error_bars(ax: Axes, trace: dict, letter: str, x: list, y: list, colour: An
     plus = floats(bars["array"])
     minus = plus if bars.get("symmetric", "arrayminus" not in bars) else floats(bars["arrayminus"])
     ax.errorbar(
-        x,
-        y,
-        **{f"{letter}err": [minus, plus]},
-        fmt="none",
+        x, y, **{f"{letter}err": [minus, plus]}, fmt="none",
         ecolor=rgba(first_given(bars.get("color"), colour if isinstance(colour, str) else INK), opacity),
-        elinewidth=bars.get("thickness", 2),
-        capsize=bars.get("width", 4),
-        capthick=bars.get("thickness", 2),
-        zorder=2.5,
-    )
+        elinewidth=bars.get("thickness", 2), capsize=bars.get("width", 4),
+        capthick=bars.get("thickness", 2), zorder=2.5,
+    )  # fmt: skip
 
 
 def draw_bar(canvas: Canvas, ax: Axes, trace: dict, pair: tuple[str, str]) -> None:

@@ -189,12 +189,9 @@ class Evidence:
         for told in sweeps:
             judged_by[told.get("cost_model", "semantic")] += policy_rows(told)
         return cls(
-            **found,
-            sweep=judged_by["semantic"],
-            ablation=judged_by["bradley_terry"],
-            arena=arena[0] if arena else None,
-            files=files,
-        )
+            **found, sweep=judged_by["semantic"], ablation=judged_by["bradley_terry"],
+            arena=arena[0] if arena else None, files=files,
+        )  # fmt: skip
 
     def main(self, method: str) -> list[PolicyRow]:
         """A method's policies in `csrlhf run` and the sweeps' cells with the same settings, one per seed."""
