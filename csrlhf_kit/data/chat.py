@@ -38,17 +38,6 @@ PLAIN_FORMAT = "User:\n{prompt}\n\nAssistant:\n"
 the end of the prompt with the start of the response."""
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Turns) -> str:
-    """The prompt as text for a response to continue: in the chat template with generation prompt, or `PLAIN_FORMAT`.
-
-    To get ids, use `encode_prompts`: tokenising this text lets a prompt forge control tokens. If you must, pass
-    `add_special_tokens=False` for a tokenizer with a chat template, which writes them itself.
-    """
-    if tokenizer.chat_template:
-        return _apply_template(tokenizer, [_messages(prompt)], tokenize=False)[0]
-    return _plain(prompt)
-
-
 # --- how an answer ends ---
 
 
@@ -251,22 +240,21 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns]) ->
     if not prompts:
         return []
     if tokenizer.chat_template:
-        turns = [_messages(prompt) for prompt in prompts]
-        return _apply_template(tokenizer, turns, sanitize_control_tokens=True, return_dict=True)["input_ids"]
+        return _template_ids(tokenizer, [_messages(prompt) for prompt in prompts])
     opening = _opening_ids(tokenizer)
     return [[*opening, *ids] for ids in _text_ids(tokenizer, [_plain(prompt) for prompt in prompts])]
 
 
-def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, turns: list[list[dict[str, str]]], **options: Any
-) -> Any:
-    """Conversations in the chat template, with generation prompt. Raises UserError if the template refuses one."""
+def _template_ids(tokenizer: PreTrainedTokenizerBase, turns: list[list[dict[str, str]]]) -> list[list[int]]:
+    """Ids of conversations in the chat template, with generation prompt. UserError if the template refuses one."""
     try:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
+        return tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=True
+        )["input_ids"]
     except (TemplateError, TypeError, ValueError) as error:
         if len(turns) > 1:
             for each in turns:  # the first that fails alone is named
-                _apply_template(tokenizer, [each], **options)
+                _template_ids(tokenizer, [each])
             raise
         roles = ", ".join(str(message.get("role")) for message in turns[0])
         raise UserError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from example_prompts import rendered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -12,7 +13,6 @@ from csrlhf_kit.data.chat import (
     encode_dialogues,
     encode_prompts,
     fit_prompts,
-    render_prompt,
 )
 from csrlhf_kit.errors import UserError
 
@@ -71,14 +71,14 @@ def real_rows(batch: dict[str, torch.Tensor]) -> list[list[int]]:
 
 
 def test_the_template_is_used_with_its_generation_prompt():
-    tokenizer = TOKENIZERS["chat"]
-    assert render_prompt(tokenizer, "may I?") == "<|user|>may I?<|end|><|assistant|>"
+    ids = encode_prompts(TOKENIZERS["chat"], ["may I?"], max_length=LONG)["input_ids"][0]
+    assert TOKENIZERS["chat"].decode(ids) == "<|user|>may I?<|end|><|assistant|>"
 
 
 def test_the_fallback_has_the_prompt_once_and_ends_in_a_line_break():
-    rendered = render_prompt(TOKENIZERS["plain"], "a {prompt} in braces")
-    assert rendered == PLAIN_FORMAT.replace("{prompt}", "a {prompt} in braces")
-    assert rendered.endswith("\n")
+    ids = encode_prompts(TOKENIZERS["plain"], ["a {prompt} in braces"], max_length=LONG)["input_ids"][0]
+    text = TOKENIZERS["plain"].decode(ids)
+    assert text == PLAIN_FORMAT.replace("{prompt}", "a {prompt} in braces") and text.endswith("\n")
 
 
 @tokenizers
@@ -86,14 +86,14 @@ def test_ids_are_those_of_the_rendered_text(name):
     """Independent way: render to text, tokenise once, the model's own way of opening included."""
     tokenizer, prompts, responses = TOKENIZERS[name], ["may I feed the dog", "no"], ["ask her", "feed my dog"]
     kwargs = {"add_special_tokens": name in OPENS}
-    for batch, rendered in (
-        (encode_prompts(tokenizer, prompts, max_length=LONG), [render_prompt(tokenizer, p) for p in prompts]),
+    for batch, texts in (
+        (encode_prompts(tokenizer, prompts, max_length=LONG), [rendered(tokenizer, p) for p in prompts]),
         (
             encode_dialogues(tokenizer, prompts, responses, max_length=LONG),
-            [render_prompt(tokenizer, p) + r + "<|end|>" for p, r in zip(prompts, responses, strict=True)],
+            [rendered(tokenizer, p) + r + "<|end|>" for p, r in zip(prompts, responses, strict=True)],
         ),
     ):
-        for row, text in zip(real_rows(batch), rendered, strict=True):
+        for row, text in zip(real_rows(batch), texts, strict=True):
             ids = tokenizer(text, **kwargs)["input_ids"]
             if name == "encoder":  # it has put its own sep behind
                 ids = ids[:-1]
@@ -145,7 +145,7 @@ def test_a_prompt_cannot_forge_a_control_token(name, forged):
 def test_what_is_cut_is_the_request_and_the_template_stays(name, prompt, response, room):
     tokenizer = TOKENIZERS[name]
     control = {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    head, tail = render_prompt(tokenizer, "\x00").split("\x00")
+    head, tail = rendered(tokenizer, "\x00").split("\x00")
     frame = encode_prompts(tokenizer, ["a"], max_length=LONG)["input_ids"].shape[1] - 1
     for encode, arguments in ((encode_prompts, ([prompt],)), (encode_dialogues, ([prompt], [response]))):
         whole = real_rows(encode(tokenizer, *arguments, max_length=LONG))[0]
@@ -224,7 +224,7 @@ def test_a_template_that_refuses_gives_a_sentence(turns, why):
     tokenizer = build(opening=[], closing=[], template=picky, eos_token=END, pad_token=PAD)
     roles = ", ".join(turn["role"] for turn in turns)
     for ask in (
-        lambda: render_prompt(tokenizer, turns),
+        lambda: encode_prompts(tokenizer, [turns], max_length=LONG),
         lambda: encode_prompts(tokenizer, ["no", turns, TURNS[1:]], max_length=LONG),
         lambda: encode_dialogues(tokenizer, ["no", turns], ["a", "b"], max_length=LONG),
     ):

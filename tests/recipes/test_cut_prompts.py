@@ -7,9 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from example_prompts import rendered
 from transformers import AutoTokenizer
 
-from csrlhf_kit.data.chat import encode_prompts, render_prompt
+from csrlhf_kit.data.chat import encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.models.base import load_tokenizer
@@ -32,7 +33,7 @@ def tokenizer(random_base: Path):
 
 
 def room_for(tokenizer, tokens: int) -> int:
-    return len(tokenizer(render_prompt(tokenizer, ""))["input_ids"]) + tokens
+    return len(tokenizer(rendered(tokenizer, ""))["input_ids"]) + tokens
 
 
 def test_beavers_words_around_a_dialogue_stay(random_base):

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from example_prompts import rendered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csrlhf_kit.data.chat import render_prompt
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
@@ -354,7 +354,7 @@ def test_imitation_is_the_mean_negative_log_likelihood_and_its_gradient(random_b
     for prompt, answer in zip(sentences[:3], answers, strict=True):
         asked, said = (
             tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (render_prompt(tokenizer, prompt), answer)
+            for text in (rendered(tokenizer, prompt), answer)
         )
         whole, start = [*asked, *said, tokenizer.eos_token_id], len(asked)
         log_probs = roles.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from example_prompts import rendered
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from csrlhf_kit.data.chat import render_prompt
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import load_base, load_tokenizer
@@ -44,7 +44,7 @@ def test_labels_are_the_response_and_its_end(random_base: Path) -> None:
     learnt = [label for label in row["labels"] if label != IGNORED]
     assert tokenizer.decode(learnt) == DIALOGUES[0].response + tokenizer.eos_token
     prompt = row["input_ids"][: len(row["input_ids"]) - len(learnt)]
-    assert tokenizer.decode(prompt) == render_prompt(tokenizer, DIALOGUES[0].prompt)
+    assert tokenizer.decode(prompt) == rendered(tokenizer, DIALOGUES[0].prompt)
     assert row["labels"] == [IGNORED] * len(prompt) + learnt
     assert row["input_ids"][len(prompt) :] == learnt
 
@@ -52,7 +52,7 @@ def test_labels_are_the_response_and_its_end(random_base: Path) -> None:
 def test_dialogues_without_a_prompt_left_are_dropped(random_base: Path) -> None:
     tokenizer = load_tokenizer(random_base)
     size = len(tokenizer(DIALOGUES[0].response)["input_ids"]) + 1
-    size += len(tokenizer(render_prompt(tokenizer, ""))["input_ids"])  # the template stays
+    size += len(tokenizer(rendered(tokenizer, ""))["input_ids"])  # the template stays
     assert response_rows(tokenizer, DIALOGUES[:2], max_length=size) == []
     rows = response_rows(tokenizer, DIALOGUES[:2], max_length=size + 2)
     assert [row["cut"] for row in rows] == [1, 1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from example_prompts import rendered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csrlhf_kit.data.chat import encode_dialogues, encode_prompts, render_prompt
+from csrlhf_kit.data.chat import encode_dialogues, encode_prompts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.answers import stored_policy
 from csrlhf_kit.evaluation.multi_turn import multi_turn, play, turn_rows
@@ -63,7 +64,7 @@ def test_a_conversation_is_encoded_by_the_same_template(random_base):
     also = encode_prompts(tokenizer, [[{"role": "user", "content": "feed the dog"}]], max_length=64)
     assert (one == also["input_ids"]).all()
     made = conversations("test", 4, turns=(2,))[0]
-    text = render_prompt(tokenizer, made.messages())
+    text = rendered(tokenizer, made.messages())
     assert text.index(made.openings[0][0]) < text.index(made.openings[0][1]) < text.index(made.ask.prompt)
     prompt = encode_prompts(tokenizer, [made.messages()], max_length=512)["input_ids"][0].tolist()
     assert tokenizer.decode(prompt) == text
@@ -77,7 +78,7 @@ def test_without_a_template_turns_follow_each_other(random_base):
     tokenizer = load_tokenizer(random_base)
     tokenizer.chat_template = None
     messages = conversations("test", 4, turns=(2,))[0].messages()
-    text = render_prompt(tokenizer, messages)
+    text = rendered(tokenizer, messages)
     assert text.count("User:") == 2 and text.count("Assistant:") == 2 and text.endswith("Assistant:\n")
     ids = encode_prompts(tokenizer, [messages], max_length=512)["input_ids"][0].tolist()
     assert tokenizer.decode(ids).endswith(text)
