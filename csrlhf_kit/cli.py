@@ -179,9 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar is for eyes: in a file or a pipe it is noise
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # between libraries: nobody who types a command can mend it
+        warnings.simplefilter("ignore", FutureWarning)  # of one library to another, not to the user
     import tyro
 
     options, function, _ = OPTIONS[name]
@@ -204,9 +202,7 @@ def run_command(function: Callable[[Any], Any], config: Any) -> int:
     except UserError as error:
         print(f"csrlhf: {error}", file=sys.stderr)
         return 2
-    except getattr(
-        sys.modules.get("torch"), "OutOfMemoryError", ()
-    ):  # no GPU is full where PyTorch is not loaded
+    except getattr(sys.modules.get("torch"), "OutOfMemoryError", ()):  # without torch, no GPU is full
         from csrlhf_kit.models.base import LESS_MEMORY
 
         print(

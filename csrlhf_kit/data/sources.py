@@ -295,9 +295,7 @@ def _convert(
                 raise UnusableRow(f"field {names}: missing, expected in every row of {schema.name}")
             made = schema.makes[kind](row)
             named = row.get("split")
-            if (
-                isinstance(named, str) and named.strip()
-            ):  # in layouts that have no such field of their own, too
+            if isinstance(named, str) and named.strip():  # also in layouts without such a field
                 made = [record if record.split else replace(record, split=named) for record in made]
             records += made
         except RowDropped as reason:

@@ -59,9 +59,8 @@ def dequantize_nf4_reference(parts: Nf4) -> Tensor:
         block = torch.arange(parts.absmax.numel(), device=parts.absmax.device)
         scale = parts.code2[parts.absmax.int()] * parts.absmax2[block // parts.blocksize2] + parts.offset
     size = math.prod(parts.shape)
-    pairs = torch.cartesian_prod(
-        parts.code, parts.code
-    )  # (256, 2): a byte is its high nibble, then its low one
+    # A byte is its high nibble, then its low one.
+    pairs = torch.cartesian_prod(parts.code, parts.code)  # (256, 2)
     values = pairs.index_select(0, parts.packed.int()).view(-1)[:size]
     whole = size // parts.blocksize * parts.blocksize  # the last block may be short
     head = values[:whole].view(-1, parts.blocksize) * scale[: whole // parts.blocksize, None]

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import transformers
 from scipy.optimize import minimize_scalar
-from transformers import PrinterCallback, Trainer
 
 from csrlhf_kit import distributed
 from csrlhf_kit.contents import content_of_records
@@ -44,7 +43,7 @@ from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.training.configs import ScorerConfig
 from csrlhf_kit.training.reward_losses import objective_loss
 from csrlhf_kit.training.supervised import (
-    EpochSampler,
+    EpochTrainer,
     TimedCheckpoints,
     clear_checkpoints,
     last_checkpoint,
@@ -156,7 +155,7 @@ def encode_records(
 # --- training ----------------------------------------------------------------------------------------
 
 
-class ScorerTrainer(Trainer):
+class ScorerTrainer(EpochTrainer):
     """transformers' Trainer with the objective's loss; pairs take one forward pass of 2 · batch rows."""
 
     def __init__(self, *, objective: Objective, regularization: float, **options: Any) -> None:
@@ -178,14 +177,6 @@ class ScorerTrainer(Trainer):
         scores = outputs.logits[:, 0].float()  # (batch,) or (2 · batch,)
         loss = objective_loss(self.objective, scores, targets, regularization=self.regularization)
         return (loss, outputs) if return_outputs else loss
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows: Any = train_dataset or self.train_dataset
-        return EpochSampler(self, rows.lengths())
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: counting would visit every parameter at every step, and nothing here reads the count."""
-        return 0
 
 
 def collate_texts(batch: Sequence[Any], pad_id: int) -> dict[str, torch.Tensor]:
@@ -271,10 +262,9 @@ def _fit(
     arguments = training_arguments(config, **asdict(chosen))
     trainer = ScorerTrainer(
         objective=config.objective, regularization=config.regularization, model=scorer.model,
-        args=arguments, train_dataset=rows, data_collator=lambda batch: collate_texts(batch, scorer.pad_id),
+        args=arguments, train_dataset=rows, lengths=rows.lengths(), data_collator=lambda batch: collate_texts(batch, scorer.pad_id),
         callbacks=[TimedCheckpoints(config.checkpoint_seconds, settings)],
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
     result = trainer.train(resume_from_checkpoint=last)
     loss = mean_loss(result)
     if not np.isfinite(loss):

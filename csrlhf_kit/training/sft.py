@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import PrinterCallback, Trainer
 
 from csrlhf_kit import distributed
 from csrlhf_kit.contents import content_of_records
@@ -31,7 +30,7 @@ from csrlhf_kit.models.places import note_base
 from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.training.configs import SFTConfig
 from csrlhf_kit.training.supervised import (
-    EpochSampler,
+    EpochTrainer,
     TimedCheckpoints,
     clear_checkpoints,
     last_checkpoint,
@@ -171,18 +170,6 @@ def response_loss(
     return total / tokens
 
 
-class SFTTrainer(Trainer):
-    """transformers' Trainer with its own loss, averaged over the response tokens of a batch."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        return EpochSampler(self, [len(row["input_ids"]) for row in rows])
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: counting would visit every parameter at every step, and nothing here reads the count."""
-        return 0
-
-
 def _check(config: SFTConfig) -> None:
     if config.adaptation == "full" and config.quantization != "none":
         raise UserError("quantization nf4: 4-bit weights cannot be trained, expected --adaptation lora")
@@ -220,16 +207,12 @@ def _default_rate(config: SFTConfig, model: torch.nn.Module) -> float:
     return 2e-4 if config.adaptation == "lora" else 2e-5
 
 
-def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, settings: dict) -> SFTTrainer:
+def _trainer(config: SFTConfig, model: Any, tokenizer: Any, rows: list, settings: dict) -> EpochTrainer:
     arguments = training_arguments(
         config, **{name: settings[name] for name in ("learning_rate", "epochs", "batch_size", "sharded")}
     )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
+    return EpochTrainer(
+        model=model, args=arguments, train_dataset=rows, lengths=[len(row["input_ids"]) for row in rows],
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
         callbacks=[TimedCheckpoints(config.checkpoint_seconds, settings)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
@@ -101,6 +101,25 @@ class EpochSampler(LengthGroupedSampler):
         epoch = int(self.trainer.state.epoch or 0)
         self.generator.manual_seed(self.trainer.args.seed * 100_003 + epoch)
         return super().__iter__()
+
+
+class EpochTrainer(Trainer):
+    """transformers' Trainer with `EpochSampler` and without its printed metrics.
+
+    lengths: the tokens of each training row. The loss is the Trainer's own: a mean over the labels of a batch.
+    """
+
+    def __init__(self, *, lengths: list[int], **options: Any) -> None:
+        super().__init__(**options)
+        self.lengths = lengths
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(self, self.lengths)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: counting would visit every parameter at every step, and nothing here reads the count."""
+        return 0
 
 
 class TimedCheckpoints(TrainerCallback):

@@ -20,12 +20,12 @@ from csrlhf_kit.recipes.sft import _dialogues, run_sft, told
 from csrlhf_kit.training.sft import (
     IGNORED,
     SFTConfig,
-    SFTTrainer,
     collate,
     response_loss,
     response_rows,
     train_sft,
 )
+from csrlhf_kit.training.supervised import EpochTrainer
 
 DIALOGUES = [
     LabelledResponse(f"how do i open the lock {index}", "sure , take a small tool and turn it slowly", True)
@@ -103,7 +103,7 @@ def test_resume_ends_where_an_uninterrupted_run_ends(
 ) -> None:
     config = quick(random_base, tmp_path / "a", checkpoint_seconds=0.0)
     whole = train_sft(config, DIALOGUES, DIALOGUES[:8])["validation_loss"]
-    original, steps = SFTTrainer.compute_loss, 0
+    original, steps = EpochTrainer.compute_loss, 0
 
     def failing(self: Any, *args: Any, **options: Any) -> Any:
         nonlocal steps
@@ -112,7 +112,7 @@ def test_resume_ends_where_an_uninterrupted_run_ends(
             raise KeyboardInterrupt
         return original(self, *args, **options)
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", failing)
+    monkeypatch.setattr(EpochTrainer, "compute_loss", failing)
     config = replace(config, out=str(tmp_path / "b"))
     with pytest.raises(KeyboardInterrupt):
         train_sft(config, DIALOGUES, DIALOGUES[:8])
