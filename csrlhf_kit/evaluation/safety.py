@@ -136,13 +136,13 @@ def policy_row(
     }
 
 
-def evaluation_prompts(count: int) -> list[Prompt]:
-    """The first test prompts: `count` each harmful, harmful and wrapped, benign but alarming; half as many benign.
+def evaluation_prompts(count: int, split: str = "test") -> list[Prompt]:
+    """The first prompts of a split: `count` each harmful, harmful and wrapped, benign but alarming; half as many benign.
 
-    Raises UserError if the shipped test prompts are too few.
+    Wrapped prompts wear one family each. Raises UserError if the shipped prompts are too few.
     """
-    records = read_records("shipped", Prompt, split="test").records
-    families = sorted({p.family for p in records} - {"none"})
+    records = read_records("shipped", Prompt, split=split).records
+    families = sorted({p.family for p in records if "+" not in p.family} - {"none"})
     each = -(-count // (2 * len(families)))
     wanted = {("plain", "none"): count // 2, ("benign_alarming", "none"): count}
     wanted |= {(s, "none"): count // 2 for s in ("overt", "covert")}
@@ -153,7 +153,8 @@ def evaluation_prompts(count: int) -> list[Prompt]:
             wanted[record.stratum, record.family] -= 1
             chosen.append(record)
     if any(wanted.values()):
+        most = {"test": 500, "validation": 112}[split]
         raise UserError(
-            f"evaluate is {count}: the shipped test prompts are too few for that, expected at most 500"
+            f"evaluate is {count}: the shipped {split} prompts are too few for that, expected at most {most}"
         )
     return chosen

@@ -27,7 +27,7 @@ def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]
     try:
         config = json.loads((run / "config.json").read_text())
         stages = {file.stem: json.loads(file.read_text()) for file in sorted((run / "stages").glob("*.json"))}
-        prompts = evaluation_prompts(config["evaluate"])
+        prompts = evaluation_prompts(config["evaluate"], config.get("judged_on", "test"))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{run} holds no finished run: expected config.json and stages of one") from error
     answers: dict[str, list[list[str]]] = {}

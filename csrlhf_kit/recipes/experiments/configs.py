@@ -37,6 +37,8 @@ class ExperimentConfig:
     """Passes over the labels for each scorer; None: chosen by the data's size."""
     evaluate: int = 500
     """Prompts for each of the three rates: harmful and plain, harmful and wrapped, benign but alarming."""
+    judged_on: Literal["test", "validation"] = "test"
+    """Split of the prompts that policies are judged on; validation is for the choice of settings."""
     workers: int = 2
     """Stages made at the same time, each by a process with one thread."""
     resume: bool = False

@@ -108,7 +108,7 @@ def evaluate_policy(
     roles: Roles, tokenizer: Any, config: RunConfig, *, adapter: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Answer the test prompts with an adapter, or None: the base; return the oracle's row and the answers."""
-    prompts = evaluation_prompts(config.evaluate)
+    prompts = evaluation_prompts(config.evaluate, config.judged_on)
     responses, scores = answer_and_score(
         roles,
         tokenizer,
@@ -209,7 +209,7 @@ def measure_frontier(config: RunConfig) -> dict[str, Any]:
     this run's PPO. The scores are stored: policies are compared with them at their own cost and KL.
     """
     roles, tokenizer = load_roles(config)
-    plain = [p for p in evaluation_prompts(config.evaluate) if p.family == "none"]
+    plain = [p for p in evaluation_prompts(config.evaluate, config.judged_on) if p.family == "none"]
     chosen = Random(config.seed).sample(plain, min(FRONTIER_PROMPTS, len(plain)))
     _, scores = answer_and_score(
         roles,
@@ -274,7 +274,7 @@ def run_experiment(config: RunConfig) -> dict[str, Any]:
     config.base_path()  # a missing base is an error before any training
     for method in config.methods:
         constraint_for(method, config)
-    prompts = evaluation_prompts(config.evaluate)
+    prompts = evaluation_prompts(config.evaluate, config.judged_on)
     settings = config.settings()
     Run.open(config.out, settings, contents=config.contents(), resume=config.resume)
     seconds = run_stages(stage_needs(config), config, run_stage)

@@ -48,6 +48,18 @@ def published() -> list[Setting]:
     ]
 
 
+def tuning() -> list[Setting]:
+    """As many settings of the rectified penalty as of dual ascent at the scale of probabilities: judge on validation."""
+    strengths = (3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
+    unscaled = [
+        ("lagrangian", {"initial": 5.0, "rate": eta, "maximum": 50.0, "scaled": False})
+        for eta in (0.1, 0.3, 1.0)
+    ]
+    gains = ((10.0, 1.0), (20.0, 2.0), (40.0, 1.0))
+    controlled = [("pid_lagrangian", {"initial": 3.0, "proportional": p, "integral": i}) for p, i in gains]
+    return [*(("fixed_penalty", {"penalty": p}) for p in strengths), *unscaled, *controlled]
+
+
 def thresholds() -> list[Setting]:
     """The rectified penalty and its rivals at several thresholds: allowed against reached cost."""
     return [
@@ -90,6 +102,7 @@ PLANS: dict[str, Callable[[], list[Setting]]] = {
     "penalties": penalties,
     "lagrangians": lagrangians,
     "published": published,
+    "tuning": tuning,
     "thresholds": thresholds,
     "prices": prices,
     "gates": gates,
@@ -158,6 +171,8 @@ class SweepConfig(ExperimentConfig):
     """Methods of the plan `grid`."""
     grid: tuple[str, ...] = ()
     """Settings of the plan `grid`, each `name=value,value`; all combinations are run."""
+    scorer_seed: int = 0
+    """Seed of the scorers and the critic that all cells share."""
     cost_model: Literal["semantic", "bradley_terry"] = "semantic"
     """Which cost model the policies are trained against: CS-RLHF's, or Safe RLHF's."""
     direct: DirectConfig = field(default_factory=DirectConfig)
@@ -169,7 +184,7 @@ class SweepConfig(ExperimentConfig):
 
     def shared(self) -> RunConfig:
         """The main job's configuration, of which the sweep's cells are variants."""
-        return self.as_run(cost_model=self.cost_model)
+        return self.as_run(cost_model=self.cost_model, seed=self.scorer_seed)
 
     def cells(self) -> dict[str, Cell]:
         """Every cell by its name; all settings with the first seed come first, then the next seed."""

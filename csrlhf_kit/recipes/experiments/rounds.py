@@ -173,7 +173,7 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
     Raises UserError if the folder holds another run, or the base is missing.
     """
     config.base_path()  # a missing base is an error before any training
-    evaluation_prompts(config.evaluate)
+    evaluation_prompts(config.evaluate, config.judged_on)
     Run.open(config.out, config.settings(), contents=config.shared().contents(), resume=config.resume)
     run_stages(round_stage_needs(config), config, run_round_stage)
     results = {

@@ -181,7 +181,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         if cell.method not in CELL_METHODS:
             raise UserError(f"method {cell.method!r} is unknown: expected one of {', '.join(CELL_METHODS)}")
         check_cell(cell, shared, config.direct)
-    evaluation_prompts(config.evaluate)
+    evaluation_prompts(config.evaluate, config.judged_on)
     settings = config.settings("record", "attacked") | {"cells": list(cells)}
     Run.open(config.out, settings, contents=shared.contents(), resume=config.resume)
     run_stages(sweep_stage_needs(config), config, run_sweep_stage)
