@@ -277,9 +277,20 @@ def _plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
+def processor_name(torch: Any) -> str:
+    """The name that the processor gives itself."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # not there before PyTorch 2.11
+    return str(known.get("cpu_name", platform.processor() or platform.machine()))
+
+
 def versions() -> dict[str, str]:
-    """Versions of the kit, of Python and of the libraries that results depend on, and the machine type."""
+    """Versions of the kit, of Python and of the libraries that results depend on, and the processor."""
+    import torch
+
     names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn")
-    return {"csrlhf-kit": __version__, "python": platform.python_version(), "machine": platform.machine()} | {
-        n: version(n) for n in names
-    }
+    return {
+        "csrlhf-kit": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": f"{processor_name(torch)}, used as {torch.backends.cpu.get_cpu_capability()}",
+    } | {n: version(n) for n in names}

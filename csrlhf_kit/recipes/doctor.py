@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.runs import processor_name
 
 _GIB = 2**30
 MEMORY, DISK = 2, 1  # GiB that `csrlhf run` takes, with room to spare
@@ -104,7 +105,7 @@ def processor(torch: Any) -> str:
     features = {"avx2": "AVX2", "avx512_f": "AVX512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
     has = [word for name, word in features.items() if known.get(name)]
     lacks = [word for name, word in features.items() if known and not known.get(name)]
-    told = f"Processor: {known.get('cpu_name', platform.processor() or platform.machine())}; "
+    told = f"Processor: {processor_name(torch)}; "
     told += f"has {', '.join(has) or 'none of the wide instructions that were looked for'}; "
     told += f"lacks {', '.join(lacks)}; " if lacks else ""
     used = torch.backends.cpu.get_cpu_capability()
