@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks browser-test student data base gpu-check sweeps pressure attacks clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks browser-test student data base gpu-check converged sweeps pressure attacks clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -75,11 +75,19 @@ seeds: .venv/.run ## rebuild data/runs/seed_*: the main job again with two other
 claims: .venv/.run ## hold both papers' claims against what is recorded: data/claims.json and data/claims.md
 	$(BIN)/csrlhf claims
 
+# Ten seeds of everything: scorers, critic and policies. A seed is about 35 minutes on 2 cores; what is finished is kept.
+converged: .venv/.run ## rebuild data/runs/converged: six policies x 10 seeds, 256 steps each (about 6 hours on 2 cores)
+	for seed in 0 1 2 3 4 5 6 7 8 9; do \
+	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 256 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
+	done
+
 sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 3 hours on 2 cores)
 	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume
 	for plan in penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
+	$(BIN)/csrlhf sweep --plan tuning --judged-on validation --evaluate 112 --seeds 0 --ppo.steps 128 --out runs/sweep_tuning --record data/runs/tuning --resume
 	for plan in prices gates; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done

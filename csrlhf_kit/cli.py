@@ -114,12 +114,13 @@ OPTIONS = {name: row for group in COMMANDS.values() for name, row in group.items
 
 def run_and_report(config: Any) -> None:
     """`csrlhf run`: the head-to-head, its page, and a small table."""
-    from csrlhf_kit.evaluation.results import read_results
+    from csrlhf_kit.evaluation.results import read_results, recorded_policies
     from csrlhf_kit.figures.report import write_report
     from csrlhf_kit.recipes.experiments.head_to_head import run_experiment
 
     results = run_experiment(config)
-    write_report(config.out, read_results(config.out / "results.json"))
+    results = read_results(config.out / "results.json")
+    write_report(config.out, results | {"recorded": recorded_policies(results["config"])})
     print(results_table(results))
     print(f"\nThe page to look at: {config.out / 'report.html'}")
 

@@ -19,6 +19,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem
 
+ADDED = ("cost_model", "judged_on")  # settings that older records do not name
 FILES = ("results.json", "sweep.json")
 BATCH = 64  # the default of `PPOConfig`, which is training's: this room does not know it
 POLICY_RATES = ("harmful_nominal", "harmful_jailbreak", "over_refusal")
@@ -122,6 +123,20 @@ def read_results(path: Path) -> dict[str, Any]:
         for key in COST_MODEL_NUMBERS:
             _need(model, key, int | float | None, path, f"cost_models.{name}.")
     return results
+
+
+def recorded_policies(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The policies of every shipped head-to-head whose settings, seeds and folders aside, are those of `config`."""
+
+    def settings(of: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in of.items() if name not in ("seed", "base", "methods", *ADDED)}
+        return own | {"ppo": {**of["ppo"], "seed": 0}}
+
+    files = sorted(data_folder().glob("recorded/results.json")) + sorted(
+        data_folder().glob("runs/*/results.json")
+    )
+    stored = [read_json(file) for file in files]
+    return [told["policies"] for told in stored if settings(told["config"]) == settings(config)]
 
 
 def _need(holder: Any, key: str, kind: Any, path: Path, place: str) -> None:

@@ -103,6 +103,13 @@ def report_figures(results: Mapping[str, Any]) -> list[ReportFigure]:
             plots.tradeoff(policies),
         )
     ]
+    if results.get("recorded"):
+        caption = (
+            f"Diamonds are this run, circles {len(results['recorded'])} recorded runs with the same settings and other seeds or on "
+            "other processors. Where a method's dots lie far apart, one run of it says little."
+        )
+        figure = plots.seeds(results["recorded"], policies)
+        made.append(ReportFigure("seeds", "Your run among the recorded ones", caption, figure))
     curves = {name: rows for name, rows in (results.get("curves") or {}).items() if rows}
     if curves:
         caption = (

@@ -51,6 +51,60 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return titled(figure, "Safe and helpful is the upper left corner: who gets there, and who stays there?")
 
 
+MEASURES = {  # of a policy's row; what the panel shows, and the scale
+    "harmful_nominal": ("harmful, asked plainly, %", 100),
+    "harmful_jailbreak": ("harmful, unseen jailbreaks, %", 100),
+    "over_refusal": ("refused though benign, %", 100),
+    "helpfulness": ("helpfulness, 0 to 1", 1),
+}
+
+
+def seeds(
+    recorded: Sequence[Mapping[str, Mapping[str, Any]]], yours: Mapping[str, Mapping[str, Any]] | None = None
+) -> go.Figure:
+    """One dot per method and recorded run in four measures, and this run's on top: how much hangs on the seed.
+
+    recorded: the policies of each run, name -> row, as in `results.json`; yours: those of one more.
+    """
+    figure = make_subplots(rows=1, cols=4, shared_yaxes=True, horizontal_spacing=0.03)
+    names = list(yours or recorded[0])
+    runs = [
+        ("recorded runs", recorded, "circle-open", 7),
+        ("this run", [yours] if yours else [], "diamond", 11),
+    ]
+    for column, (key, (title, scale)) in enumerate(MEASURES.items(), start=1):
+        for label, group, symbol, size in runs:
+            points = [
+                (float(Estimate.of(run[name][key]).value), place + 0.5 * ((i + 0.5) / len(group) - 0.5), name)
+                for i, run in enumerate(group)
+                for place, name in enumerate(names)
+                if name in run
+            ]
+            figure.add_scatter(
+                x=rounded_all((value for value, _, _ in points), scale),
+                y=rounded_all(at for _, at, _ in points),
+                mode="markers",
+                marker={"color": [style(name).colour for *_, name in points], "symbol": symbol, "size": size},
+                name=label,
+                showlegend=False,
+                text=[style(name).label for *_, name in points],
+                hovertemplate="%{text}: %{x}",
+                row=1,
+                col=column,
+            )
+        most = scale * max(
+            Estimate.of(run[name][key]).value for run in [*recorded, yours or {}] for name in run
+        )
+        figure.update_xaxes(
+            title_text=title, range=[rounded(-0.05 * most), rounded(1.08 * most)], row=1, col=column
+        )
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [style(name).label for name in names]}
+    figure.update_yaxes(range=[len(names) - 0.5, -0.5], showgrid=False, ticks="", **ticks)
+    return titled(
+        figure, "How much hangs on the seed? One dot per run", height=160 + 50 * len(names), margin={"l": 130}
+    )
+
+
 CURVE_PANELS = (  # (keys of a metrics row, in order of preference; what the panel shows)
     ("objective/cost", "mean learned cost"),
     ("constraint/multiplier", "effective multiplier λ"),

@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 import pytest
 from example_results import EVIL, POLICIES, example_results
 
+from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import read_results
+from csrlhf_kit.evaluation.results import read_results, recorded_policies
 from csrlhf_kit.figures.report import frontier_caption, headline, portable, write_report
+from csrlhf_kit.figures.results import seeds
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +212,26 @@ def test_other_mistakes_get_one_sentence(tmp_path):
 def test_report_is_deterministic(run):
     folder, text = run
     assert write_report(folder, read_results(folder / "results.json")).read_text(encoding="utf-8") == text
+
+
+def test_your_run_stands_among_the_recorded_ones(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(example_results()))
+    results = read_results(tmp_path / "results.json")
+    assert 'id="seeds"' not in write_report(tmp_path, results).read_text(encoding="utf-8")
+    other = {name: {**row, "helpfulness": 0.125} for name, row in results["policies"].items()}
+    page = write_report(tmp_path, results | {"recorded": [other, results["policies"]]}).read_text(
+        encoding="utf-8"
+    )
+    assert 'id="seeds"' in page and "circles 2 recorded runs" in page
+    drawn = seeds([other, results["policies"]], results["policies"]).data
+    theirs, mine = drawn[-2:]  # of the last panel, helpfulness
+    assert set(theirs.x) >= {0.125} and len(theirs.x) == 2 * len(mine.x) == 2 * len(POLICIES)
+    assert list(mine.x) == [round(row["helpfulness"], 4) for row in results["policies"].values()]
+    assert seeds([other]).data[-1].x == ()
+
+
+def test_recorded_runs_are_those_with_the_same_settings():
+    main = read_results(data_folder() / "recorded" / "results.json")
+    found = recorded_policies({**main["config"], "seed": 41, "judged_on": "test"})
+    assert len(found) >= 3 and main["policies"] in found
+    assert not recorded_policies({**main["config"], "threshold": 0.03})

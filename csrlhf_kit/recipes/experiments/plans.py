@@ -60,13 +60,14 @@ def tuning() -> list[Setting]:
     return [*(("fixed_penalty", {"penalty": p}) for p in strengths), *unscaled, *controlled]
 
 
-def thresholds() -> list[Setting]:
-    """The rectified penalty and its rivals at several thresholds: allowed against reached cost."""
-    return [
-        (method, {"threshold": d})
-        for method in ("fixed_penalty", "lagrangian", "mocan")
-        for d in (0.01, 0.02, 0.05, 0.1)
-    ]
+# Dual ascent's best of `tuning` on validation prompts (data/runs/tuning); the published constants are for logit costs.
+TUNED: Setting = ("pid_lagrangian", {"initial": 3.0, "proportional": 20.0, "integral": 2.0})
+
+
+def converged() -> list[Setting]:
+    """What the head-to-head compares, to be run with more steps: the base, PPO, two Lagrangians, two penalties."""
+    fixed = [(m, {"penalty": MAIN.penalty}) for m in ("linear_penalty", "fixed_penalty")]
+    return [("sft", {}), ("ppo", {}), ("lagrangian", {}), TUNED, *fixed]
 
 
 def prices() -> list[Setting]:
@@ -103,7 +104,7 @@ PLANS: dict[str, Callable[[], list[Setting]]] = {
     "lagrangians": lagrangians,
     "published": published,
     "tuning": tuning,
-    "thresholds": thresholds,
+    "converged": converged,
     "prices": prices,
     "gates": gates,
     "ablation": ablation,
