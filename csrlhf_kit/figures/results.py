@@ -51,7 +51,7 @@ def tradeoff(policies: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return titled(figure, "Safe and helpful is the upper left corner: who gets there, and who stays there?")
 
 
-MEASURES = {  # of a policy's row; what the panel shows, and the scale
+SEED_PANELS = {  # of a policy's row; what the panel shows, and the scale
     "harmful_nominal": ("harmful, asked plainly, %", 100),
     "harmful_jailbreak": ("harmful, unseen jailbreaks, %", 100),
     "over_refusal": ("refused though benign, %", 100),
@@ -72,7 +72,7 @@ def seeds(
         ("recorded runs", recorded, "circle-open", 7),
         ("this run", [yours] if yours else [], "diamond", 11),
     ]
-    for column, (key, (title, scale)) in enumerate(MEASURES.items(), start=1):
+    for column, (key, (title, scale)) in enumerate(SEED_PANELS.items(), start=1):
         for label, group, symbol, size in runs:
             points = [
                 (float(Estimate.of(run[name][key]).value), place + 0.5 * ((i + 0.5) / len(group) - 0.5), name)
