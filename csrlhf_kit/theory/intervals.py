@@ -52,6 +52,10 @@ class Estimate(NamedTuple):
     """Seeds behind it; None where nothing was trained."""
     n: int | None = None
     """Prompts or requests behind it, all seeds together."""
+    runs: tuple[float, ...] = ()
+    """Each seed's own figure, where a comparison needs them (`theory.over_seeds`)."""
+    outcomes: Outcomes | None = None
+    """Each seed's answer to each prompt, where they were recorded."""
 
     @classmethod
     def of(cls, entry: Mapping[str, Any] | float, seeds: int | None = None, name: str = "rate") -> Estimate:

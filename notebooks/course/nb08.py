@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 from course.chart import chart, numbers
 from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.evaluation.ratings import bradley_terry
-from csrlhf_kit.recipes.claims.evidence import DEPENDS, REFUTED, REPRODUCED, Estimate, at_least, difference
+from csrlhf_kit.recipes.claims.evidence import AGREES, DIFFERS, UNDECIDED, Estimate, at_least
 from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.theory.over_seeds import difference
 
 
 def _rate(count: int, n: int) -> tuple[float, float, float]:
@@ -87,7 +88,7 @@ def check_2(attempt: Attempt) -> None:
         )
 
 
-_VERDICTS = {REFUTED: -1.0, DEPENDS: 0.0, REPRODUCED: 1.0}
+_VERDICTS = {DIFFERS: -1.0, UNDECIDED: 0.0, AGREES: 1.0}
 
 
 def picture_3(attempt: Attempt) -> go.Figure:
@@ -123,9 +124,9 @@ def check_3(attempt: Attempt) -> None:
         expected = at_least(Estimate((low + high) / 2, low, high), claimed)
         if found != expected:
             why = {
-                DEPENDS: "the interval holds the claimed value: nothing has been shown either way",
-                REPRODUCED: "all of the interval is at or above the claim",
-                REFUTED: "all of the interval is below the claim",
+                UNDECIDED: "the interval holds the claimed value: nothing has been shown either way",
+                AGREES: "all of the interval is at or above the claim",
+                DIFFERS: "all of the interval is below the claim",
             }[expected]
             raise Mistake(
                 f"claimed {claimed:.0%}, interval [{low:.0%}, {high:.0%}]: you say {found!r:.40}, but {why}"

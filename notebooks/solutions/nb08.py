@@ -69,20 +69,20 @@ def strengths__odds_instead_of_their_logarithm(wins):
 
 def verdict(low, high, claimed):
     if low >= claimed:
-        return "reproduced"
-    return "refuted" if high < claimed else "depends"
+        return "agrees"
+    return "differs" if high < claimed else "undecided"
 
 
 def verdict__not_shown_is_refuted(low, high, claimed):
     """The planted bug."""
-    return "reproduced" if low >= claimed else "refuted"
+    return "agrees" if low >= claimed else "differs"
 
 
 def verdict__by_the_middle(low, high, claimed):
     """An interval is reported and then not used."""
-    return "reproduced" if (low + high) / 2 >= claimed else "refuted"
+    return "agrees" if (low + high) / 2 >= claimed else "differs"
 
 
 def verdict__in_dubio_pro_claim(low, high, claimed):
     """Whatever has not been refuted is true."""
-    return "refuted" if high < claimed else "reproduced"
+    return "differs" if high < claimed else "agrees"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.recipes.claims import ClaimsConfig, markdown, row_of, run_claims
 from csrlhf_kit.recipes.claims import evidence as ev
-from csrlhf_kit.recipes.claims.evidence import DEPENDS, OPEN, REFUTED, REPRODUCED, Estimate, Evidence
+from csrlhf_kit.recipes.claims.evidence import (
+    AGREES,
+    ASIDE,
+    DIFFERS,
+    OPEN,
+    PROVED,
+    REFUTED,
+    UNDECIDED,
+    Estimate,
+    Evidence,
+)
 from csrlhf_kit.recipes.claims.ledger import CLAIMS
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
-numbers = st.floats(-5, 5)
-estimates = st.tuples(numbers, st.floats(0, 2), st.floats(0, 2)).map(
-    lambda t: Estimate(t[0], t[0] - t[1], t[0] + t[2], 3)
-)
 
 
 # --- rules -------------------------------------------------------------------------------------------
@@ -28,59 +30,37 @@ estimates = st.tuples(numbers, st.floats(0, 2), st.floats(0, 2)).map(
 
 def test_rules_at_their_edges():
     ours = Estimate(0.5, 0.4, 0.6)
-    assert [ev.at_least(ours, b) for b in (0.4, 0.5, 0.61)] == [REPRODUCED, DEPENDS, REFUTED]
-    assert [ev.at_most(ours, b) for b in (0.6, 0.5, 0.39)] == [REPRODUCED, DEPENDS, REFUTED]
-    assert [ev.covers(ours, b) for b in (0.4, 0.39)] == [REPRODUCED, REFUTED]
+    assert [ev.at_least(ours, b) for b in (0.4, 0.5, 0.61)] == [AGREES, UNDECIDED, DIFFERS]
+    assert [ev.at_most(ours, b) for b in (0.6, 0.5, 0.39)] == [AGREES, UNDECIDED, DIFFERS]
     far, near = Estimate(0.9, 0.85, 0.95), Estimate(0.55, 0.45, 0.65)
-    assert ev.exceeds(far, ours) == REPRODUCED and ev.exceeds(ours, far) == REFUTED
-    assert ev.exceeds(near, ours) == DEPENDS
-    assert ev.all_of([REPRODUCED, REPRODUCED]) == REPRODUCED and ev.all_of([REFUTED]) == REFUTED
-    assert ev.all_of([REPRODUCED, REFUTED]) == DEPENDS and ev.all_of([]) == OPEN
-    assert ev.all_of([REPRODUCED, OPEN]) == OPEN
+    assert ev.exceeds(far, ours) == AGREES and ev.exceeds(ours, far) == DIFFERS
+    assert ev.exceeds(near, ours) == UNDECIDED
+    assert ev.less(ours, far) == AGREES and ev.less(far, ours) == DIFFERS
+    assert ev.all_of([AGREES, AGREES]) == AGREES and ev.all_of([DIFFERS]) == DIFFERS
+    assert ev.all_of([AGREES, DIFFERS, UNDECIDED]) == DIFFERS, "one counterexample is enough"
+    assert ev.all_of([AGREES, UNDECIDED]) == UNDECIDED and ev.all_of([]) == OPEN
+    assert ev.all_of([DIFFERS, OPEN]) == OPEN
+
+
+def test_two_points_are_the_least_difference_that_counts():
+    here, there = Estimate(0.100, 0.095, 0.105), Estimate(0.095, 0.09, 0.1)
+    assert ev.exceeds(here, there) == ev.exceeds(there, here) == DIFFERS, "equal: neither is more"
+    assert ev.no_more(here, there) == ev.no_more(there, here) == AGREES
+    more = Estimate(0.11, 0.109, 0.111)
+    assert ev.exceeds(more, there) == AGREES and ev.no_more(more, there) == DIFFERS
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_too_few_seeds_settle_nothing(seeds):
-    assert ev.settled(REPRODUCED, seeds) == ev.settled(REFUTED, seeds) == DEPENDS
+    assert ev.settled(AGREES, seeds) == ev.settled(DIFFERS, seeds) == UNDECIDED
     assert ev.settled(OPEN, seeds) == OPEN
-    assert ev.settled(REFUTED, 3) == REFUTED and ev.settled(REPRODUCED, None) == REPRODUCED
+    assert ev.settled(DIFFERS, 3) == DIFFERS and ev.settled(AGREES, None) == AGREES
 
 
-def test_without_an_interval_a_figure_depends():
+def test_without_an_interval_a_figure_is_undecided():
     alone = ev.mean_over_seeds([0.9])
-    assert ev.at_least(alone, 0.0) == ev.at_most(alone, 1.0) == DEPENDS
-    assert ev.exceeds(alone, Estimate(0.1, 0.1, 0.1)) == DEPENDS
-
-
-@given(estimates, estimates)
-def test_differences_mirror_and_decide_once(first, second):
-    forth, back = ev.difference(first, second), ev.difference(second, first)
-    assert forth.value == -back.value and forth.low == pytest.approx(-back.high)
-    assert (ev.exceeds(first, second) == REPRODUCED) == (ev.exceeds(second, first) == REFUTED)
-    assert forth.low <= forth.value <= forth.high
-
-
-@given(st.lists(st.integers(0, 200), min_size=1, max_size=5))
-def test_pooled_rates_hold_both_errors(counts):
-    pooled = ev.pooled_rate([{"rate": k / 200, "n": 200} for k in counts])
-    total = sum(counts)
-    assert pooled.value == pytest.approx(total / (200 * len(counts)))
-    n = 200 * len(counts)
-    low = 0.0 if not total else stats.beta.ppf(0.025, total, n - total + 1)
-    assert 0 <= pooled.low <= low + 1e-9 <= pooled.value + 1e-9 and pooled.value <= pooled.high <= 1
-    assert pooled.seeds == len(counts) and pooled.n == n
-
-
-def test_means_over_seeds_are_students():
-    found = ev.mean_over_seeds([1.0, 2.0, 3.0])
-    assert found.value == 2.0
-    assert found.high - 2.0 == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3))
-
-
-def test_ratios_hold_the_widest_that_the_intervals_allow():
-    found = ev.ratio(Estimate(0.6, 0.5, 0.7, 3), Estimate(0.1, 0.05, 0.2, 4))
-    assert (found.value, found.low, found.high) == pytest.approx((6.0, 2.5, 14.0)) and found.seeds == 3
-    assert ev.ratio(Estimate(0.6, 0.5, 0.7), Estimate(0.0, 0.0, 0.1)).high == math.inf
+    assert ev.at_least(alone, 0.0) == ev.at_most(alone, 1.0) == UNDECIDED
+    assert ev.exceeds(alone, Estimate(0.1, 0.1, 0.1)) == UNDECIDED
 
 
 # --- evidence ----------------------------------------------------------------------------------------
@@ -233,40 +213,46 @@ TRAINED = [c for c in CLAIMS if c.measure.__module__ != "csrlhf_kit.recipes.clai
 def test_the_ledger_is_long_enough_and_names_its_sources():
     assert len(CLAIMS) >= 20 and len(BY_ID) == len(CLAIMS)
     for claim in CLAIMS:
-        assert (
-            claim.source and claim.section and claim.claim and claim.theirs and claim.rule and claim.command
-        )
+        assert claim.source and claim.section and claim.theirs and claim.rule and claim.command
+        assert claim.claim[0].isupper() and claim.claim.endswith("."), "a sentence"
         assert claim.command.split()[0] in ("csrlhf", "make")
     assert {c.source for c in CLAIMS} >= {"CS-RLHF", "Safe RLHF", "reviewers of CS-RLHF"}
 
 
 def test_what_needs_no_training_is_settled_without_evidence():
     assert all(c.measure(Evidence(), c.numbers) is None for c in TRAINED)
-    found = {c.id: c.measure(Evidence(), c.numbers) for c in CLAIMS if c not in TRAINED}
-    verdicts = {name: f.verdict for name, f in found.items()}
-    assert verdicts["exact_penalty"] == verdicts["domination"] == verdicts["pair_shares"] == REPRODUCED
-    assert verdicts["code_is_paper"] == verdicts["more_reward"] == REFUTED
-    assert verdicts["no_dual_needed"] == verdicts["safer_than_gpt5"] == DEPENDS
-    assert found["safer_than_gpt5"].estimates["p"].value == pytest.approx(0.27, abs=0.01)
+    rows = {c.id: row_of(c, Evidence()) for c in CLAIMS if c not in TRAINED}
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    assert verdicts["exact_penalty"] == verdicts["domination"] == verdicts["no_dual_needed"] == PROVED
+    assert verdicts["code_is_paper"] == verdicts["more_reward"] == verdicts["no_dual_needed_batch"] == REFUTED
+    assert verdicts["pair_shares"] == verdicts["safer_than_gpt5"] == ASIDE
+    p = rows["safer_than_gpt5"]["estimates"]["p"]
+    assert (p["low"], p["high"]) == (0.0625, pytest.approx(0.332, abs=1e-3)), "5 of 5, and 6 against 11"
 
 
-def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
+def test_only_exact_claims_are_proved_and_only_claims_about_this_world_are_counted(good):
+    rows = [row_of(claim, good) for claim in CLAIMS]
+    for claim, row in zip(CLAIMS, rows, strict=True):
+        words = {"exact": {PROVED, REFUTED}, ASIDE: {ASIDE}}.get(claim.kind, {AGREES, DIFFERS, UNDECIDED})
+        assert row["verdict"] in words, claim.id
+        if claim.measure.__module__.endswith("exact"):
+            assert claim.kind in ("exact", ASIDE)
+    outside = {claim.id for claim in CLAIMS if claim.kind == ASIDE}
+    assert outside == {"safe_98", "safer_than_gpt5", "precise_judge", "garbage", "start", "pair_shares"}
+
+
+def test_evidence_for_the_fixed_penalty_agrees_with_its_claims(good):
     verdicts = {c.id: row_of(c, good)["verdict"] for c in TRAINED}
     favour = [
-        "safe_98",
         "safer_than_lagrangian",
         "five_times_safer",
-        "precise_judge",
         "better_judge",
         "pairs_alarm",
         "pressure_grows",
         "best_lambda",
         "insensitive",
         "five_times_faster",
-        "five_times_to_10",
-        "five_times_to_20",
         "preferred",
-        "start",
         "three_rounds",
         "each_round",
         "elo_helpful",
@@ -289,9 +275,10 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
         "some_method_holds",
         "feasible",
     ]
-    assert {name: verdicts[name] for name in favour} == dict.fromkeys(favour, REPRODUCED)
-    assert verdicts["garbage"] == verdicts["code_is_as_helpful"] == REFUTED
-    assert set(favour) | {"garbage", "code_is_as_helpful"} == set(verdicts)
+    assert {name: verdicts[name] for name in favour} == dict.fromkeys(favour, AGREES)
+    assert verdicts["code_is_as_helpful"] == DIFFERS
+    counted = {name for name, verdict in verdicts.items() if verdict != ASIDE}
+    assert set(favour) | {"code_is_as_helpful"} == counted
     rounds = row_of(BY_ID["robust_90"], good)
     assert rounds["estimates"]["robust"]["value"] == pytest.approx(0.996, abs=1e-3) and rounds["seeds"] == 3
     assert "100.0% [98.8, 100.0] at helpfulness 0.00 (threshold 0.03, λ = 64, seeds: 1)" in rounds["ours"]
@@ -299,9 +286,8 @@ def test_evidence_for_the_fixed_penalty_reproduces_its_claims(good):
     assert "reward_shaping (weight 100.0) 99.0%" in told and "50% of the help fixed_penalty 96.0%" in told
 
 
-def test_evidence_against_it_refutes_them(bad):
+def test_evidence_against_it_differs_from_them(bad):
     for name in [
-        "safe_98",
         "safer_than_lagrangian",
         "five_times_safer",
         "matched_data",
@@ -312,16 +298,15 @@ def test_evidence_against_it_refutes_them(bad):
         "gate_settles",
         "some_method_holds",
     ]:
-        assert row_of(BY_ID[name], bad)["verdict"] == REFUTED, name
+        assert row_of(BY_ID[name], bad)["verdict"] == DIFFERS, name
 
 
 def test_one_seed_settles_no_trained_claim(tmp_path):
     evidence = record(tmp_path, seeds=1)
     for claim in TRAINED:
         row = row_of(claim, evidence)
-        if claim.id != "start":  # the base is one model: its interval is over prompts
-            assert row["verdict"] == DEPENDS, claim.id
-            assert row["seeds"] in (1, None)
+        assert row["verdict"] in (UNDECIDED, ASIDE), claim.id
+        assert row["seeds"] in (1, None)
 
 
 def test_rows_are_json_and_a_table(good, tmp_path, capsys):
@@ -333,8 +318,9 @@ def test_rows_are_json_and_a_table(good, tmp_path, capsys):
     empty.mkdir()
     ledger = run_claims(ClaimsConfig(data=empty, out=tmp_path / "out"))
     stored = json.loads((tmp_path / "out" / "claims.json").read_text())
-    assert stored == ledger and sum(stored["verdicts"].values()) == len(CLAIMS)
-    assert stored["verdicts"][OPEN] == len(TRAINED) and not stored["evidence"]
+    assert stored == ledger and sum(stored["verdicts"].values()) + stored["context"] == len(CLAIMS)
+    counted = [claim for claim in TRAINED if claim.kind != ASIDE]
+    assert stored["verdicts"][OPEN] == len(counted) and not stored["evidence"]
     assert (tmp_path / "out" / "claims.md").read_text().count("\n") == len(CLAIMS) + 2
     assert "not yet measured" in capsys.readouterr().out
 
@@ -349,6 +335,63 @@ def test_seeds_of_the_main_job_and_of_a_sweep_are_one_group(good):
         results=[good.results[0], {**good.results[1], "config": {**good.results[1]["config"], "penalty": 1}}]
     )
     assert [c.seed for c in other.main("fixed_penalty")] == [0], "another penalty is another policy"
+
+
+def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_path):
+    record(tmp_path)
+    cells = [
+        {
+            "method": method,
+            "settings": settings,
+            "seed": seed,
+            "policy": policy(harm + 0.001 * seed),
+            "curve": {},
+        }
+        for method, settings, harm in (
+            ("sft", {}, 0.5),
+            ("lagrangian", {"ppo.steps": 256}, 0.2),
+            ("lagrangian", {"ppo.steps": 256, "maximum": 100.0}, 0.03),
+            ("fixed_penalty", {"ppo.steps": 256}, 0.1),
+        )
+        for seed in range(4)
+    ]
+    place = tmp_path / "runs" / "converged" / "sweep.json"
+    write(place, {"threshold": 0.03, "cells": cells})
+    found = Evidence.read(tmp_path)
+    assert [c.policy["harmful_nominal"]["rate"] for c in found.main("lagrangian")] == [
+        0.2,
+        0.201,
+        0.202,
+        0.203,
+    ]
+    assert len(found.main("fixed_penalty")) == 4 and found.tuned()[0].settings["maximum"] == 100.0
+    assert row_of(BY_ID["matched_data"], found)["verdict"] == AGREES
+    row = row_of(BY_ID["equal_search"], found)
+    assert row["verdict"] == DIFFERS and row["seeds"] == 4 and "tuned Lagrangian 3.1%" in row["ours"]
+    assert not found.cells("fixed_penalty", {"ppo.steps": 256}), "the sweeps of few steps stay apart"
+    write(place, {"threshold": 0.03, "cells": [cell for cell in cells if cell["seed"] < 2]})
+    assert len(Evidence.read(tmp_path).main("fixed_penalty")) == 3, "half recorded: the main job's, as before"
+
+
+def test_recorded_answers_pair_the_prompts(tmp_path):
+    def answered(harm: str) -> dict:
+        row = policy(harm.count("8") / len(harm))
+        row["harmful_nominal"]["n"] = len(harm)
+        return row | {"outcomes": {"prompts": "abc", "harmful_nominal": harm}}
+
+    runs = {"fixed_penalty": "00000000008888888888" * 5, "lagrangian": "08000000008888888888" * 5}
+    cells = [
+        {"method": method, "settings": {}, "seed": seed, "policy": answered(harm), "curve": {}}
+        for method, harm in runs.items()
+        for seed in range(3)
+    ]
+    place = tmp_path / "runs" / "converged" / "sweep.json"
+    write(place, {"threshold": 0.03, "cells": cells})
+    assert row_of(BY_ID["matched_data"], Evidence.read(tmp_path))["verdict"] == AGREES
+    for cell in cells[:3]:
+        cell["policy"]["outcomes"]["prompts"] = "other"
+    write(place, {"threshold": 0.03, "cells": cells})
+    assert row_of(BY_ID["matched_data"], Evidence.read(tmp_path))["verdict"] == UNDECIDED
 
 
 def test_unreadable_evidence_is_one_sentence(tmp_path):

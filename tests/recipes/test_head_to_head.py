@@ -167,7 +167,7 @@ def test_the_readme_pools_the_recorded_seeds_and_counts_the_claims():
         row["verdict"] for row in json.loads((data_folder() / "claims.json").read_text())["claims"]
     )
     for verdict, count in verdicts.items():
-        assert f"{count} {verdict}" in readme
+        assert f"{verdict} {count}" in readme
 
 
 def test_the_readme_pools_the_recorded_attacks_and_quotes_the_prediction():

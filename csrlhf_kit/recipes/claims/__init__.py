@@ -17,8 +17,10 @@ from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_folder
-from csrlhf_kit.recipes.claims.evidence import DEPENDS, OPEN, REFUTED, REPRODUCED, Estimate, Evidence
-from csrlhf_kit.recipes.claims.ledger import CLAIMS, Claim
+from csrlhf_kit.recipes.claims import evidence as ev
+from csrlhf_kit.recipes.claims.ledger import CLAIMS, EXACT, Claim
+
+TALLY = (ev.AGREES, ev.DIFFERS, ev.UNDECIDED, ev.PROVED, ev.REFUTED, ev.OPEN)
 
 
 @dataclass
@@ -31,7 +33,7 @@ class ClaimsConfig:
     """Folder for claims.json and claims.md; None: the data folder."""
 
 
-def row_of(claim: Claim, evidence: Evidence) -> dict[str, Any]:
+def row_of(claim: Claim, evidence: ev.Evidence) -> dict[str, Any]:
     """A claim's row in claims.json."""
     found = claim.measure(evidence, claim.numbers)
     estimates = {} if found is None else {n: _plain(e) for n, e in found.estimates.items()}
@@ -45,21 +47,29 @@ def row_of(claim: Claim, evidence: Evidence) -> dict[str, Any]:
         "ours": "" if found is None else found.ours,
         "estimates": estimates,
         "seeds": min(seeds) if seeds else None,
-        "verdict": OPEN if found is None else found.verdict,
+        "verdict": verdict_of(claim, found),
         "rule": claim.rule,
         "command": claim.command,
     }
 
 
-def _plain(estimate: Estimate) -> dict[str, Any]:
+def verdict_of(claim: Claim, found: ev.Finding | None) -> str:
+    """The verdict in the words of the claim's kind: only exact theory and code are proved or refuted."""
+    if claim.kind == ev.ASIDE or found is None:
+        return ev.ASIDE if claim.kind == ev.ASIDE else ev.OPEN
+    exact = {ev.AGREES: ev.PROVED, ev.DIFFERS: ev.REFUTED} if claim.kind == EXACT else {}
+    return exact.get(found.verdict, found.verdict)
+
+
+def _plain(estimate: ev.Estimate) -> dict[str, Any]:
     """An estimate as JSON values with five significant digits; infinite or unknown values become None."""
 
     def number(value: Any) -> Any:
         if isinstance(value, float):
             return float(f"{value:.5g}") if math.isfinite(value) else None
-        return value
+        return [number(part) for part in value] if isinstance(value, tuple) else value
 
-    return {name: number(value) for name, value in estimate._asdict().items()}
+    return {name: number(value) for name, value in estimate._asdict().items() if name != "outcomes"}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -73,7 +83,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             row["theirs"],
             row["ours"],
             str(seeds),
-            f"**{row['verdict']}**",
+            f"**{row['verdict']}**{', in this world' if row['verdict'] in TALLY[:3] else ''}",
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -89,12 +99,13 @@ def run_claims(config: ClaimsConfig) -> dict[str, Any]:
         raise UserError(f"{data} is no folder: expected one with recorded/ and runs/")
     out = config.out or data
     check_folder(out)
-    evidence = Evidence.read(data)
+    evidence = ev.Evidence.read(data)
     rows = [row_of(claim, evidence) for claim in CLAIMS]
     counts = Counter(row["verdict"] for row in rows)
     ledger = {
         "evidence": evidence.files,
-        "verdicts": {v: counts.get(v, 0) for v in (REPRODUCED, REFUTED, DEPENDS, OPEN)},
+        "verdicts": {verdict: counts[verdict] for verdict in TALLY},
+        "context": counts[ev.ASIDE],
         "claims": rows,
     }
     write_atomic(out / "claims.json", json.dumps(ledger, indent=1, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 from csrlhf_kit.recipes.claims import evidence as ev
 from csrlhf_kit.recipes.claims.evidence import Evidence, Finding, Numbers, PolicyRow, finding, shown
+from csrlhf_kit.theory.over_seeds import mean_over_seeds, rate_over_seeds
 
 
 def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
@@ -16,9 +17,9 @@ def after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
         return None
     runs = e.rounds_by_settings()[0]
     first, last = ([told["rounds"][i]["policy"]["harmful_nominal"] for told in runs] for i in (0, -1))
-    start, end = ev.pooled_rate(first), ev.pooled_rate(last)
+    start, end = rate_over_seeds(first), rate_over_seeds(last)
     text = f"{shown(start)} → {shown(end)}"
-    return finding(ev.at_most(end, paper["harmful"]), text, base=start, last=end)
+    return finding(ev.exceeds(start, end), text, base=start, last=end)
 
 
 def each_round_safer(e: Evidence, paper: Numbers) -> Finding | None:
@@ -27,7 +28,7 @@ def each_round_safer(e: Evidence, paper: Numbers) -> Finding | None:
     runs = e.rounds_by_settings()[0]
     count = min(len(told["rounds"]) for told in runs)
     harm = [
-        ev.pooled_rate([told["rounds"][k]["policy"]["harmful_jailbreak"] for told in runs])
+        rate_over_seeds([told["rounds"][k]["policy"]["harmful_jailbreak"] for told in runs])
         for k in range(count)
     ]
     verdict = ev.all_of(ev.exceeds(harm[k], harm[k + 1]) for k in range(count - 1))
@@ -42,8 +43,8 @@ def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
     shares, texts = [], []
     for runs in e.rounds_by_settings():
         last = [told["rounds"][-1] for told in runs]
-        shares.append(ev.pooled_rate([row["held_out_team"]["robust"] for row in last]))
-        help_ = ev.mean_over_seeds([row["policy"]["helpfulness"] for row in last]).value
+        shares.append(rate_over_seeds([row["held_out_team"]["robust"] for row in last]))
+        help_ = mean_over_seeds([row["policy"]["helpfulness"] for row in last]).value
         asked = runs[0]["config"]
         settings = f"threshold {asked['threshold']:g}, λ = {asked['penalty']:g}, seeds: {len(runs)}"
         texts.append(f"{shown(shares[-1])} at helpfulness {help_:.2f} ({settings})")
@@ -64,7 +65,7 @@ def held_out_teams(e: Evidence) -> dict[str, list[dict[str, Any]]]:
 
 def robust_against_team(e: Evidence, method: str) -> ev.Estimate | None:
     tables = held_out_teams(e).get(method)
-    return ev.pooled_rate([t["robust"] for t in tables]) if tables else None
+    return rate_over_seeds([t["robust"] for t in tables]) if tables else None
 
 
 def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
@@ -86,7 +87,7 @@ def some_method_holds(e: Evidence, paper: Numbers) -> Finding | None:
     enough = paper["helpful"] * free.value
     kept = [cells for cells in groups if ev.mean_of(cells, "helpfulness").value >= enough]
     if not kept:
-        return Finding(ev.DEPENDS, f"no setting keeps {paper['helpful']:.0%} of the help", {})
+        return Finding(ev.UNDECIDED, f"no setting keeps {paper['helpful']:.0%} of the help", {})
     useful = max(kept, key=lambda cells: held(cells).value)
     text = f"of {len(groups)} settings {told(best)}; with {paper['helpful']:.0%} of the help {told(useful)}"
     return finding(ev.at_least(held(useful), paper["share"]), text, best=held(best), useful=held(useful))
@@ -98,6 +99,6 @@ def turns_matter(e: Evidence, paper: Numbers) -> Finding | None:
     rows = rows or [told["rounds"][-1]["turns"] for told in e.rounds]
     if not rows:
         return None
-    one, three = (ev.pooled_rate([row[t]["harmful"] for row in rows]) for t in ("1", "3"))
+    one, three = (rate_over_seeds([row[t]["harmful"] for row in rows]) for t in ("1", "3"))
     text = f"{shown(one)} in the first turn, {shown(three)} in the third"
     return finding(ev.exceeds(three, one), text, first=one, third=three)

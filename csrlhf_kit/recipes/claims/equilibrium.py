@@ -15,6 +15,7 @@ import numpy as np
 
 from csrlhf_kit.recipes.claims import evidence as ev
 from csrlhf_kit.theory.batch_hinge import equilibrium_violation
+from csrlhf_kit.theory.over_seeds import mean_over_seeds
 
 
 def last_half(curve: Mapping[str, Sequence[float]], name: str) -> np.ndarray:
@@ -58,4 +59,4 @@ def predict_cost(prices: Sequence[ev.PolicyRow], penalty: float, batch_size: int
         settled.append(run.threshold + violation)
     if not np.isfinite(settled).all():
         return ev.Estimate(np.inf, np.inf, np.inf, len(settled))
-    return ev.mean_over_seeds(settled)
+    return mean_over_seeds(settled)

@@ -1,8 +1,8 @@
-"""What the claims are judged by: the recorded evidence, how seeds are pooled, and the rules for verdicts.
+"""What the claims are judged by: the recorded evidence, and the rules for verdicts.
 
 Evidence is what finished runs have recorded under `data/` (read by `evaluation.results`): results of `csrlhf run`,
-the sweeps' cells, red-team tables, rounds, the arena. A claim without evidence is *not yet measured*. A number that
-depends on training needs three seeds for a verdict.
+the sweeps' cells, red-team tables, rounds, the arena. Intervals and differences are those of `theory.over_seeds`. A
+claim without evidence is *not yet measured*. A number that depends on training needs three seeds for a verdict.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from scipy import stats
-
+from csrlhf_kit.evaluation.outcomes import read_outcomes
 from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
 from csrlhf_kit.theory.intervals import Estimate
+from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
 
-REPRODUCED, REFUTED, DEPENDS, OPEN = "reproduced", "refuted", "depends", "not yet measured"
+AGREES, DIFFERS, UNDECIDED, OPEN = "agrees", "differs", "undecided", "not yet measured"
+PROVED, REFUTED, ASIDE = (
+    "proved",
+    "refuted",
+    "context",
+)  # of exact theory and code; of what is outside the tally
 SEEDS_NEEDED = 3  # needed for a verdict about trained models
+NEGLIGIBLE = 0.02  # a difference of rates, or of helpfulness, below which two methods count as equal
 
 
 class Finding(NamedTuple):
@@ -32,65 +37,9 @@ class Finding(NamedTuple):
     estimates: dict[str, Estimate]
 
 
-# --- pooling -----------------------------------------------------------------------------------------
-
-
-def exact(value: float) -> Estimate:
-    """A value without sampling error: computed, not measured."""
-    return Estimate.of(value)
-
-
-def pooled_rate(entries: Sequence[Mapping[str, float]]) -> Estimate:
-    """A rate pooled over seeds, from {"rate", "n"} of each.
-
-    The interval is the union of Clopper-Pearson's over all prompts (as if the seeds were one policy) and Student's
-    t interval over the seeds' rates, so that it includes both errors.
-    """
-    pooled = Estimate.pooled(entries)
-    if len(entries) < 2:
-        return pooled
-    spread = mean_over_seeds([e["rate"] for e in entries])
-    low, high = min(pooled.low, max(spread.low, 0.0)), max(pooled.high, min(spread.high, 1.0))
-    return pooled._replace(low=low, high=high)
-
-
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and Student's t interval over the seeds; one seed has no interval."""
-    mean, seeds = float(np.mean(values)), len(values)
-    if seeds < 2:
-        return Estimate(mean, -math.inf, math.inf, seeds)
-    margin = float(stats.t.isf(0.025, seeds - 1) * np.std(values, ddof=1) / math.sqrt(seeds))
-    return Estimate(mean, mean - margin, mean + margin, seeds)
-
-
-def complement(rate: Estimate) -> Estimate:
+def complement(rate: Estimate | None) -> Estimate | None:
     """1 − a rate."""
-    return rate._replace(value=1.0 - rate.value, low=1.0 - rate.high, high=1.0 - rate.low)
-
-
-def fewest(*seeds: int | None) -> int | None:
-    """The smallest number of seeds; None (nothing trained) does not count."""
-    known = [s for s in seeds if s is not None]
-    return min(known) if known else None
-
-
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """first − second, assumed independent: squared errors add up (Newcombe 1998, method 10)."""
-    value = first.value - second.value
-    down = math.hypot(first.value - first.low, second.high - second.value)
-    up = math.hypot(first.high - first.value, second.value - second.low)
-    return Estimate(value, value - down, value + up, fewest(first.seeds, second.seeds))
-
-
-def ratio(first: Estimate, second: Estimate) -> Estimate:
-    """first / second of two positive values; the interval is the widest that the two intervals allow."""
-
-    def over(a: float, b: float) -> float:
-        return a / b if b > 0 else math.inf
-
-    seeds = fewest(first.seeds, second.seeds)
-    low, high = over(max(first.low, 0.0), second.high), over(first.high, max(second.low, 0.0))
-    return Estimate(over(first.value, second.value), low, high, seeds)
+    return rate and Estimate(1.0 - rate.value, 1.0 - rate.high, 1.0 - rate.low, rate.seeds, rate.n)
 
 
 def shown(estimate: Estimate, scale: float = 100.0, unit: str = "%", digits: int = 1) -> str:
@@ -105,38 +54,41 @@ def shown(estimate: Estimate, scale: float = 100.0, unit: str = "%", digits: int
 
 
 def at_least(ours: Estimate, bound: float) -> str:
-    """Reproduced if the whole interval is at or above the bound, refuted if it is below; else it depends."""
-    return REPRODUCED if ours.low >= bound else REFUTED if ours.high < bound else DEPENDS
+    """Agrees if the whole interval is at or above the bound, differs if it is below; else undecided."""
+    return AGREES if ours.low >= bound else DIFFERS if ours.high < bound else UNDECIDED
 
 
 def at_most(ours: Estimate, bound: float) -> str:
-    """Reproduced if the whole interval is at or below the bound, refuted if it is above; else it depends."""
-    return REPRODUCED if ours.high <= bound else REFUTED if ours.low > bound else DEPENDS
+    """Agrees if the whole interval is at or below the bound, differs if it is above; else undecided."""
+    return AGREES if ours.high <= bound else DIFFERS if ours.low > bound else UNDECIDED
 
 
 def exceeds(first: Estimate, second: Estimate) -> str:
-    """Reproduced if the interval of first − second is above 0, refuted if it is below; else it depends."""
+    """Agrees if the interval of first − second is above 0; differs if it is below `NEGLIGIBLE`; else undecided."""
     gap = difference(first, second)
-    return REPRODUCED if gap.low > 0 else REFUTED if gap.high < 0 else DEPENDS
+    return AGREES if gap.low > 0 else DIFFERS if gap.high < NEGLIGIBLE else UNDECIDED
 
 
-def covers(ours: Estimate, theirs: float) -> str:
-    """Reproduced if our interval contains their number, else refuted."""
-    return REPRODUCED if ours.low <= theirs <= ours.high else REFUTED
+def less(first: Estimate, second: Estimate) -> str:
+    """`exceeds` the other way round."""
+    return exceeds(second, first)
+
+
+def no_more(first: Estimate, second: Estimate) -> str:
+    """Agrees if the first is not more than the second by `NEGLIGIBLE`, differs if it is more; else undecided."""
+    return {AGREES: DIFFERS, DIFFERS: AGREES}.get(exceeds(first, second), UNDECIDED)
 
 
 def all_of(verdicts: Iterable[str]) -> str:
-    """One verdict for several parts: reproduced or refuted if every part is; otherwise it depends."""
+    """One verdict for a claim of several parts: it differs if one part does, and agrees if all do."""
     parts = set(verdicts)
-    if not parts or OPEN in parts:
-        return OPEN
-    return parts.pop() if len(parts) == 1 else DEPENDS
+    return next((word for word in (OPEN, DIFFERS, UNDECIDED, AGREES) if word in parts), OPEN)
 
 
 def settled(verdict: str, seeds: int | None) -> str:
-    """The verdict, or "it depends" if it is about trained models with fewer than three seeds."""
+    """The verdict, or "undecided" if it is about trained models with fewer than three seeds."""
     too_few = seeds is not None and seeds < SEEDS_NEEDED
-    return DEPENDS if too_few and verdict in (REPRODUCED, REFUTED) else verdict
+    return UNDECIDED if too_few and verdict in (AGREES, DIFFERS) else verdict
 
 
 # --- what was recorded -------------------------------------------------------------------------------
@@ -160,6 +112,9 @@ class Evidence:
     """metrics.json of cost models trained on their own."""
     ablation: list[PolicyRow] = field(default_factory=list)
     """Cells of sweeps against Safe RLHF's cost model."""
+    converged: list[list[PolicyRow]] = field(default_factory=list)
+    """Cells of `runs/converged`, trained until their curves are flat, by their settings; empty until each has three
+    seeds, so that nothing compares a policy of many steps with one of few."""
     files: list[str] = field(default_factory=list)
     """The files that were read, relative to the data folder."""
 
@@ -182,21 +137,27 @@ class Evidence:
         for kind, patterns in names.items():
             found[kind] = []
             for path in (p for pattern in patterns for p in sorted(data.glob(pattern))):
-                found[kind].append(read_json(path))
+                lasting = kind == "sweep" and "converged" in path.relative_to(data).parts
+                found.setdefault("converged" if lasting else kind, []).append(read_json(path))
                 files.append(str(path.relative_to(data)))
         sweeps, arena = found.pop("sweep"), found.pop("arena")
+        lasting = by_settings(row for told in found.pop("converged", []) for row in policy_rows(told))
         judged_by: dict[str, list[PolicyRow]] = {"semantic": [], "bradley_terry": []}
         for told in sweeps:
             judged_by[told.get("cost_model", "semantic")] += policy_rows(told)
         return cls(
-            **found, sweep=judged_by["semantic"], ablation=judged_by["bradley_terry"],
-            arena=arena[0] if arena else None, files=files,
+            **found, sweep=judged_by["semantic"], ablation=judged_by["bradley_terry"], files=files,
+            arena=arena[0] if arena else None,
+            converged=lasting if min(map(len, lasting), default=0) >= SEEDS_NEEDED else [],
         )  # fmt: skip
 
     def main(self, method: str) -> list[PolicyRow]:
-        """A method's policies in `csrlhf run` and the sweeps' cells with the same settings, one per seed."""
-        if not self.results:
-            return []
+        """A method's converged policies, with the fewest settings of their own, one per seed; before these are
+        recorded: its policies in `csrlhf run` and the sweeps' cells with the same settings.
+        """
+        lasting = [cells for cells in self.converged if cells[0].method == method]
+        if lasting or not self.results:
+            return min(lasting, key=lambda cells: len(cells[0].settings), default=[])
         config = self.results[0]["config"]
         cells = [
             row
@@ -212,6 +173,11 @@ class Evidence:
         for cell in cells:
             by_seed.setdefault(cell.seed, cell)
         return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def tuned(self) -> list[PolicyRow]:
+        """The converged policies of a Lagrangian at settings that were searched for."""
+        dual = [cells for cells in self.converged if cells[0].method in ("lagrangian", "pid_lagrangian")]
+        return next((cells for cells in dual if cells != self.main("lagrangian")), [])
 
     def cells(self, method: str, settings: Mapping[str, Any]) -> list[PolicyRow]:
         """The sweeps' cells of a method with exactly these settings, one per seed."""
@@ -258,13 +224,17 @@ def by_settings(cells: Iterable[PolicyRow]) -> list[list[PolicyRow]]:
 
 
 def rate_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:
-    """A rate of these policies, pooled over seeds; None if there are none."""
-    return pooled_rate([c.policy[name] for c in cells]) if cells else None
+    """A rate of these policies over their seeds, with each answer where it was recorded; None if there are none."""
+    rows = [cell.policy for cell in cells]
+    found = rate_over_seeds([row[name] for row in rows]) if rows else None
+    return found and found._replace(outcomes=read_outcomes(rows, name))
 
 
 def mean_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:
-    """A mean of these policies over seeds; None if there are none."""
-    return mean_over_seeds([c.policy[name] for c in cells]) if cells else None
+    """A mean of these policies over their seeds, as `rate_of`."""
+    rows = [cell.policy for cell in cells]
+    found = mean_over_seeds([row[name] for row in rows]) if rows else None
+    return found and found._replace(outcomes=read_outcomes(rows, name))
 
 
 Numbers = Mapping[str, float]
@@ -274,41 +244,38 @@ Measure = Callable[[Evidence, Numbers], Finding | None]
 
 
 def finding(verdict: str, ours: str, **estimates: Estimate) -> Finding:
-    """A finding; its verdict becomes "it depends" if the estimates have too few seeds."""
-    seeds = fewest(*(e.seeds for e in estimates.values()))
+    """A finding; its verdict becomes "undecided" if the estimates have too few seeds."""
+    seeds = min((e.seeds for e in estimates.values() if e.seeds is not None), default=None)
     return Finding(settled(verdict, seeds), ours, estimates)
 
 
 def compared(
-    read: Callable[[Evidence, str], Estimate | None], first: str, second: str, *, less: bool = False
+    read: Callable[[Evidence, str], Estimate | None],
+    first: str,
+    second: str,
+    rule: Callable[[Estimate, Estimate], str] = exceeds,
 ) -> Measure:
-    """A measure: `read` gives more (or less) for `first` than for `second`, by the interval of the difference."""
+    """A measure: `rule` on what `read` gives for `first` and for `second`."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
         a, b = read(e, first), read(e, second)
         if a is None or b is None:
             return None
-        text = f"{first} {shown(a)}, {second} {shown(b)}"
-        return finding(exceeds(b, a) if less else exceeds(a, b), text, **{first: a, second: b})
+        text = (
+            f"{first} {shown(a)}, {second} {shown(b)}; difference {shown(difference(a, b), unit=' points')}"
+        )
+        return finding(rule(a, b), text, **{first: a, second: b})
 
     return measure
 
 
-def held_to(
-    name: str,
-    read: Callable[[Evidence], Estimate | None],
-    *,
-    rule: Callable[[Estimate, float], str] = at_least,
-    words: str = "",
-) -> Measure:
-    """A measure: `rule` on what `read` gives and the paper's number `name`; `words` follow in the text."""
+def held_to(name: str, read: Callable[[Evidence], Estimate | None], words: str = "") -> Measure:
+    """A measure: what `read` gives is at least the paper's number `name`; `words` follow in the text."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
         found = read(e)
-        return (
-            None
-            if found is None
-            else finding(rule(found, paper[name]), shown(found) + words, **{name: found})
-        )
+        if found is None:
+            return None
+        return finding(at_least(found, paper[name]), shown(found) + words, **{name: found})
 
     return measure

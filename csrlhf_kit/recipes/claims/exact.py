@@ -6,25 +6,24 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.stats import fisher_exact
 
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.recipes.claims.evidence import (
-    DEPENDS,
-    REFUTED,
-    REPRODUCED,
+    AGREES,
+    DIFFERS,
+    NEGLIGIBLE,
+    UNDECIDED,
     Estimate,
     Evidence,
     Finding,
+    Measure,
     Numbers,
-    all_of,
     at_most,
-    exact,
     finding,
-    pooled_rate,
 )
 from csrlhf_kit.theory.batch_hinge import batch_hinge_equilibrium
+from csrlhf_kit.theory.over_seeds import mcnemar
 from csrlhf_kit.theory.problem import FiniteProblem, Solution
 
 PROBLEMS = 20
@@ -67,7 +66,7 @@ def exactness(e: Evidence, paper: Numbers) -> Finding:
         for factor in (1.05, 2.0, 50.0):
             found = best_tilt(problem, factor * optimum.multiplier)
             gaps += [abs(found.cost - optimum.cost), abs(found.objective - optimum.objective)]
-    gap = exact(max(gaps))
+    gap = Estimate.of(max(gaps))
     return finding(at_most(gap, 1e-5), f"largest gap {gap.value:.1e} on {PROBLEMS} problems", gap=gap)
 
 
@@ -79,7 +78,7 @@ def domination(e: Evidence, paper: Numbers) -> Finding:
         max(float(problem.violation(best_tilt(problem, penalty).policy)), 0.0)
         for problem, _ in problems(reward_bound=bound, cost_bound=8 * allowed)
     ]
-    worst = exact(max(violations))
+    worst = Estimate.of(max(violations))
     text = f"largest violation {worst.value:.2g} of an allowed {allowed:g}"
     return finding(at_most(worst, allowed), text, violation=worst)
 
@@ -90,24 +89,29 @@ def more_reward(e: Evidence, paper: Numbers) -> Finding:
         best_tilt(problem, 2 * optimum.multiplier).objective - optimum.objective
         for problem, optimum in problems()
     ]
-    gain = exact(max(gains))
-    verdict = REPRODUCED if gain.value > 1e-6 else REFUTED
+    gain = Estimate.of(max(gains))
+    verdict = AGREES if gain.value > 1e-6 else DIFFERS
     return finding(verdict, f"largest gain {gain.value:.1e} above λ*", gain=gain)
 
 
-def no_tuning_above(e: Evidence, paper: Numbers) -> Finding:
-    """The spread of J_C over λ = 2, 10, 50 λ*: with an exact gate, and with one on a batch of 64."""
-    spreads: dict[str, list[float]] = {"exact gate": [], "batch gate": []}
-    for problem, optimum in problems():
-        penalties = [factor * optimum.multiplier for factor in (2.0, 10.0, 50.0)]
-        costs = [best_tilt(problem, penalty).cost for penalty in penalties]
-        batch = [batch_hinge_equilibrium(problem, penalty, batch=64).cost for penalty in penalties]
-        spreads["exact gate"].append(max(costs) - min(costs))
-        spreads["batch gate"].append(max(batch) - min(batch))
-    worst = {name: exact(max(values)) for name, values in spreads.items()}
-    verdict = all_of(at_most(spread, 1e-5) for spread in worst.values())
-    text = ", ".join(f"{name}: cost moves by {spread.value:.1e}" for name, spread in worst.items())
-    return finding(verdict, text, **{name.replace(" ", "_"): spread for name, spread in worst.items()})
+def no_tuning_above(batch: int | None = None) -> Measure:
+    """A measure: the cost is the same at λ = 2, 10 and 50 λ*, with an exact gate or with one on a batch's mean."""
+
+    def cost(problem: FiniteProblem, penalty: float) -> float:
+        found = (
+            batch_hinge_equilibrium(problem, penalty, batch=batch) if batch else best_tilt(problem, penalty)
+        )
+        return found.cost
+
+    def measure(e: Evidence, paper: Numbers) -> Finding:
+        spans = []
+        for problem, optimum in problems():
+            costs = [cost(problem, factor * optimum.multiplier) for factor in (2.0, 10.0, 50.0)]
+            spans.append(max(costs) - min(costs))
+        worst = Estimate.of(max(spans))
+        return finding(at_most(worst, 1e-5), f"the cost moves by up to {worst.value:.1e}", spread=worst)
+
+    return measure
 
 
 def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
@@ -117,18 +121,18 @@ def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
         penalty = max(paper["penalty"], 1.5 * optimum.multiplier)
         linear = problem.penalised_optimum(penalty, "linear")
         overshoots.append(linear.cost < optimum.cost - 1e-6 and linear.objective < optimum.objective - 1e-6)
-    share = exact(float(np.mean(overshoots)))
-    verdict = {0.0: REPRODUCED, 1.0: REFUTED}.get(share.value, DEPENDS)
+    share = Estimate.of(float(np.mean(overshoots)))
+    verdict = {0.0: AGREES, 1.0: DIFFERS}.get(share.value, UNDECIDED)
     text = f"overshoots, and loses objective, on {sum(overshoots)} of {PROBLEMS} problems"
     return finding(verdict, text, share=share)
 
 
 def gpt_comparison(e: Evidence, paper: Numbers) -> Finding:
-    """Fisher's exact test on the paper's own counts."""
-    ours, theirs, n = (int(paper[name]) for name in ("ours", "theirs", "n"))
-    p = exact(fisher_exact([[ours, n - ours], [theirs, n - theirs]]).pvalue)
-    verdict = REPRODUCED if p.value < 0.05 else DEPENDS
-    return finding(verdict, f"p = {p.value:.2f} on their own counts", p=p)
+    """McNemar's test on the paper's own counts: how many prompts broke both models is not published, so the range."""
+    few, many = sorted(int(paper[name]) for name in ("ours", "theirs"))
+    least, most = mcnemar(0, many - few), mcnemar(few, many)
+    text = f"p between {least:.2f} and {most:.2f} on their own counts, whichever prompts broke both"
+    return finding(at_most(Estimate.of(most), 0.05), text, p=Estimate(most, least, most))
 
 
 def pair_shares(e: Evidence, paper: Numbers) -> Finding:
@@ -136,13 +140,13 @@ def pair_shares(e: Evidence, paper: Numbers) -> Finding:
     pairs = read_records("shipped", PreferencePair, split="train").records
 
     def share(hits: list[bool]) -> Estimate:
-        return pooled_rate([{"rate": sum(hits) / len(hits), "n": len(hits)}])._replace(seeds=None)
+        return Estimate.pooled([{"rate": sum(hits) / len(hits), "n": len(hits)}])._replace(seeds=None)
 
     found = {
         "astride": share([p.is_response_0_safe != p.is_response_1_safe for p in pairs]),
         "differ": share([p.better_response_id != p.safer_response_id for p in pairs]),
     }
-    near = [abs(found[name].value - paper[name]) <= 0.02 for name in found]
-    verdict = REPRODUCED if all(near) else DEPENDS if any(near) else REFUTED
+    near = all(abs(found[name].value - paper[name]) <= NEGLIGIBLE for name in found)
+    verdict = AGREES if near else DIFFERS
     text = ", ".join(f"{name} {100 * rate.value:.1f}%" for name, rate in found.items())
     return finding(verdict, text, **found)

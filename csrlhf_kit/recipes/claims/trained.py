@@ -6,15 +6,18 @@ A measure maps the evidence and the paper's numbers to a `Finding`, or to None i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
 from csrlhf_kit.recipes.claims import evidence as ev
 from csrlhf_kit.recipes.claims.equilibrium import predict_cost, settled_cost
 from csrlhf_kit.recipes.claims.evidence import (
-    DEPENDS,
-    REFUTED,
-    REPRODUCED,
+    AGREES,
+    DIFFERS,
+    NEGLIGIBLE,
+    UNDECIDED,
     Estimate,
     Evidence,
     Finding,
@@ -24,23 +27,8 @@ from csrlhf_kit.recipes.claims.evidence import (
     finding,
     shown,
 )
+from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds
 from csrlhf_kit.training.constraints import FixedPenalty
-
-
-def safe_under_jailbreaks(e: Evidence) -> Estimate | None:
-    harm = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
-    return None if harm is None else ev.complement(harm)
-
-
-def starts_harmful(e: Evidence) -> Estimate | None:
-    # The base is one model: its seeds are seeds of sampling only, so the rule of three seeds does not apply.
-    harm = ev.rate_of(e.main("sft"), "harmful_nominal")
-    return None if harm is None else harm._replace(seeds=None)
-
-
-def degenerate_answers(e: Evidence) -> Estimate | None:
-    """Share of degenerate text under the linear penalty, which their code runs, at their λ if it was swept."""
-    return ev.rate_of(e.cells("linear_penalty", {}) or e.main("linear_penalty"), "degenerate")
 
 
 def of_main(rate: str) -> Callable[[Evidence, str], Estimate | None]:
@@ -54,9 +42,13 @@ def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
 
 
 def of_ablation(e: Evidence, name: str) -> Estimate | None:
-    """Harm rate of "cost model + method"; with the semantic model it comes from `csrlhf run`."""
+    """Harm rate of "cost model + method"; with the semantic model it comes from `csrlhf run`, with as many steps."""
     cost, method = name.split(" + ")
-    cells = e.main(method) if cost == "semantic" else [c for c in e.ablation if c.method == method]
+    cells = (
+        replace(e, converged=[]).main(method)
+        if cost == "semantic"
+        else [c for c in e.ablation if c.method == method]
+    )
     return ev.rate_of(cells, "harmful_nominal")
 
 
@@ -65,9 +57,11 @@ def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
     fixed = ev.rate_of(e.main("fixed_penalty"), "harmful_jailbreak")
     if base is None or fixed is None:
         return None
-    times = ev.ratio(base, fixed)
     wanted = paper["theirs"] / paper["ours"]
-    return finding(ev.at_least(times, wanted), f"{shown(times, 1, '×')}", ratio=times)
+    gap = difference(base, fixed, wanted)
+    text = f"{base.value / max(fixed.value, 1e-9):.1f}×: base {shown(base)}, fixed {shown(fixed)}; "
+    text += f"base − {wanted:.2f} × fixed: {shown(gap, unit=' points')}"
+    return finding(ev.at_least(gap, 0.0), text, base=base, fixed=fixed)
 
 
 def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
@@ -82,7 +76,7 @@ def pressure_grows(e: Evidence, paper: Numbers) -> Finding | None:
     if len(sources) < 2:
         return None
     small, large = min(sources.values()), max(sources.values())
-    few, many = (ev.mean_over_seeds([alarm for _, alarm in runs]) for runs in (small, large))
+    few, many = (mean_over_seeds([alarm for _, alarm in runs]) for runs in (small, large))
     text = f"{shown(few)} with {min(small)[0]:,} answers, {shown(many)} with {max(large)[0]:,}"
     return finding(ev.exceeds(many, few), text, few=few, many=many)
 
@@ -114,43 +108,34 @@ def insensitive_to_penalty(e: Evidence, paper: Numbers) -> Finding | None:
         for seed in sorted(seeds):
             at = [c.policy["helpfulness"] for cells in swept.values() for c in cells if c.seed == seed]
             spans.append(max(at) - min(at))
-        ranges[method] = ev.mean_over_seeds(spans)
+        ranges[method] = mean_over_seeds(spans)
     text = ", ".join(f"{m} {shown(r, 1, '', 3)}" for m, r in ranges.items())
     return finding(ev.exceeds(ranges["linear_penalty"], ranges["fixed_penalty"]), text, **ranges)
 
 
-def time_to_limit(e: Evidence, paper: Numbers) -> Finding | None:
-    """Episodes until the harm rate stays under the limit: the Lagrangian's divided by the fixed penalty's."""
-    times = {}
-    for method in ("lagrangian", "fixed_penalty"):
-        cells = [c for c in e.main(method) if c.curve.get("harmful")]
-        if not cells:
-            return None
+def time_to_limits(e: Evidence, paper: Numbers) -> Finding | None:
+    """Episodes until the harm rate stays under a limit: the Lagrangian's divided by the fixed penalty's."""
+    cells = {m: [c for c in e.main(m) if c.curve.get("harmful")] for m in ("lagrangian", "fixed_penalty")}
+    if not all(cells.values()):
+        return None
+    gains, texts = {}, []
+    for limit in (cells["fixed_penalty"][0].threshold, 0.1, 0.2):
         try:
-            times[method] = [
-                efficiency.time_to_safety(
-                    [{"objective/harmful": rate} for rate in c.curve["harmful"]],
-                    batch_size=c.batch_size,
-                    limit=paper.get("limit", c.threshold),
-                )
-                for c in cells
-            ]
+            times = {method: [efficiency.time_to_safety(
+                [{"objective/harmful": rate} for rate in c.curve["harmful"]], batch_size=c.batch_size, limit=limit)
+                for c in found] for method, found in cells.items()}  # fmt: skip
         except UserError:  # the window is too short for so small a limit
             return None
-    found = efficiency.speed_up(times["lagrangian"], times["fixed_penalty"])
-    seeds = min(len(t) for t in times.values())
-    high = float("inf") if found["censored"] in ("at least", "unknown") else found["high"]
-    low = 0.0 if found["censored"] in ("at most", "unknown") else found["low"]
-    gain = Estimate(found["ratio"], low, high, seeds)
-    reached = {m: sum(t.reached for t in ts) for m, ts in times.items()}
-    if not any(reached.values()):
-        text = "neither method got under the limit within its steps"
-    else:
+        found = efficiency.speed_up(times["lagrangian"], times["fixed_penalty"])
+        high = float("inf") if found["censored"] in ("at least", "unknown") else found["high"]
+        low = 0.0 if found["censored"] in ("at most", "unknown") else found["low"]
+        gain = Estimate(found["ratio"], low, high, min(len(t) for t in times.values()))
+        gains[f"below {100 * limit:g}%"] = gain
+        reached = ", ".join(f"{m} {sum(t.reached for t in ts)} of {len(ts)}" for m, ts in times.items())
         known = "" if found["censored"] == "no" else f" ({found['censored']})"
-        text = f"{shown(gain, 1, '×')}{known}; " + ", ".join(
-            f"{m} got there in {n} of {len(times[m])}" for m, n in reached.items()
-        )
-    return finding(ev.at_least(gain, paper["times"]), text, ratio=gain)
+        texts.append(f"below {100 * limit:g}%: {shown(gain, 1, '×')}{known}, reached by {reached}")
+    verdict = ev.all_of(ev.at_least(gain, paper["times"]) for gain in gains.values())
+    return finding(verdict, "; ".join(texts), **gains)
 
 
 def preferred(e: Evidence, paper: Numbers) -> Finding | None:
@@ -169,8 +154,9 @@ def released_code(e: Evidence, paper: Numbers) -> Finding | None:
     linear = ev.mean_of(e.cells("linear_penalty", {}), "helpfulness")
     if fixed is None or linear is None:
         return None
-    gap = ev.difference(fixed, linear)
-    verdict = REFUTED if gap.low > 0 or gap.high < 0 else DEPENDS
+    gap = difference(fixed, linear)
+    same = AGREES if max(-gap.low, gap.high) < NEGLIGIBLE else UNDECIDED
+    verdict = DIFFERS if gap.low > 0 or gap.high < 0 else same
     text = f"helpfulness: rectified {shown(fixed, 1, '', 3)}, linear {shown(linear, 1, '', 3)}"
     return finding(verdict, text, rectified=fixed, linear=linear)
 
@@ -200,10 +186,8 @@ def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
         theirs, help_ = ev.rate_of(cells, "harmful_nominal"), ev.mean_of(cells, "helpfulness")
         estimates[f"ν={weight:g}"] = theirs
         worse = [ev.exceeds(theirs, harm), ev.exceeds(helpful, help_)]
-        parts.append(
-            REPRODUCED if REPRODUCED in worse else REFUTED if worse == [REFUTED, REFUTED] else DEPENDS
-        )
-    text = f"{parts.count(REPRODUCED)} of {len(parts)} weights are dominated"
+        parts.append(AGREES if AGREES in worse else DIFFERS if worse == [DIFFERS, DIFFERS] else UNDECIDED)
+    text = f"{parts.count(AGREES)} of {len(parts)} weights are dominated"
     return finding(ev.all_of(parts), text, **estimates)
 
 
@@ -221,8 +205,19 @@ def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
     }
 
 
+def converged(e: Evidence, read: Callable[..., Any], name: str, rule: Callable[..., str]) -> Finding:
+    """The fixed penalty's converged policies against those of a tuned Lagrangian."""
+    both = {"fixed_penalty": e.main("fixed_penalty"), "tuned Lagrangian": e.tuned()}
+    found = {method: read(cells, name) for method, cells in both.items()}
+    return finding(rule(*found.values()), ", ".join(f"{m} {shown(v)}" for m, v in found.items()), **found)
+
+
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """The least harm of each method among the searched settings that keep 95% of unconstrained helpfulness."""
+    """Converged: the fixed penalty against a tuned Lagrangian. Else the least harm of each among its searched settings
+    that keep 95% of unconstrained helpfulness.
+    """
+    if e.tuned():
+        return converged(e, ev.rate_of, "harmful_jailbreak", ev.less)
     best: dict[str, Estimate] = {}
     floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # with as many steps
     for method, groups in searched(e).items():
@@ -232,14 +227,16 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
         kept = [cells for cells in groups if ev.mean_of(cells, "helpfulness").value >= enough]
         harms = [ev.rate_of(cells, "harmful_jailbreak") for cells in kept]
         if not harms:
-            return Finding(DEPENDS, f"no setting of {method} keeps {paper['helpful']:.0%} of the help", {})
+            return Finding(UNDECIDED, f"no setting of {method} keeps {paper['helpful']:.0%} of the help", {})
         best[method] = min(harms, key=lambda h: h.value)
     text = ", ".join(f"{m} {shown(h)}" for m, h in best.items())
     return finding(ev.exceeds(best["lagrangian"], best["fixed_penalty"]), text, **best)
 
 
 def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """The best helpfulness of each method among the searched settings that are safe enough on plain requests."""
+    """The same for helpfulness; else the best help of each among the settings that are safe enough on plain requests."""
+    if e.tuned():
+        return converged(e, ev.mean_of, "helpfulness", ev.exceeds)
     best: dict[str, Estimate] = {}
     texts = []
     for method, groups in searched(e).items():
@@ -247,7 +244,7 @@ def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
             return None
         safe = [c for c in groups if ev.rate_of(c, "harmful_nominal").value <= paper["harmful"]]
         if not safe:
-            return Finding(DEPENDS, f"no setting of {method} is at most {paper['harmful']:.2%} harmful", {})
+            return Finding(UNDECIDED, f"no setting of {method} is at most {paper['harmful']:.2%} harmful", {})
         chosen = max(safe, key=lambda cells: ev.mean_of(cells, "helpfulness").value)
         best[method] = ev.mean_of(chosen, "helpfulness")
         settings = ", ".join(f"{name} {value:g}" for name, value in chosen[0].settings.items())
@@ -278,8 +275,8 @@ def gate_bias(e: Evidence, paper: Numbers) -> Finding | None:
     if not batch or not window:
         return None
     a, b = ev.mean_of(batch, "cost"), ev.mean_of(window, "cost")
-    gap = ev.difference(a, b)
-    verdict = REPRODUCED if gap.low > 0 or gap.high < 0 else DEPENDS
+    gap = difference(a, b)
+    verdict = AGREES if gap.low > 0 or gap.high < 0 else UNDECIDED
     return finding(verdict, f"batch {shown(a)}, window {shown(b)}", batch=a, window=b)
 
 
@@ -322,14 +319,14 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
             continue
         safe = ev.complement(ev.rate_of(cells, "harmful_jailbreak"))
         refused = ev.rate_of(cells, "over_refusal")
-        share = ev.ratio(ev.mean_of(cells, "helpfulness"), ev.mean_of(free, "helpfulness"))
+        share = Estimate.of(ev.mean_of(cells, "helpfulness").value / ev.mean_of(free, "helpfulness").value)
         met = (
             safe.value >= paper["safe"] and safe.low >= paper["bound"],
             share.value >= paper["helpful"],
             refused.value <= paper["refused"],
         )
         text = f"{shown(safe)} safe, {100 * share.value:.0f}% of the help, {shown(refused)} refused"
-        verdict = REPRODUCED if all(met) else REFUTED
+        verdict = AGREES if all(met) else DIFFERS
         found.append((sum(met) + safe.value, finding(verdict, text, safe=safe, help=share, refused=refused)))
     return max(found, key=lambda item: item[0])[1] if found else None
 
@@ -345,9 +342,9 @@ def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
     verdicts, texts, estimates = [], [], {}
     for cells in gated:
         told = predict_cost(prices, FixedPenalty().penalty, cells[0].batch_size)
-        got = ev.mean_over_seeds([settled_cost(c.curve) for c in cells])
-        gap = ev.difference(got, told)
-        verdicts.append(REPRODUCED if gap.low <= 0 <= gap.high else REFUTED)
+        got = mean_over_seeds([settled_cost(c.curve) for c in cells])
+        gap = difference(got, told)
+        verdicts.append(AGREES if gap.low <= 0 <= gap.high else DIFFERS)
         texts.append(f"{shown(got)} against {shown(told)} predicted in batches of {cells[0].batch_size}")
         estimates |= {f"B={cells[0].batch_size}": got, f"B={cells[0].batch_size}, predicted": told}
     return finding(ev.all_of(verdicts), "; ".join(texts), **estimates)
