@@ -369,6 +369,8 @@ def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_
     row = row_of(BY_ID["equal_search"], found)
     assert row["verdict"] == DIFFERS and row["seeds"] == 4 and "tuned Lagrangian 3.1%" in row["ours"]
     assert not found.cells("fixed_penalty", {"ppo.steps": 256}), "the sweeps of few steps stay apart"
+    write(tmp_path / "runs" / "tuning" / "sweep.json", {"threshold": 0.03, "cells": cells})
+    assert len(Evidence.read(tmp_path).sweep) == len(found.sweep), "settings were chosen by it: no evidence"
     write(place, {"threshold": 0.03, "cells": [cell for cell in cells if cell["seed"] < 2]})
     assert len(Evidence.read(tmp_path).main("fixed_penalty")) == 3, "half recorded: the main job's, as before"
 

@@ -137,9 +137,14 @@ class Evidence:
         for kind, patterns in names.items():
             found[kind] = []
             for path in (p for pattern in patterns for p in sorted(data.glob(pattern))):
-                lasting = kind == "sweep" and "converged" in path.relative_to(data).parts
+                place = path.relative_to(data)
+                if (
+                    place.parts[1] == "tuning"
+                ):  # on validation prompts: settings are chosen by it, nothing is judged
+                    continue
+                lasting = kind == "sweep" and place.parts[1] == "converged"
                 found.setdefault("converged" if lasting else kind, []).append(read_json(path))
-                files.append(str(path.relative_to(data)))
+                files.append(str(place))
         sweeps, arena = found.pop("sweep"), found.pop("arena")
         lasting = by_settings(row for told in found.pop("converged", []) for row in policy_rows(told))
         judged_by: dict[str, list[PolicyRow]] = {"semantic": [], "bradley_terry": []}

@@ -205,7 +205,7 @@ def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
     }
 
 
-def converged(e: Evidence, read: Callable[..., Any], name: str, rule: Callable[..., str]) -> Finding:
+def against_tuned(e: Evidence, read: Callable[..., Any], name: str, rule: Callable[..., str]) -> Finding:
     """The fixed penalty's converged policies against those of a tuned Lagrangian."""
     both = {"fixed_penalty": e.main("fixed_penalty"), "tuned Lagrangian": e.tuned()}
     found = {method: read(cells, name) for method, cells in both.items()}
@@ -217,7 +217,7 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     that keep 95% of unconstrained helpfulness.
     """
     if e.tuned():
-        return converged(e, ev.rate_of, "harmful_jailbreak", ev.less)
+        return against_tuned(e, ev.rate_of, "harmful_jailbreak", ev.less)
     best: dict[str, Estimate] = {}
     floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # with as many steps
     for method, groups in searched(e).items():
@@ -236,7 +236,7 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
 def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     """The same for helpfulness; else the best help of each among the settings that are safe enough on plain requests."""
     if e.tuned():
-        return converged(e, ev.mean_of, "helpfulness", ev.exceeds)
+        return against_tuned(e, ev.mean_of, "helpfulness", ev.exceeds)
     best: dict[str, Estimate] = {}
     texts = []
     for method, groups in searched(e).items():
