@@ -28,7 +28,7 @@ def _majority_error(slips: tuple[float, ...]) -> float:
 def picture_1(attempt: Attempt) -> go.Figure:
     sizes = [1, 3, 5, 7, 9]
     values = [drawn(attempt, (0.1,) * size) for size in sizes]
-    return chart(
+    figure = chart(
         "How often the majority is wrong when each annotator is wrong in one case of ten",
         "annotators",
         "majority wrong, %",
@@ -36,6 +36,7 @@ def picture_1(attempt: Attempt) -> go.Figure:
         yours=None if None in values else (sizes, [100 * float(value) for value in values]),
         across=0.0,
     )
+    return figure.update_yaxes(range=[0, 11])
 
 
 def check_1(attempt: Attempt) -> None:

@@ -9,6 +9,7 @@ Builds on solutions.py, nbformat and nbclient.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import sys
@@ -24,6 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from course.links import refresh_links
 from course.solutions import refresh_solutions, solution_problems, student_edition
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
@@ -37,11 +39,14 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PLOTLY = "application/vnd.plotly.v1+json"
 # Types of output that nbval 0.11 does not compare: a live widget has a random id, and images differ in their bytes.
 NOT_COMPARED = {WIDGET_VIEW, "image/png", "image/jpeg"}
+HIDDEN = "hide-input"  # a cell of asserts: JupyterLab shows its output and folds its code away
 UNCOMPARED_TAGS = {"nbval-ignore-output", "nbval-skip"}
 _ROOTS = "home|Users|root|tmp|var|opt|mnt|usr|srv|private|work|content|data"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/<…-])/(?:{_ROOTS})/[\w.-]+|\b[A-Za-z]:\\{{1,2}}\w+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_NOT_A_RESULT = re.compile(r"arXiv[: ]\d{4}\.\d{5}|Exercise \d+\.\d+|chapter \d+|section \d+\.\d+|`[^`]*`")
+_NOT_A_RESULT = re.compile(
+    r"\]\([^)]*\)|arXiv[: ]\d{4}\.\d{5}|Exercise \d+\.\d+|chapter \d+|section \d+\.\d+|`[^`]*`"
+)
 BAR = re.compile(r"\d+%\|.{0,12}\| *\d+/\d+ \[")  # tqdm's progress bar; a stored one never moves
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
@@ -63,6 +68,7 @@ def _execute(path: str | Path, timeout: float) -> tuple[NotebookNode, int]:
     path = Path(path)
     notebook = read(path)
     refresh_solutions(notebook, path)
+    refresh_links(notebook, path)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     peak = 0
@@ -121,6 +127,8 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     for place, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": sorted(tags)} if tags else {})
+        if is_hidden(cell):
+            cell.metadata.jupyter = nbformat.from_dict({"source_hidden": True})
         cell["id"] = f"cell-{place:03d}"
         if cell.cell_type != "code":
             continue
@@ -137,6 +145,11 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     """The notebook's code cells, in order."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_hidden(cell: NotebookNode) -> bool:
+    """Is the cell's code folded away?"""
+    return HIDDEN in cell.metadata.get("tags", ())
 
 
 def is_compared(cell: NotebookNode) -> bool:
@@ -202,11 +215,16 @@ def unbacked_numbers(notebook: NotebookNode, *, reach: int = 3) -> list[str]:
     changes. Numbers of papers, chapters and exercises do not count.
     """
     found = []
-    for place, cell in enumerate(notebook.cells):
+    cells = notebook.cells
+    seen = list(itertools.accumulate(not is_hidden(cell) for cell in cells))  # hidden cells add no distance
+    for place, cell in enumerate(cells):
         if cell.cell_type != "markdown" or any("solution" in tag for tag in cell.metadata.get("tags", ())):
             continue
-        near = notebook.cells[max(0, place - reach) : place + reach + 1]
-        code = [c for c in near if c.cell_type == "code"]
+        code = [
+            c
+            for c, at in zip(cells, seen, strict=True)
+            if c.cell_type == "code" and abs(at - seen[place]) <= reach
+        ]
         shown = [output.get("text", "") for c in code for output in c.outputs]
         shown += [output.data.get("text/plain", "") for c in code for output in c.outputs if "data" in output]
         backing = {
