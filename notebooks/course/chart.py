@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from csrlhf_kit.figures.style import INK, MUTED, rounded, rounded_all, titled
+from csrlhf_kit.figures.style import INK, MUTED, rounded, rounded_all, style, titled
 
 _GIVEN = (("#57606a", "dash"), ("#D55E00", "dashdot"), ("#009E73", "longdash"), ("#CC79A7", "dot"))
 _YOURS = ("#0072B2", "solid")
@@ -92,3 +92,12 @@ def numbers(found: object, shape: tuple[int, ...]) -> np.ndarray | None:
 def _tidied(values: Sequence[float]) -> list[float | None]:
     """Rounded values; those within 1e-9 of 0, which differ between machines, become 0."""
     return rounded_all(0.0 if value is not None and abs(value) < 1e-9 else value for value in values)
+
+
+def by_method(figure: go.Figure) -> go.Figure:
+    """Give curves and marks that name a penalty the colour that it has in every figure of the kit, in place."""
+    for trace in figure.data:
+        for word, method in (("linear", "linear_penalty"), ("rectified", "fixed_penalty")):
+            if word in trace.name:
+                trace.line.color = trace.marker.color = style(method).colour
+    return figure

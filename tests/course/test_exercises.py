@@ -147,6 +147,13 @@ def test_predictions_are_recorded_revealed_and_scored(capsys):
     out = capsys.readouterr().out
     assert "first: you chose (a)" in out and "second: it is (a); you chose (b)." in out
     assert out.endswith("Predictions right: 1 of 2\n") and out.count("a surprise") == 1
+    predictions.record("left empty", "")
+    predictions.reveal("left empty", "c")
+    predictions.score()
+    out = capsys.readouterr().out
+    assert "left empty: write a, b or c between the quotes" in out
+    assert "it is (c); you made no prediction." in out
+    assert out.endswith("Predictions right: 1 of 2, and 1 without a letter\n")
     with pytest.raises(UserError, match="'d' is no choice"):
         predictions.record("third", "d")
     with pytest.raises(UserError, match="no choice was recorded"):
