@@ -96,7 +96,8 @@ def base_of(adapter: Path, given: str | Path | None = None) -> str:
         check_base(adapter, given)
         return find_base(given)
     here, noted = adapter.resolve(), _noted(adapter)
-    named = _json(adapter / ADAPTER_FILE).get("base_model_name_or_path") or ""
+    told = _json(adapter / ADAPTER_FILE) if (adapter / ADAPTER_FILE).is_file() else {}  # a probe has none
+    named = told.get("base_model_name_or_path") or noted.get("base") or ""
     asked = run_settings(adapter).get("base") or named
     if not (named or asked):
         raise UserError(f"{adapter} does not say what its base is: expected --base")
@@ -128,14 +129,19 @@ def base_of(adapter: Path, given: str | Path | None = None) -> str:
 
 
 def note_base(folder: str | Path, base: str) -> None:
-    """Note the base of an adapter: its absolute path in the config, relative path and fingerprint in `base.json`."""
-    folder = Path(folder)
-    if not base or not (folder / ADAPTER_FILE).is_file():
+    """Note the base of an adapter or a probe: its absolute path in the adapter's config, else in `base.json`, which
+    also holds its relative path and its fingerprint.
+    """
+    folder, adapter = Path(folder), (Path(folder) / ADAPTER_FILE).is_file()
+    if not base or not (adapter or (folder / "probe.safetensors").is_file()):
         return
     noted = {"fingerprint": fingerprint(base)}
+    if not adapter:
+        noted["base"] = str(Path(base).resolve()) if os.path.isdir(base) else base
     if os.path.isdir(base):
-        config = _json(folder / ADAPTER_FILE) | {"base_model_name_or_path": str(Path(base).resolve())}
-        write_atomic(folder / ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
+        if adapter:
+            config = _json(folder / ADAPTER_FILE) | {"base_model_name_or_path": str(Path(base).resolve())}
+            write_atomic(folder / ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
         home = folder.parent if folder.name == NEW else folder  # written in the folder that it replaces
         noted["path"] = os.path.relpath(Path(base).resolve(), home.resolve())
     write_atomic(folder / BASE_FILE, json.dumps(noted, indent=1) + "\n")
@@ -211,6 +217,10 @@ def adapter_folder(run: Path) -> Path:
     """The folder of the PEFT adapter in `run`. Raises UserError if there is none."""
     if place := adapter_in(run):
         return place
+    if (run / "probe.safetensors").is_file():
+        raise UserError(
+            f"{run} is a probe: expected an adapter, since nothing but the kit reads a probe's states"
+        )
     if (run / "sft.json").is_file() or (run / "scorer.json").is_file():
         raise UserError(
             f"{run} was trained with --adaptation full: it holds a whole model already, and no adapter"

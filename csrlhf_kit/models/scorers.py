@@ -7,7 +7,8 @@ the pair (prompt, response) as in its pre-training, and h is what its architectu
 unsafe, and sigmoid(cost) = P(unsafe). Rewards are scaled to a standard deviation of 1.
 
 A saved scorer can be loaded by plain `AutoModelForSequenceClassification` (and `peft` if LoRA was used), without
-the kit; `scorer.json` beside it only says how to encode its text. Builds on base.py and classifiers.py.
+the kit; `scorer.json` beside it only says how to encode its text. A probe, which reads other states, is the
+exception: see probe.py. Builds on base.py and classifiers.py.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from csrlhf_kit.models.classifiers import (
     set_dropout,
 )
 from csrlhf_kit.models.places import ADAPTER_FILE, base_of, check_base, note_base
+from csrlhf_kit.models.probe import Probe, load_probe, mark_answers
 
 SCORER_FILE = "scorer.json"
 PACKED = (
@@ -60,7 +62,7 @@ class Scorer:
     """A reward or cost model with the tokenizer and the length that it was trained with."""
 
     model: Any
-    """`AutoModelForSequenceClassification` with one output, or a `PeftModel` around one."""
+    """`AutoModelForSequenceClassification` with one output, a `PeftModel` around one, or a `Probe`."""
     tokenizer: Any
     """The backbone's tokenizer."""
     decoder: bool
@@ -180,7 +182,13 @@ def load_scorer(
     notes: dict[str, Any] = {}
     if isinstance(path, Path) and (path / SCORER_FILE).exists():
         notes = json.loads((path / SCORER_FILE).read_text())
-    if isinstance(path, Path) and (path / ADAPTER_FILE).exists():
+    if isinstance(path, Path) and "probe" in notes:
+        base = base_of(path, base)
+        tokenizer = load_tokenizer(path, scores=True, config=load_config(base))
+        how = {"dtype": dtype, "quantization": quantization}
+        model: Any = load_probe(path, base, notes["probe"], tokenizer.pad_token_id, **how)
+        config = model.config
+    elif isinstance(path, Path) and (path / ADAPTER_FILE).exists():
         if PeftConfig.from_pretrained(str(path)).task_type != TaskType.SEQ_CLS:
             raise UserError(f"{path} is a policy's adapter: expected a reward or cost model")
         base = base_of(path, base)
@@ -189,7 +197,7 @@ def load_scorer(
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         with quiet():
-            model: Any = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
+            model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
         check_base(path, base)  # again, since a hub id may only now be in the cache
         if merge and not is_packed(model):
             model = model.merge_and_unload()
@@ -232,7 +240,7 @@ def save_scorer(scorer: Scorer, folder: str | Path) -> Path:
 def encode(
     scorer: Scorer, prompts: Sequence[str], responses: Sequence[str], *, chunk: int = 1024
 ) -> list[dict[str, list[int]]]:
-    """Token ids of each dialogue, unpadded: `input_ids`, and for some encoders `token_type_ids`.
+    """Token ids of each dialogue, unpadded: `input_ids`, for some encoders `token_type_ids`, for a probe `answer`.
 
     Raises UserError if the lists differ in length, or `max_length` leaves no room for a response.
     """
@@ -250,6 +258,8 @@ def encode(
             lengths = batch["attention_mask"].sum(1).tolist()
             ids = batch["input_ids"].tolist()
             rows += [{"input_ids": row[:length]} for row, length in zip(ids, lengths, strict=True)]
+            if isinstance(scorer.model, Probe):
+                mark_answers(scorer.tokenizer, rows[start:], some_responses)
         else:
             rows += _encode_pairs(scorer, some_prompts, some_responses)
     return rows
@@ -369,9 +379,15 @@ def _readme(scorer: Scorer) -> str:
             f'                   max_length={scorer.max_length}, return_tensors="pt")'
         )
     meaning = scorer.notes.get("meaning", "one score for each dialogue")
+    title = f"# {scorer.notes.get('objective', 'scorer')}\n\nMade by the CS-RLHF Kit. Score: {meaning}.\n\n"
+    if isinstance(scorer.model, Probe):
+        return (
+            f"{title}It reads states in the middle of {scorer.model.source}, which no classifier of transformers "
+            "does, so plain transformers cannot load it.\n\n```python\nfrom csrlhf_kit.models.scorers import "
+            "score_texts\n\nscores = score_texts(folder, prompts, responses)\n```\n"
+        )
     return (
-        f"# {scorer.notes.get('objective', 'scorer')}\n\nMade by the CS-RLHF Kit. Score: {meaning}.\n\n"
-        f"```python\nimport torch\nfrom transformers import AutoTokenizer\n{load}\n"
+        f"{title}```python\nimport torch\nfrom transformers import AutoTokenizer\n{load}\n"
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\n{text}\n"
         "with torch.inference_mode():\n    score = model(**inputs).logits[0, 0].item()\n```\n"
         + (f"\n{CAUTION}\n" if unpacks_here(scorer.model) else "")

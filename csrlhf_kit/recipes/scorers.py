@@ -188,10 +188,15 @@ def _finished(
 def _headline(config: Any, result: dict[str, Any]) -> str:
     rows, training, origins = result["splits"], result["training"], result["data"]["origins"]
     why = training.get("uncalibrated")
+    if "probe" in training:
+        how = (
+            f"a {config.probe.head} probe after the layers {', '.join(map(str, training['probe']['layers']))}"
+        )
+    else:
+        how = f"learning rate {training['learning_rate']:g}, {training['epochs']:g} epochs"
     return (
         f"{config.objective} on {config.base}: {rows['train']} training, {rows['validation']} validation and "
-        f"{rows['test']} test rows, learning rate {training['learning_rate']:g}, {training['epochs']:g} "
-        f"epochs, {result['seconds']:.0f} s; saved to {config.out}\n"
+        f"{rows['test']} test rows, {how}, {result['seconds']:.0f} s; saved to {config.out}\n"
         + (f"Not calibrated: {why}\n" if why else "")
         + f"Validation: {origins['validation']}\nTest: {origins['test']}; with 95% intervals:"
     )

@@ -5,7 +5,7 @@ They are used in `supervised.py`, `sft.py`, `reward_modeling.py`, `critic.py`, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from csrlhf_kit.data.records import Objective
@@ -90,6 +90,18 @@ class SFTConfig(SupervisedConfig):
 
 
 @dataclass
+class ProbeConfig:
+    """What a probe reads of a frozen decoder, and how its head is fitted."""
+
+    layers: tuple[int, ...] = ()
+    """After which layers it reads, counted from 1; empty: after 50, 60 and 70% of them."""
+    pooling: Literal["answer", "dialogue"] = "answer"
+    """Tokens over which the states are averaged: those of the answer, or all."""
+    head: Literal["gaussian", "linear"] = "gaussian"
+    """gaussian: a Gaussian process; linear: logistic regression. Both on standardised states."""
+
+
+@dataclass
 class ScorerConfig(SupervisedConfig):
     """How a reward or cost model is trained. None: chosen by the model's and the data's size (see `settled`)."""
 
@@ -97,8 +109,11 @@ class ScorerConfig(SupervisedConfig):
     """Folder of the trained scorer; an earlier scorer there is replaced when the new one is done."""
     objective: Objective = "semantic"
     """semantic | safe_rlhf | bradley_terry | reward: what to learn, and from which judgements."""
-    adaptation: Literal["auto", "lora", "full"] = "auto"
-    """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders."""
+    adaptation: Literal["auto", "lora", "full", "probe"] = "auto"
+    """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders; probe: a head alone, on
+    averaged states in the middle of a decoder (objective semantic)."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Settings of a probe."""
     layers: int | None = None
     """The adapters act on this many of the last layers; None: all."""
     dropout: float | None = None

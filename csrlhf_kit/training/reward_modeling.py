@@ -41,6 +41,7 @@ from csrlhf_kit.models.scorers import (
 )
 from csrlhf_kit.outputs import replace_folder, writes_model
 from csrlhf_kit.training.configs import ScorerConfig
+from csrlhf_kit.training.probing import fit_probe, unfitted_probe
 from csrlhf_kit.training.reward_losses import objective_loss
 from csrlhf_kit.training.supervised import (
     EpochTrainer,
@@ -217,7 +218,7 @@ def fit_scorer(
     a run with other settings would be resumed.
     """
     started = time.perf_counter()
-    scorer = new_scorer(
+    scorer = unfitted_probe(config) if config.adaptation == "probe" else new_scorer(
         config.base, adaptation=config.adaptation, rank=config.rank, alpha=config.alpha,
         layers=config.layers, dropout=config.dropout, max_length=config.max_length, dtype=config.dtype,
         quantization=config.quantization, seed=config.seed,
@@ -228,9 +229,12 @@ def fit_scorer(
         raise UserError(f"objective semantic: all {len(rows)} labels are {label}, expected both kinds")
     tell_cut(scorer.cut, sum(map(len, rows.dialogues)), scorer.max_length, "dialogues")
     held_out = encode_records(scorer, validation, config.objective) if validation else None
-    chosen = chosen_settings(config, scorer, len(rows))
-    contents = {"data": content_of_records(train, validation), "test_data": content_of_records(test)}
-    loss = _fit(config, chosen, scorer, rows, contents)
+    if config.adaptation == "probe":
+        trained = fit_probe(config, scorer, [row for (row,) in rows.dialogues], rows.targets)
+    else:
+        chosen = chosen_settings(config, scorer, len(rows))
+        contents = {"data": content_of_records(train, validation), "test_data": content_of_records(test)}
+        trained = {"train_loss": _fit(config, chosen, scorer, rows, contents), **asdict(chosen)}
     divisor, uncalibrated = 1.0, ""
     if config.calibrate and held_out:
         divisor, uncalibrated = calibrate(scorer, held_out, config)
@@ -241,10 +245,7 @@ def fit_scorer(
         **({"uncalibrated": uncalibrated} if uncalibrated else {}),
         "train_rows": len(rows),
         "validation_rows": len(validation),
-        "train_loss": loss,
-        "learning_rate": chosen.learning_rate,
-        "epochs": chosen.epochs,
-        "batch_size": chosen.batch_size,
+        **trained,
         "parameters": count_parameters(scorer.model),
         "trained_parameters": count_parameters(scorer.model, trainable=True),
         "seconds": round(time.perf_counter() - started, 2),

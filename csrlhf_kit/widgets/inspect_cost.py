@@ -93,12 +93,14 @@ def load_scorers(models: Mapping[str, Score | str | Path] | str | Path | None) -
 
 
 def _loaded(folder: str | Path) -> Score:
-    from csrlhf_kit.models.scorers import load_scorer  # torch takes seconds: only where a model is asked
+    from csrlhf_kit.models.probe import Probe  # torch takes seconds: only where a model is asked
+    from csrlhf_kit.models.scorers import load_scorer, score_texts
     from csrlhf_kit.widgets.attribution import Network
 
     path = Path(folder)
     base = data_folder() / "tiny_base" if path.is_relative_to(data_folder()) else None
-    return Network(load_scorer(folder, base=base, merge=True))
+    scorer = load_scorer(folder, base=base, merge=True)
+    return partial(score_texts, scorer) if isinstance(scorer.model, Probe) else Network(scorer)
 
 
 def _twin(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str, Any]:
