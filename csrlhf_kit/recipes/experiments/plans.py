@@ -61,10 +61,10 @@ def tuning() -> list[Setting]:
 
 
 # Dual ascent's best of `tuning` on validation prompts (data/runs/tuning); the published constants are for logit costs.
-TUNED: Setting = ("pid_lagrangian", {"initial": 3.0, "proportional": 20.0, "integral": 2.0})
+TUNED: Setting = ("pid_lagrangian", {"initial": 3.0, "proportional": 10.0, "integral": 1.0})
 
 
-def converged() -> list[Setting]:
+def converged_policies() -> list[Setting]:
     """What the head-to-head compares, to be run with more steps: the base, PPO, two Lagrangians, two penalties."""
     fixed = [(m, {"penalty": MAIN.penalty}) for m in ("linear_penalty", "fixed_penalty")]
     return [("sft", {}), ("ppo", {}), ("lagrangian", {}), TUNED, *fixed]
@@ -104,7 +104,7 @@ PLANS: dict[str, Callable[[], list[Setting]]] = {
     "lagrangians": lagrangians,
     "published": published,
     "tuning": tuning,
-    "converged": converged,
+    "converged": converged_policies,
     "prices": prices,
     "gates": gates,
     "ablation": ablation,
