@@ -75,8 +75,8 @@ seeds: .venv/.run ## rebuild data/runs/seed_*: the main job again with two other
 claims: .venv/.run ## hold both papers' claims against what is recorded: data/claims.json and data/claims.md
 	$(BIN)/csrlhf claims
 
-# Ten seeds of everything: scorers, critic and policies. A seed is about 35 minutes on 2 cores; what is finished is kept.
-converged: .venv/.run ## rebuild data/runs/converged: six policies x 10 seeds, 256 steps each (about 6 hours on 2 cores)
+# Ten seeds of everything: scorers, critic and policies; what is finished is kept. By the speed of `make run`, a seed is 16 minutes.
+converged: .venv/.run ## rebuild data/runs/converged: six policies x 10 seeds, 256 steps each (about 3 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 256 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
