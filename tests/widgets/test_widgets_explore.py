@@ -14,6 +14,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.results import PolicyRow, RecordedRuns, read_recorded
 from csrlhf_kit.theory import FiniteProblem, hinge_bias
 from csrlhf_kit.theory.example import town
+from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, tradeoff
 from csrlhf_kit.widgets.penalty_data import (
     KINDS,
@@ -229,7 +230,7 @@ def test_a_stratum_brings_its_own_helpfulness_and_empty_groups_are_left_out():
     ways = harm_measures(recorded)
     assert "jailbreak: fiction" in ways and "jailbreak: empty" not in ways and "over_refusal" not in ways
     assert run_point(recorded.runs[0], ways["refused, stratum: plain"]) == (
-        (0.125, 0.0625, 0.5625, None, 100),
+        Estimate(0.125, 0.0625, 0.5625, n=100),
         0.25,
     )
 
