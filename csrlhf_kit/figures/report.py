@@ -103,12 +103,12 @@ def report_figures(results: Mapping[str, Any]) -> list[ReportFigure]:
             plots.tradeoff(policies),
         )
     ]
-    if results.get("recorded"):
-        caption = (
-            f"Diamonds are this run, circles {len(results['recorded'])} recorded runs with the same settings and other seeds or on "
-            "other processors. Where a method's dots lie far apart, one run of it says little."
-        )
-        figure = plots.seeds(results["recorded"], policies)
+    if others := results.get("recorded"):
+        caption = f"Diamonds are this run, circles {len(others)} recorded runs with the same settings, of other seeds "
+        caption += "or processors. Where a method's dots lie far apart, one run of it says little."
+        if not all("outcomes" in row for run in others for row in run.values()):
+            caption += " Older records were judged by an earlier rule of the oracle (CHANGELOG.md)."
+        figure = plots.seeds(others, policies)
         made.append(ReportFigure("seeds", "Your run among the recorded ones", caption, figure))
     curves = {name: rows for name, rows in (results.get("curves") or {}).items() if rows}
     if curves:

@@ -223,6 +223,10 @@ def test_your_run_stands_among_the_recorded_ones(tmp_path):
         encoding="utf-8"
     )
     assert 'id="seeds"' in page and "circles 2 recorded runs" in page
+    assert "Older records" in page
+    judged_alike = {name: {**row, "outcomes": {}} for name, row in other.items()}
+    page = write_report(tmp_path, results | {"recorded": [judged_alike]}).read_text(encoding="utf-8")
+    assert 'id="seeds"' in page and "Older records" not in page
     drawn = seeds([other, results["policies"]], results["policies"]).data
     theirs, mine = drawn[-2:]  # of the last panel, helpfulness
     assert set(theirs.x) >= {0.125} and len(theirs.x) == 2 * len(mine.x) == 2 * len(POLICIES)
