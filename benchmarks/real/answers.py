@@ -1,0 +1,67 @@
+"""The base's own answers, and a reward model's pairs made of them: helpfulness without anybody's labels.
+
+    chosen: the base's own, finished answer to the request
+    rejected: its answer to another request (off the topic), the same answer cut off, or one that repeats itself
+
+So the reward model learns "on the topic, finished and fluent". It knows nothing of truth, and says nothing of harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from csrlhf_kit.data.records import PreferencePair
+from csrlhf_kit.errors import UserError
+
+SPOILT = ("another", "cut", "looped")
+LEAST = 10  # finished answers
+
+
+def cut(text: str, rng: Random) -> str:
+    """The first third to two thirds of the words."""
+    words = text.split()
+    return " ".join(words[: max(1, round(rng.uniform(1 / 3, 2 / 3) * len(words)))])
+
+
+def looped(text: str, rng: Random) -> str:
+    """The text until some place, and from there the last few words again and again; as long as before."""
+    words = text.split()
+    start = rng.randrange(max(1, len(words) // 2))
+    phrase = words[start : start + rng.randint(2, 6)]
+    repeated = words[:start] + phrase * (len(words) // max(len(phrase), 1) + 2)
+    return " ".join(repeated[: max(len(words), 2 * len(phrase))])
+
+
+def spoilt_pairs(
+    answers: Sequence[dict[str, Any]], *, seed: int = 0, least_words: int = 4
+) -> list[PreferencePair]:
+    """Three pairs for each finished answer, one per way of spoiling it; `category` says which.
+
+    answers: rows with `request`, `response` and `ended`, one per request. Which of the two stands first is drawn.
+    Raises UserError if hardly any answer is finished.
+    """
+    rng = Random(seed)
+    whole = [row for row in answers if row["ended"] and len(row["response"].split()) >= least_words]
+    if len(whole) < LEAST:
+        raise UserError(
+            f"reward model: only {len(whole)} of {len(answers)} answers of the base are finished and longer than "
+            f"{least_words - 1} words, expected at least {LEAST}: ask for more answers, or allow longer ones"
+        )
+    pairs = []
+    for row in whole:
+        others = [other["response"] for other in whole if other["request"] != row["request"]]
+        rejected = {
+            "another": rng.choice(others),
+            "cut": cut(row["response"], rng),
+            "looped": looped(row["response"], rng),
+        }
+        for way in SPOILT:
+            if rejected[way] == row["response"]:
+                continue
+            better = rng.randrange(2)
+            sides = [rejected[way], rejected[way]]
+            sides[better] = row["response"]
+            pairs.append(PreferencePair(row["request"], *sides, None, None, better, better, category=way))
+    return pairs

