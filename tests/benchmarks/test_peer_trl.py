@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ppo_step import SHAPES, BenchPPOConfig
+from benchmarks.ppo_step import REAL, SHAPES, BenchPPOConfig
+from csrlhf_kit.recipes.presets import PRESETS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_trl.py"
 
@@ -21,15 +22,24 @@ def peer():
 
 
 def test_both_sides_run_the_workload_of_the_benchmark(peer):
-    ours = BenchPPOConfig()
-    assert (ours.batch_size, ours.epochs, ours.new_tokens) == (peer.EPISODES, peer.EPOCHS, peer.NEW_TOKENS)
-    assert ours.minibatch_size == peer.EPISODES // peer.MINIBATCHES
+    ours, work = BenchPPOConfig(), peer.WORKLOADS["peer"]
+    assert (ours.batch_size, ours.epochs, ours.new_tokens) == (work.episodes, work.epochs, work.new_tokens)
+    assert ours.minibatch_size == work.episodes // work.minibatches
     assert (
         ours.rank,
         ours.threads,
         SHAPES["peer"]["vocab_size"],
     ) == (peer.RANK, peer.THREADS, peer.VOCABULARY)
-    assert ours.shape == "peer" and ours.prompt_tokens == (8, 32)
+    assert ours.shape == "peer" and ours.prompt_tokens == work.prompt_tokens
+
+
+def test_the_real_base_is_the_preset_of_that_name(peer):
+    work, preset = peer.WORKLOADS["smollm2"], PRESETS["smollm2-135m"]
+    assert {"smollm2": preset["all"]["base"]} == REAL
+    assert work.ours["csrlhf_top8"]["policy_layers"] == preset["ppo"]["layers"]
+    ppo = preset["ppo"]["ppo"]
+    assert (work.episodes, work.new_tokens) == (ppo["batch_size"], ppo["max_new_tokens"])
+    assert work.episodes // work.minibatches == ppo["minibatch_size"]
 
 
 def test_parts_are_the_gaps_between_clocks(peer):

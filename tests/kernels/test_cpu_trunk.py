@@ -41,6 +41,8 @@ MODELS = {
                                               "attention_bias": True, "mlp_bias": True}),
     "mistral": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 1, "sliding_window": None,
                                                     "head_dim": 12}),
+    "smollm2": (LlamaForCausalLM, LlamaConfig, {"num_attention_heads": 8, "num_key_value_heads": 2,
+                                                "tie_word_embeddings": True}),
 }  # fmt: skip
 
 
@@ -141,6 +143,18 @@ def test_decoding_gives_the_logits_of_the_cached_forward_and_drops_rows(kind):
                     decoder.keep(kept)
     for got, expected in zip(ours.seen_logits, theirs.seen_logits, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_frozen_map_is_copied_only_to_be_joined_with_others():
+    base, _ = make("smollm2", targets=["q_proj"])
+    attention = base.model.layers[0].self_attn
+    for adapter in (None, "policy"):
+        assert cpu_trunk.fold([attention.o_proj], adapter).weight is attention.o_proj.weight
+    before = attention.q_proj.base_layer.weight.clone()
+    assert not torch.equal(cpu_trunk.fold([attention.q_proj], "policy").weight, before)
+    joined = cpu_trunk.fold([attention.k_proj, attention.v_proj], "policy").weight
+    assert torch.equal(joined, torch.cat([attention.k_proj.weight, attention.v_proj.weight]))
+    assert torch.equal(attention.q_proj.base_layer.weight, before)
 
 
 def test_weights_are_folded_anew_for_each_rollout():

@@ -41,15 +41,15 @@ def test_agrees_with_torch_distributions(temperature, with_bias):
 
 
 def test_many_chunks_and_leading_dimensions(monkeypatch):
-    monkeypatch.setitem(logprob.CHUNK_ELEMENTS, "cpu", 1)  # 32 rows a chunk
-    hidden, weight, bias, targets = problem(rows=105)
-    hidden = hidden.detach().view(3, 35, 6).requires_grad_()
-    targets = targets.view(3, 35)
+    monkeypatch.setitem(logprob.CHUNK_ELEMENTS, "cpu", 1)  # 128 rows a chunk
+    hidden, weight, bias, targets = problem(rows=405)
+    hidden = hidden.detach().view(3, 135, 6).requires_grad_()
+    targets = targets.view(3, 135)
     got = linear_logprob(hidden, weight, targets, bias=bias)
     want = linear_logprob_reference(hidden, weight, targets, bias=bias)
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs)
-    upstream = torch.randn(3, 35, dtype=torch.float64)
+    upstream = torch.randn(3, 135, dtype=torch.float64)
     mine, theirs = (torch.autograd.grad((value[0] * upstream).sum(), hidden)[0] for value in (got, want))
     torch.testing.assert_close(mine, theirs)
 
