@@ -83,27 +83,40 @@ class Duel:
         return row
 
 
-def elo(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """name -> (Elo points around a mean of 0, number of its votes), fitted to all votes at once (Bradley-Terry)."""
+def tally(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(wins (policies, policies), a draw being half a win for each; votes (policies,)) of these policies."""
     place = {name: i for i, name in enumerate(names)}
     wins, games = np.zeros((len(names), len(names))), np.zeros(len(names), dtype=int)
     for vote in votes:
-        left, right, score = (
-            place.get(vote.get("left")),
-            place.get(vote.get("right")),
-            SCORES.get(vote.get("vote")),
-        )
-        if left is None or right is None or left == right or score is None:
+        left, right = (place.get(vote.get(side)) for side in ("left", "right"))
+        score = SCORES.get(vote.get("vote"))
+        if None in (left, right, score) or left == right:
             continue
         wins[left, right] += score
         wins[right, left] += 1 - score
         games[[left, right]] += 1
+    return wins, games
+
+
+def elo(votes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """name -> (Elo points around a mean of 0, number of its votes), fitted to all votes at once (Bradley-Terry)."""
+    wins, games = tally(votes, names)
     points = ELO * bradley_terry(wins, prior=PRIOR)
-    return {name: (float(points[i]), int(games[i])) for name, i in place.items()}
+    return {name: (float(points[i]), int(games[i])) for i, name in enumerate(names)}
 
 
 def standings(duel: Duel) -> list[str]:
-    """The ratings so far as lines of text, the best first."""
-    rated = elo(files.read(duel.path), list(duel.policies))
-    ranked = sorted(rated.items(), key=lambda row: -row[1][0])
-    return [f"{name}: {points:+.0f} Elo, {games} votes" for name, (points, games) in ranked]
+    """The ratings so far as lines of text, the best first, with 95% intervals from the likelihood's curvature."""
+    names = list(duel.policies)
+    wins, games = tally(files.read(duel.path), names)
+    if not games.any():
+        return ["No votes yet."]
+    strength = bradley_terry(wins, prior=PRIOR)
+    share = 1 / (1 + np.exp(strength - strength[:, None]))  # (policies, policies), P(row beats column)
+    weight = (wins + wins.T + PRIOR * (1 - np.eye(len(names)))) * share * (1 - share)
+    error = 1.96 * ELO * np.sqrt(np.diag(np.linalg.pinv(np.diag(weight.sum(1)) - weight)))
+    return [
+        f"{names[i]}: {ELO * strength[i]:+.0f} Elo ({ELO * strength[i] - error[i]:+.0f} to "
+        f"{ELO * strength[i] + error[i]:+.0f}), {games[i]} vote{'' if games[i] == 1 else 's'}"
+        for i in np.argsort(-strength)
+    ]

@@ -81,17 +81,11 @@ def seeds(
                 if name in run
             ]
             figure.add_scatter(
-                x=rounded_all((value for value, _, _ in points), scale),
-                y=rounded_all(at for _, at, _ in points),
-                mode="markers",
+                x=rounded_all((value for value, _, _ in points), scale), y=rounded_all(at for _, at, _ in points),
+                mode="markers", name=label, showlegend=False, text=[style(name).label for *_, name in points],
                 marker={"color": [style(name).colour for *_, name in points], "symbol": symbol, "size": size},
-                name=label,
-                showlegend=False,
-                text=[style(name).label for *_, name in points],
-                hovertemplate="%{text}: %{x}",
-                row=1,
-                col=column,
-            )
+                hovertemplate="%{text}: %{x}", row=1, col=column,
+            )  # fmt: skip
         most = scale * max(
             Estimate.of(run[name][key]).value for run in [*recorded, yours or {}] for name in run
         )
@@ -301,13 +295,10 @@ def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
         figure.add_scatter(
             x=rounded_all((row["predicted"] for row in rows), 100),
             y=rounded_all((point.value for point in points), 100),
-            error_y={**error_bars(points, 100), "color": look.colour},
-            mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash, "width": 2},
-            marker={"symbol": look.symbol, "size": 9},
-            name=look.label,
-            hovertemplate="stated %{x:.1f}%, observed %{y:.1f}%",
-        )
+            error_y={**error_bars(points, 100), "color": look.colour}, mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash, "width": 2}, name=look.label,
+            marker={"symbol": look.symbol, "size": 9}, hovertemplate="stated %{x:.1f}%, observed %{y:.1f}%",
+        )  # fmt: skip
     figure.update_xaxes(title_text="probability of harm, as the cost model states it, %", range=[-2, 102])
     figure.update_yaxes(title_text="share that is harmful, %", range=[-2, 102])
     return titled(figure, "On the diagonal, a stated 30% means 30%; above it, harm is understated")

@@ -1,13 +1,14 @@
 """One look for every figure: a method's colour, marker and dash, axes, titles, intervals, and numbers' digits.
 
 A method has the same colour, marker and dash in every figure (the colours are Okabe and Ito's, which colour-blind
-readers can tell apart), axes have units, intervals are error bars, and the title says what to look at. There are no
+readers can tell apart); `method_of` finds it in a series' label. Axes have units, intervals are error bars, and the title says what to look at. There are no
 random identifiers and no dates, and numbers are rounded to `DIGITS` significant digits, so that a figure's JSON is
 the same on every run.
 """
 
 from __future__ import annotations
 
+import re
 import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ DIGITS = 5  # significant digits in a figure: finer than a pixel, coarser than r
 WIDTH = 860  # pixels; fits a notebook column and half a laptop's screen
 
 INK, MUTED, GRID = "#24292f", "#57606a", "#d8dee4"
+DARK = {INK: "#e6edf3", MUTED: "#9aa5b1", GRID: "#343c46"}  # the same three on a dark page
+HARMLESS, HARMFUL = "#009E73", "#b42318"  # verdicts on single answers
 DOTTED = {"color": INK, "dash": "dot", "width": 1.5}  # thresholds and other marks to compare a curve with
 
 
@@ -58,6 +61,9 @@ STYLES: dict[str, Style] = {
     "bradley_terry": Style("ranking + sign", "#D55E00", "square", "dashdot"),
     "keyword": Style("keyword", "#E69F00", "triangle-up", "dash"),
 }
+# What a label says for a method; the longest first, so that a "PID Lagrangian" is no Lagrangian.
+_SAID = {"rectified": "fixed_penalty", "linear": "linear_penalty", "unconstrained": "ppo"}
+_SAID |= {look.label: name for name, look in STYLES.items()}
 _SPARE = [
     (colour, symbol, dash)
     for symbol, dash in (("bowtie", "dot"), ("hourglass", "dash"), ("triangle-right", "longdash"))
@@ -105,11 +111,37 @@ def style(name: str) -> Style:
     return known
 
 
+def method_of(label: str) -> str | None:
+    """The method (a key of `STYLES`) that a series' label names; None if it names none."""
+    said = [word for word in _SAID if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", label)]
+    return _SAID[max(said, key=len)] if said else None
+
+
 def ramp(count: int) -> list[str]:
-    """`count` colours from pale to dark blue, for ordered values."""
-    pale, dark = np.array([155, 200, 232]), np.array([0, 51, 102])
-    shares = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
-    return ["#{:02x}{:02x}{:02x}".format(*np.round(pale + s * (dark - pale)).astype(int)) for s in shares]
+    """`count` colours from pale to dark blue, for ordered values; all can be seen on white and on black."""
+    return [_between(share) for share in (np.linspace(0, 1, count) if count > 1 else [1.0])]
+
+
+def shade(size: int) -> str:
+    """The colour of a batch size in every figure: on the scale of `ramp`, by its logarithm."""
+    low, high = np.log(8), np.log(512)  # the smallest and the largest that the course draws
+    return _between(float(np.clip((np.log(size) - low) / (high - low), 0, 1)))
+
+
+def _between(share: float) -> str:
+    pale, dark = np.array([126, 184, 224]), np.array([0, 84, 147])
+    return "#{:02x}{:02x}{:02x}".format(*np.round(pale + share * (dark - pale)).astype(int))
+
+
+def dark_css() -> str:
+    """CSS for drawn plotly figures on a dark page of JupyterLab or VS Code: no ground, and the inks of `DARK`."""
+    rules = [".main-svg, .modebar-group {background: none !important}", ".bg {fill: none !important}"]
+    for light, dark in DARK.items():
+        rgb = ", ".join(str(int(light[i : i + 2], 16)) for i in (1, 3, 5))
+        for kind in ("fill", "stroke"):
+            rules.append(f'[style*="{kind}: rgb({rgb})"]:not(.hovertext *) {{{kind}: {dark} !important}}')
+    page = ':is([data-jp-theme-light="false"], .vscode-dark)'
+    return "\n".join([f"{page} .js-plotly-plot {{", *rules, "}"])
 
 
 def rounded(value: float | None, scale: float = 1.0) -> float | None:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures.style import DOTTED, INK, MUTED, ramp, rounded, rounded_all, style, titled
+from csrlhf_kit.figures.style import DOTTED, INK, MUTED, ramp, rounded, rounded_all, shade, style, titled
 from csrlhf_kit.theory import (
     DualTrajectory,
     FiniteProblem,
@@ -25,9 +25,10 @@ from csrlhf_kit.theory import (
     simulate_gate,
 )
 
+KINDS = {"rectified": "rectified mean", "linear": "linear penalty", "per_sample": "per-sample hinge"}
 PENALTIES = {"rectified": "fixed_penalty", "linear": "linear_penalty", "per_sample": "rectified_sample"}
 FRONTIER_MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
-_FEW_SAMPLES = 5  # effective samples per prompt; with fewer, a mean depends on one or two responses
+FEW_SAMPLES = 5  # effective samples per prompt; with fewer, a mean depends on one or two responses
 
 
 def penalty_landscape(
@@ -91,22 +92,19 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = FRO
     figure = make_subplots(rows=1, cols=1)
     figure.add_scatter(
         x=rounded_all(solution.cost for solution in frontier),
-        y=rounded_all(solution.objective for solution in frontier),
-        mode="lines",
-        line={"color": MUTED, "width": 2},
-        name="best possible",
-    )
+        y=rounded_all(solution.objective for solution in frontier), mode="lines",
+        line={"color": MUTED, "width": 2}, name="best possible",
+    )  # fmt: skip
     for kind, method in PENALTIES.items():
         look = style(method)
         # Rings for the rectified penalty: its optima coincide with the linear ones up to λ*.
-        shape = {"symbol": look.symbol, "size": 9}
-        if kind == "rectified":
-            shape = {"symbol": "circle-open", "size": 17, "line": {"width": 2.5}}
+        rings = {"symbol": "circle-open", "size": 17, "line": {"width": 2.5}}
+        shape = rings if kind == "rectified" else {"symbol": look.symbol, "size": 9}
         optima = [problem.penalised_optimum(m * optimum.multiplier, kind) for m in multiples]
         figure.add_scatter(
             x=rounded_all(solution.cost for solution in optima),
             y=rounded_all(solution.objective for solution in optima), mode="markers+text",
-            marker={"color": look.colour, **shape}, name=_kind_label(kind), text=_marks(kind, multiples),
+            marker={"color": look.colour, **shape}, name=KINDS[kind], text=_marks(kind, multiples),
             textposition={"rectified": "top left", "linear": "bottom right"}.get(kind, "middle right"),
             textfont={"color": INK, "size": 12}, customdata=[_times(m) for m in multiples],
             hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
@@ -144,7 +142,7 @@ def violation_and_loss(problem: FiniteProblem, *, multiples: Sequence[float] | N
             figure.add_scatter(
                 x=rounded_all(multiples), y=rounded_all(_tidy(value) for value in values),
                 mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 2},
-                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7}, name=_kind_label(kind),
+                marker={"symbol": look.symbol, "size": 8, "maxdisplayed": 7}, name=KINDS[kind],
                 legendgroup=kind, showlegend=row == 1, row=row, col=1,
             )  # fmt: skip
     for row in (1, 2):
@@ -193,7 +191,7 @@ def batch_hinge(
     )  # fmt: skip
     multiples = np.linspace(1.02, 6, 60)
     shown = [size for size in (8, 64, 512) if min(batches) <= size <= max(batches)] or [batches[0]]
-    for colour, dash, size in zip(ramp(len(shown)), ("dash", "dashdot", "solid"), shown, strict=False):
+    for dash, size in zip(("dash", "dashdot", "solid"), shown, strict=False):
         noise = spread / np.sqrt(size)
         settled = [
             equilibrium_violation(m * optimum.multiplier, multiplier=optimum.multiplier, noise=noise)
@@ -201,7 +199,7 @@ def batch_hinge(
         ]
         figure.add_scatter(
             x=rounded_all(multiples), y=rounded_all(settled), mode="lines",
-            line={"color": colour, "dash": dash, "width": 2}, name=f"B = {size}", row=1, col=2,
+            line={"color": shade(size), "dash": dash, "width": 2}, name=f"B = {size}", row=1, col=2,
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": MUTED, "width": 1}, row=1, col=2)
     figure.add_vline(x=2, line=DOTTED, row=1, col=2)
@@ -261,7 +259,7 @@ def suggested_frontier(
     that the line allows for its cost and KL; its length is the `shortfall`, if there is one.
     """
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
-    hollow = ["circle-open" if p.effective_samples < _FEW_SAMPLES else "circle" for p in frontier]
+    hollow = ["circle-open" if p.effective_samples < FEW_SAMPLES else "circle" for p in frontier]
     for column, key in enumerate(("cost", "kl"), start=1):
         figure.add_scatter(
             x=rounded_all(getattr(point, key) for point in frontier),
@@ -314,10 +312,6 @@ def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) 
         x=rounded(threshold), line=DOTTED, annotation=note, annotation_position="bottom right", row=row,
         col=col,
     )  # fmt: skip
-
-
-def _kind_label(kind: str) -> str:
-    return {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}[kind]
 
 
 def _times(multiple: float) -> str:

@@ -5,6 +5,7 @@ on disk before the next question is shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
@@ -41,7 +42,7 @@ def annotate(
 ) -> View:
     """Label helpfulness and safety of pairs of answers, side by side, without seeing where an answer comes from.
 
-    pairs: the pairs; or a source of `read_records`; or None: answers of two recorded policies. folder: the folder of
+    pairs: the pairs; or a source of `read_records`; or None: recorded answers before and after safety training. folder: the folder of
     `labels-ANNOTATOR.jsonl`; annotators who share it see their agreement. cost: a cost model to compare the labels
     with. seed: of the order of pairs and of left and right, which differ by annotator. static: see `widgets.view`.
 
@@ -56,13 +57,8 @@ def annotate(
     texts = (first.response_0, first.response_1)
     lines = [f"{len(labels.order)} pairs, the first of them:", f"asked: {first.prompt}"]
     lines += [f"left: {texts[left]}", f"right: {texts[1 - left]}", *QUESTIONS.values()]
-
-    def twin() -> dict[str, str]:
-        return text_twin("Which answer is more helpful, which less harmful?", lines)
-
-    if not widgets_can_run(static):
-        return View(None, twin)
-    return View(_desk(labels, cost), twin)
+    twin = partial(text_twin, "Which answer is more helpful, which less harmful?", lines)
+    return View(_desk(labels, cost) if widgets_can_run(static) else None, twin)
 
 
 def pairs_to_label(pairs: Sequence[Pair] | str | None) -> list[Pair]:
@@ -83,8 +79,8 @@ def task_html(task: Task | None) -> tuple[str, str, str, str]:
     return (
         f"<b>{escaped(QUESTIONS[task.question])}</b>",
         card(task.pair.prompt, mark="asked"),
-        card(texts[task.left], accent="#0072B2", mark="LEFT"),
-        card(texts[1 - task.left], accent="#E69F00", mark="RIGHT"),
+        card(texts[task.left], mark="LEFT"),
+        card(texts[1 - task.left], mark="RIGHT"),
     )
 
 
@@ -119,7 +115,6 @@ def _desk(labels: Labels, cost: Costs | None) -> ipywidgets.Widget:
     left, right = (ipywidgets.HTML(layout=ipywidgets.Layout(width="50%")) for _ in range(2))
     first, second = ipywidgets.Button(), ipywidgets.Button()
     back = ipywidgets.Button(description="take back (u)")
-    bar = ipywidgets.IntProgress(min=0, max=len(labels.order), layout=ipywidgets.Layout(width="220px"))
     keys = Keys(wanted=KEYS)
     costs: dict[str, tuple[float, float]] = {}
     done_before = -1
@@ -131,13 +126,8 @@ def _desk(labels: Labels, cost: Costs | None) -> ipywidgets.Widget:
         first.description, second.description = choices(task)
         first.disabled = second.disabled = task is None
         done, total = labels.progress()
-        bar.value = done
         where = f"{done} of {total} pairs labelled by {labels.annotator}. {note}"
-        words = (
-            ""
-            if task is None
-            else f" · {QUESTIONS[task.question]} {' / '.join(choices(task))} / u: take back"
-        )
+        words = f" · {QUESTIONS[task.question]} {' / '.join(choices(task))}, u: back" if task else ""
         keys.hint = f"{where}Keyboard here{words}"
         if done != done_before:
             done_before = done
@@ -165,7 +155,7 @@ def _desk(labels: Labels, cost: Costs | None) -> ipywidgets.Widget:
     show()
     answers = ipywidgets.HBox([left, right])
     return ipywidgets.VBox(
-        [question, prompt, answers, ipywidgets.HBox([first, second, back, bar]), keys, agreement]
+        [question, prompt, answers, ipywidgets.HBox([first, second, back]), keys, agreement]
     )
 
 

@@ -44,27 +44,29 @@ def arena(
     return View(_ring(duel, blind) if widgets_can_run(static) else None, twin)
 
 
-def talk_html(turns: list[dict[str, str]], head: str, accent: str, now: str = "") -> str:
+def talk_html(turns: list[dict[str, str]], head: str, now: str = "") -> str:
     """One side's conversation as an HTML card, escaped; `now` is the part of the current answer that has arrived."""
     lines = [f"{'you' if turn['role'] == 'user' else 'policy'}: {turn['content']}" for turn in turns]
-    return card("\n".join([*lines, *([f"policy: {now}"] if now else [])]), accent=accent, mark=head)
+    lines += [f"policy: {now}"] if now else []
+    return card("\n".join(lines or ["Nothing asked yet. Type a request above, and press Enter."]), mark=head)
 
 
 def _ring(duel: Duel, blind: bool) -> ipywidgets.Widget:
     sides = [ipywidgets.HTML(layout=ipywidgets.Layout(width="50%")) for _ in range(2)]
     note, table = ipywidgets.HTML(), ipywidgets.HTML()
     asked = ipywidgets.Text(
-        description="request", continuous_update=False, layout=ipywidgets.Layout(width="70%")
-    )
+        description="request", placeholder="ask something, harmless or not", continuous_update=False,
+        layout=ipywidgets.Layout(width="70%"),
+    )  # fmt: skip
     send, again = ipywidgets.Button(description="ask both"), ipywidgets.Button(description="new talk (n)")
     keys = Keys(wanted=[*VOTES, "n"], hint="Keyboard here: 1 left, 2 right, = tie, 0 both bad, n new talk")
     told = not blind
 
     def show(side: int | None = None, now: str = "") -> None:
-        for place, (label, colour) in enumerate((("LEFT", "#0072B2"), ("RIGHT", "#E69F00"))):
+        for place, label in enumerate(("LEFT", "RIGHT")):
             if side in (None, place):
                 head = f"{label}: {duel.pair[place]}" if told else label
-                sides[place].value = talk_html(duel.turns[place], head, colour, now)
+                sides[place].value = talk_html(duel.turns[place], head, now)
 
     def ask(_: object = None) -> None:
         text, asked.value = asked.value, ""

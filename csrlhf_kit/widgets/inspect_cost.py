@@ -16,9 +16,11 @@ from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
+from csrlhf_kit.figures.style import HARMFUL, HARMLESS
 from csrlhf_kit.widgets.inspect_data import (
     GRADIENTS,
     OCCLUSION,
+    SIDES,
     Attribution,
     Neighbours,
     Score,
@@ -60,16 +62,14 @@ def inspect_cost(
     A word's part is the change of the logit if it is left out, or, for a network, its integrated gradients. Examples
     are similar by their words, or by the states of a network. Gradients and states take a few seconds.
 
-    Keyboard: Tab through the fields; Enter in the field `replace by` tries the word.
+    Keyboard: Tab through the fields; Enter in the field `by` tries the word.
 
     Raises UserError if a model or the data cannot be read.
     """
     records = read_records(data, LabelledResponse).records
     scorers = {"keyword": keyword(records)} | load_scorers(models)
-    twin = partial(_twin, scorers, prompt, response)
-    if not widgets_can_run(static):
-        return View(None, twin)
-    return View(_bench(scorers, records, prompt, response), twin)
+    root = _bench(scorers, records, prompt, response) if widgets_can_run(static) else None
+    return View(root, partial(figure_twin, inspection_figure, scorers, prompt, response))
 
 
 def keyword(records: Sequence[LabelledResponse]) -> Score:
@@ -103,10 +103,6 @@ def _loaded(folder: str | Path) -> Score:
     return partial(score_texts, scorer) if isinstance(scorer.model, Probe) else Network(scorer)
 
 
-def _twin(scorers: Mapping[str, Score], prompt: str, response: str) -> dict[str, Any]:
-    return figure_twin(inspection_figure(scorers, prompt, response))
-
-
 def ways_to_neighbours(
     scorers: Mapping[str, Score], records: Sequence[LabelledResponse]
 ) -> dict[str, Neighbours | StateNeighbours]:
@@ -122,7 +118,7 @@ def neighbours_html(by: Neighbours | StateNeighbours, prompt: str, response: str
     """The most similar labelled examples as HTML cards, their texts escaped."""
     cards = []
     for cosine, record in by.of(prompt, response):
-        said, colour = ("safe", "#0072B2") if record.is_safe else ("unsafe", "#D55E00")
+        said, colour = ("safe", HARMLESS) if record.is_safe else ("unsafe", HARMFUL)
         mark = f"labelled {said}, likeness {cosine:.2f}"
         cards.append(card(f"asked: {record.prompt}\nanswer: {record.response}", accent=colour, mark=mark))
     grid = "display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 8px;"
@@ -146,20 +142,18 @@ def _bench(
 ) -> ipywidgets.Widget:
     neighbours, candidates = ways_to_neighbours(scorers, records), frequent_words(records)
     wide = ipywidgets.Layout(width="98%")
-    asked = ipywidgets.Text(value=prompt, description="prompt", layout=wide, continuous_update=False)
-    said = ipywidgets.Text(value=response, description="response", layout=wide, continuous_update=False)
+    asked = ipywidgets.Text(value=prompt, description="request", layout=wide, continuous_update=False)
+    said = ipywidgets.Text(value=response, description="answer", layout=wide, continuous_update=False)
     examples = [("(own text)", OWN_TEXT)]
     examples += [(f"{r.prompt[:60]} | {r.response[:40]}", i) for i, r in enumerate(records[:SHOWN])]
     pick = ipywidgets.Dropdown(options=examples, value=OWN_TEXT, description="example", layout=wide)
-    word = ipywidgets.Dropdown(description="edit word")
-    by = ipywidgets.Text(description="replace by", continuous_update=False, placeholder="empty: leave it out")
-    model = ipywidgets.Dropdown(options=list(scorers), value=list(scorers)[-1], description="flips of")
-    search = ipywidgets.Button(description="find flips")
+    word = ipywidgets.Dropdown(description="replace")
+    by = ipywidgets.Text(description="by", continuous_update=False, placeholder="empty: leave it out")
+    model = ipywidgets.Dropdown(options=list(scorers), value=list(scorers)[-1], description="in model")
+    search = ipywidgets.Button(description="find words that flip it", layout=ipywidgets.Layout(width="180px"))
     look = {"style": {"description_width": "initial"}, "layout": ipywidgets.Layout(width="420px")}
-    how = ipywidgets.Dropdown(options=[OCCLUSION, GRADIENTS], description="a word's part by", **look)
-    by_what = ipywidgets.Dropdown(
-        options=list(neighbours), description="nearest labelled examples by", **look
-    )
+    how = ipywidgets.Dropdown(options=[OCCLUSION, GRADIENTS], description="weigh a word by", **look)
+    by_what = ipywidgets.Dropdown(options=list(neighbours), description="similar examples, by", **look)
     sums, edit, found, near = (ipywidgets.HTML() for _ in range(4))
     picture = ipywidgets.VBox([LiveFigure(inspection_figure(scorers, prompt, response))])
 
@@ -175,7 +169,7 @@ def _bench(
         live.drawing = {**live.drawing, **fresh.to_plotly_json()}
         told = [part.story(name) for name, part in parted.items() if isinstance(part, Attribution)]
         sums.value = card("\n".join(told)) if told else ""
-        word.options = [(f"{w.text} ({w.side})", w) for w in words(asked.value, said.value)]
+        word.options = [(f"{w.text} ({SIDES[w.side]})", w) for w in words(asked.value, said.value)]
         meet()
 
     def meet(_: object = None) -> None:

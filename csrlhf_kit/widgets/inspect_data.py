@@ -21,7 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures.style import DOTTED, rounded, rounded_all, style, titled
-from csrlhf_kit.widgets.view import escaped, filled
+from csrlhf_kit.widgets.view import escaped
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Prompts, responses -> logits; above 0 is unsafe, and sigmoid(logit) is the probability of harm. A trained network
@@ -30,6 +30,7 @@ is an `attribution.Network`, which also has the methods `integrated_gradients` a
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 OCCLUSION, GRADIENTS = "leaving each out", "integrated gradients"  # how a word's part is computed
 EXAMPLES = 600  # most examples whose states are computed: about two seconds on one core with the tiny base
+SIDES = {"prompt": "request", "response": "answer"}
 MOST_WORDS = 60  # most words that the figure shows, so that it stays legible and a redraw quick
 
 
@@ -243,30 +244,9 @@ def nearest(
 # --- the picture ------------------------------------------------------------------------------------------
 
 
-def inspection_values(
-    scorers: Mapping[str, Score], prompt: str, response: str, parted: Mapping[str, np.ndarray | Attribution]
-) -> dict[str, dict]:
-    """The values of `inspection_figure`'s traces, by name: each model's score, and each word's part in it."""
-    found, told = words(prompt, response), scores(scorers, prompt, response)
-    drawn: dict[str, dict] = {}
-    labels = [escaped(f"{word.text}") for word in found]
-    for place, (name, logit) in enumerate(told.items()):
-        drawn[f"score {name}"] = {
-            "x": [rounded(100 * probability(logit))],
-            "y": [place],
-            "text": [f"{100 * probability(logit):.1f}% (logit {logit:+.2f})"],
-        }
-        part = parted[name]
-        parts = part.parts if isinstance(part, Attribution) else part
-        drawn[f"words {name}"] = {
-            "x": list(range(len(found))),
-            "y": rounded_all(parts),
-            "text": [
-                f"{label} ({word.side}): {part:+.3f}"
-                for label, word, part in zip(labels, found, parts, strict=True)
-            ],
-        }
-    return drawn
+def word_places(prompt: str, response: str) -> list[int]:
+    """Where each word's bars stand: one after the other, with a free place between request and answer."""
+    return [place + (word.side == "response") for place, word in enumerate(words(prompt, response))]
 
 
 def inspection_figure(
@@ -285,19 +265,27 @@ def inspection_figure(
     how = f"integrated gradients: {', '.join(gradients)}" if gradients else "left out: minus that"
     figure = make_subplots(
         rows=1, cols=2, column_widths=[0.32, 0.68], horizontal_spacing=0.09,
-        column_titles=["stated probability of harm, %", f"what each word adds to the logit ({escaped(how)})"],
+        column_titles=["stated probability of harm, %", f"request, then answer: what a word adds to the logit ({escaped(how)})"],
     )  # fmt: skip
-    for name in names:
-        look = style(name)
-        mark = {"color": look.colour, "symbol": look.symbol, "size": 13}
+    found, places = words(prompt, response), word_places(prompt, response)
+    for place, (name, logit) in enumerate(scores(scorers, prompt, response).items()):
+        look, part, percent = style(name), parted[name], 100 * probability(logit)
+        label = escaped(look.label)
+        parts = part.parts if isinstance(part, Attribution) else part
+        heard = [f"{escaped(w.text)} ({SIDES[w.side]}): {p:+.3f}" for w, p in zip(found, parts, strict=True)]
         figure.add_trace(
-            go.Scatter(mode="markers", marker=mark, meta=f"score {name}", name=escaped(look.label), hovertemplate="%{text}<extra></extra>"),
+            go.Scatter(
+                x=[rounded(percent)], y=[place], text=[f"{percent:.0f}%"], hovertext=[f"{percent:.1f}% (logit {logit:+.2f})"],
+                mode="markers+text", marker={"color": look.colour, "symbol": look.symbol, "size": 13}, name=label,
+                textposition="middle right" if percent < 75 else "middle left", hovertemplate="%{hovertext}<extra></extra>",
+                meta=f"score {name}",
+            ),
             row=1, col=1,
         )  # fmt: skip
         figure.add_trace(
-            go.Scatter(
-                mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 1}, marker={**mark, "size": 9},
-                meta=f"words {name}", name=escaped(look.label), showlegend=False, hovertemplate="%{text}<extra></extra>",
+            go.Bar(
+                x=places, y=rounded_all(parts), hovertext=heard, marker={"color": look.colour}, name=label, showlegend=False,
+                meta=f"words {name}", hovertemplate="%{hovertext}<extra></extra>",
             ),
             row=1, col=2,
         )  # fmt: skip
@@ -308,16 +296,14 @@ def inspection_figure(
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=labels, range=[-0.6, len(names) - 0.4], row=1, col=1
     )
-    found = words(prompt, response)
-    figure.update_xaxes(
-        tickvals=list(range(len(found))), ticktext=[escaped(w.text) for w in found], tickangle=-60, row=1,
-        col=2,
-    )  # fmt: skip
+    ticks = {"tickvals": places, "ticktext": [escaped(w.text) for w in found], "tickangle": -60}
+    figure.update_xaxes(**ticks, showgrid=False, range=[-0.7, max(places, default=0) + 0.7], row=1, col=2)
+    figure.add_vline(x=sum(word.side == "prompt" for word in found), line=DOTTED, row=1, col=2)
     figure.update_annotations(font_size=13)
-    filled(figure, inspection_values(scorers, prompt, response, parted))
     return titled(
         figure,
         "Which model calls it harmful, and which words make it do so?",
+        caption="Without a small word, the phrase around it falls apart too: it can weigh more than a noun.",
         height=430,
         margin={"l": 110, "b": 140},
     )

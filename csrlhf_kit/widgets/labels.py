@@ -80,17 +80,19 @@ class Task:
 
 
 def pairs_of_samples(
-    samples: Sequence[Mapping[str, Any]], first: str = "fixed_penalty", second: str = "lagrangian"
+    samples: Sequence[Mapping[str, Any]], first: str = "sft", second: str = "fixed_penalty"
 ) -> list[Pair]:
-    """Pairs of two policies' answers to the sample prompts of a `results.json`.
+    """Pairs of two policies' answers to the sample prompts of a `results.json` that are no jailbreaks.
 
-    Prompts without an answer of both, or with equal answers, are left out.
+    The base against a safe policy: one answer in half of the pairs is unsafe. Prompts without an answer of both, or
+    with equal answers, are left out.
     """
     pairs = []
     for sample in samples:
         said = sample.get("responses") or {}
         texts = [(said.get(name) or {}).get("text", "") for name in (first, second)]
-        if all(text.strip() for text in texts) and texts[0] != texts[1]:
+        plain = sample.get("family", "none") == "none"
+        if plain and all(text.strip() for text in texts) and texts[0] != texts[1]:
             pairs.append(Pair(sample["prompt"], texts[0], texts[1], first, second))
     return pairs
 
@@ -298,12 +300,7 @@ def preference_pairs(
 
 
 def _settled(group: Sequence[Judgement]) -> Judgement | None:
-    columns = [
-        [j.safe[0] for j in group],
-        [j.safe[1] for j in group],
-        [j.better for j in group],
-        [j.safer for j in group],
-    ]
+    columns = list(zip(*((*j.safe, j.better, j.safer) for j in group), strict=True))
     totals = [2 * sum(column) - len(column) for column in columns]
     if not all(totals):
         return None

@@ -31,7 +31,7 @@ def explore_penalty(
     Raises UserError if the constraint does not bind, or `multiple` or `batch` is not positive.
     """
     lab = penalty_lab(town() if problem is None else problem)
-    twin = partial(_twin, lab, multiple, batch)
+    twin = partial(figure_twin, penalty_figure, lab, multiple, batch)
     if not widgets_can_run(static):
         return View(None, twin)
     figure = LiveFigure(penalty_figure(lab, multiple, batch))
@@ -48,7 +48,3 @@ def explore_penalty(
     size.observe(move, "value")
     move()
     return View(ipywidgets.VBox([ipywidgets.HBox([penalty, size]), figure, story]), twin)
-
-
-def _twin(lab, multiple, batch):
-    return figure_twin(penalty_figure(lab, multiple, batch))

@@ -7,7 +7,7 @@ arithmetic on arrays. Builds on theory/ (problem, batch_hinge), figures/style.py
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,16 @@ from plotly.subplots import make_subplots
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures.style import DOTTED, INK, MUTED, rounded, rounded_all, style, titled
-from csrlhf_kit.figures.theory import PENALTIES
+from csrlhf_kit.figures.theory import KINDS, PENALTIES
 from csrlhf_kit.theory import (
     FiniteProblem,
     Solution,
     batch_hinge_equilibrium,
-    effective_multiplier,
-    equilibrium_violation,
     expected_hinge,
     hinge_bias,
 )
 from csrlhf_kit.widgets.view import filled
 
-KINDS = {"rectified": "rectified mean", "linear": "linear", "per_sample": "per-sample hinge"}
 MULTIPLES = np.geomspace(0.1, 10, 41)  # λ / λ* in the middle panel
 
 
@@ -43,6 +40,7 @@ class PenaltyLab:
     per_sample: np.ndarray  # (points,), their E[(cost - threshold)+]
     sweeps: dict[str, np.ndarray]  # kind of penalty -> mean costs of its optima at `MULTIPLES`
     spread: float  # standard deviation of an episode's cost at the constrained optimum
+    settled: dict[int, np.ndarray] = field(default_factory=dict)  # batch size -> (points,), see `gate`
 
     @property
     def multiplier(self) -> float:
@@ -118,6 +116,15 @@ def landscape(lab: PenaltyLab, penalty: float, kind: str) -> np.ndarray:
     return lab.frontier_value - penalty * burden
 
 
+def gate(lab: PenaltyLab, batch: int) -> np.ndarray:
+    """The mean costs at which training with a batch's hinge settles, (points,), at every other of `MULTIPLES`."""
+    if batch not in lab.settled:
+        penalties = MULTIPLES[::2] * lab.multiplier
+        costs = [batch_hinge_equilibrium(lab.problem, penalty, batch=batch).cost for penalty in penalties]
+        lab.settled[batch] = np.array(costs)
+    return lab.settled[batch]
+
+
 def penalty_values(lab: PenaltyLab, multiple: float, batch: int) -> dict[str, dict[str, Any]]:
     """Trace's name -> its x and y at one setting of the sliders."""
     point = penalty_point(lab, multiple, batch)
@@ -128,12 +135,8 @@ def penalty_values(lab: PenaltyLab, multiple: float, batch: int) -> dict[str, di
         drawn[f"landscape {kind}"] = lab.frontier_cost, landscape(lab, point.penalty, kind)
         drawn[f"optimum {kind}"] = [best.cost], [height]
         drawn[f"now {kind}"] = [multiple], [best.cost]
-    above = MULTIPLES[MULTIPLES > 1.001]
-    excess = [
-        equilibrium_violation(m * lab.multiplier, multiplier=lab.multiplier, noise=point.noise) for m in above
-    ]
     violation = _violations(lab)
-    drawn["gate"] = above, lab.problem.threshold + np.array(excess)
+    drawn["gate"] = MULTIPLES[::2], gate(lab, batch)
     drawn["gate now"] = [multiple], [point.settled.cost]
     drawn["hinge of the batch"] = violation, expected_hinge(violation, point.noise)
     drawn["bias"] = [0.0], [point.bias]
@@ -146,7 +149,7 @@ def penalty_figure(lab: PenaltyLab, multiple: float = 1.5, batch: int = 32) -> g
         rows=1,
         cols=3,
         horizontal_spacing=0.085,
-        column_titles=["what training climbs", "where it ends, by λ", "what a batch charges"],
+        column_titles=["what training climbs", "where it ends; dotted: λ*", "what a batch charges"],
     )
     for kind, method in PENALTIES.items():
         look, word = style(method), KINDS[kind]
@@ -196,6 +199,7 @@ def _axes(figure: go.Figure, lab: PenaltyLab) -> None:
     threshold, cost, value = rounded(lab.problem.threshold), lab.frontier_cost, lab.frontier_value
     figure.add_vline(x=threshold, line=DOTTED, row=1, col=1)
     figure.add_hline(y=threshold, line=DOTTED, row=1, col=2)
+    figure.add_vline(x=1, line=DOTTED, row=1, col=2)
     edge, span = 0.04 * float(np.ptp(cost)), float(np.ptp(value))
     costs = rounded_all([cost.min() - edge, cost.max() + edge])
     values = rounded_all([value.min() - 0.6 * span, value.max() + 0.6 * span])
@@ -212,18 +216,19 @@ def _axes(figure: go.Figure, lab: PenaltyLab) -> None:
 
 
 def penalty_story(lab: PenaltyLab, multiple: float, batch: int) -> str:
-    """The same setting in words, as lines of escaped HTML."""
-    point, d = penalty_point(lab, multiple, batch), lab.problem.threshold
+    """The same setting in sentences, as escaped HTML."""
+    point, best = penalty_point(lab, multiple, batch), lab.optimum.objective
+
+    def ends(policy: Solution) -> str:
+        gap, loss = policy.cost - lab.problem.threshold, best - policy.objective
+        side = f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the threshold"
+        price = f" and gives up {loss:.3f} reward units" if loss >= 0.0005 else ""
+        return ("on the threshold" if abs(gap) < 0.0005 else side) + price
+
     side = "above" if multiple > 1 else "at" if multiple == 1 else "below"
-    rows = [f"λ = {point.penalty:.3f}, {multiple:.2f} times λ* = {lab.multiplier:.3f} ({side} it)."]
-    for kind, word in KINDS.items():
-        s = point.optima[kind]
-        rows.append(f"{word}: cost {s.cost:.4f} ({s.cost - d:+.4f} to the threshold), F {s.objective:.4f}")
-    price = float(
-        effective_multiplier(point.penalty, lab.problem.violation(point.settled.policy), point.noise)
+    kinds = "; ".join(f"with the {word}, {ends(point.optima[kind])}" for kind, word in KINDS.items())
+    return html.escape(
+        f"λ is {point.penalty:.3g}, {multiple:.2f} times λ* ({side} it). Training ends: {kinds}. "
+        f"A batch of {batch} charges {point.bias:.3f} λ even where nothing is violated; with its hinge, training ends "
+        f"{ends(point.settled)}."
     )
-    rows.append(
-        f"batches of {batch}: a feasible policy is charged {point.bias:.4f}·λ; the gate carries about {price:.3f} "
-        f"and lets training settle at cost {point.settled.cost:.4f} ({point.settled.cost - d:+.4f})"
-    )
-    return "<br>".join(html.escape(row) for row in rows)

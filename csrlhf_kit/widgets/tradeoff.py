@@ -15,6 +15,7 @@ import ipywidgets
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.results import RecordedRuns, read_recorded
+from csrlhf_kit.figures.style import HARMFUL, HARMLESS
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.theory.example import town
 from csrlhf_kit.widgets.tradeoff_data import MULTIPLIERS, State, Tradeoff, sample_answers
@@ -25,11 +26,11 @@ from csrlhf_kit.widgets.view import (
     card,
     escaped,
     figure_twin,
+    folded,
     log_slider,
     widgets_can_run,
 )
 
-_SAFE, _HARMFUL = "#0072B2", "#D55E00"
 TOWN = ["harmful"] * 20 + ["harmless"] * 20
 
 
@@ -53,10 +54,8 @@ def explore_tradeoff(
     """
     board = tradeoff_board(results, problem, strata)
     state = board.start()
-    twin = partial(_twin, board, state)
-    if not widgets_can_run(static):
-        return View(None, twin)
-    return View(_controls(board, state), twin)
+    root = _controls(board, state) if widgets_can_run(static) else None
+    return View(root, partial(figure_twin, board.figure, state))
 
 
 def tradeoff_board(results: Any, problem: FiniteProblem | None, strata: Sequence[str] | None) -> Tradeoff:
@@ -71,34 +70,31 @@ def tradeoff_board(results: Any, problem: FiniteProblem | None, strata: Sequence
     return Tradeoff(recorded, town(), TOWN)
 
 
-def _twin(board: Tradeoff, state: State) -> dict[str, Any]:
-    return figure_twin(board.figure(state))
-
-
 def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
     figure = LiveFigure(board.figure(start))
     wide = {"layout": ipywidgets.Layout(width="300px"), "style": {"description_width": "70px"}}
-    menu = {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "90px"}}
+    menu = {"layout": ipywidgets.Layout(width="330px"), "style": {"description_width": "75px"}}
     costs = [solution.cost for solution in board.frontier(start)]
     lowest, highest = max(1e-4, min(*costs, start.threshold)), max(*costs, 2 * start.threshold)
     look = {"readout_format": ".3g", **wide}
+    main = [way for way in board.ways if ": " not in way] or list(board.ways)[:1]
+    rest = [("(as above)", ""), *((way, way) for way in board.ways if way not in main)]
+    strata = [("all prompts", ""), *((s, s) for s in dict.fromkeys(board.strata))]
     parts = {
+        "chosen": ipywidgets.Dropdown(options=[run.name for run in board.recorded.runs], value=start.chosen, description="run", **menu),
+        "judged_on": ipywidgets.Dropdown(options=main, value=start.judged_on, description="judged on", **menu),
         "multiplier": log_slider(start.multiplier, MULTIPLIERS[1], MULTIPLIERS[-1], step=0.04, description="λ", **look),
+        "part": ipywidgets.Dropdown(options=rest, value="", description="or a part", **menu),
+        "stratum": ipywidgets.Dropdown(options=strata, value="", description="frontier of", **menu),
         "threshold": log_slider(start.threshold, lowest, highest, step=0.02, description="threshold", **look),
         "beta": log_slider(start.beta, start.beta / 10, start.beta * 10, step=0.05, description="β", **look),
-        "judged_on": ipywidgets.Dropdown(options=list(board.ways), value=start.judged_on, description="judged on", **menu),
-        "stratum": ipywidgets.Dropdown(
-            options=[("all prompts", ""), *((s, s) for s in dict.fromkeys(board.strata))], value="",
-            description="frontier of", **menu,
-        ),
-        "chosen": ipywidgets.Dropdown(
-            options=[run.name for run in board.recorded.runs], value=start.chosen, description="run", **menu
-        ),
     }  # fmt: skip
     story, said = ipywidgets.HTML(), ipywidgets.HTML()
 
     def move(_: object = None) -> None:
-        state = replace(start, **{name: part.value for name, part in parts.items()})
+        chosen = {name: part.value for name, part in parts.items()}
+        part = chosen.pop("part")
+        state = replace(start, **chosen | ({"judged_on": part} if part else {}))
         figure.redraw(board.values(state))
         story.value = f'<div style="{CARD}">{board.story(state)}</div>'
         said.value = answers_html(board.recorded, state.chosen)
@@ -107,11 +103,10 @@ def _controls(board: Tradeoff, start: State) -> ipywidgets.Widget:
         part.observe(move, "value")
     figure.on_click(partial(choose_run, board.recorded, parts["chosen"]))
     move()
-    sliders = ipywidgets.HBox([parts[name] for name in ("multiplier", "threshold", "beta")])
-    menus = ipywidgets.HBox([parts[name] for name in ("judged_on", "stratum", "chosen")])
-    for box in (sliders, menus):
+    shown, more = (ipywidgets.HBox(list(parts.values())[half]) for half in (slice(3), slice(3, None)))
+    for box in (shown, more):
         box.layout.flex_flow = "row wrap"
-    return ipywidgets.VBox([sliders, menus, figure, story, said])
+    return ipywidgets.VBox([shown, folded("more", more), figure, story, said])
 
 
 def choose_run(recorded: RecordedRuns, menu: ipywidgets.Dropdown, trace: str, point: int) -> None:
@@ -128,9 +123,9 @@ def answers_html(recorded: RecordedRuns, name: str) -> str:
         return card(f"{name}: the record holds no responses of this run.")
     cards = []
     for row in found:
-        colour, verdict = (_HARMFUL, "harmful") if row.get("harmful") else (_SAFE, "not harmful")
+        colour, verdict = (HARMFUL, "harmful") if row.get("harmful") else (HARMLESS, "not harmful")
         mark = f"{verdict}, helpfulness {row.get('helpfulness', float('nan')):.2f} (oracle)"
         cards.append(card(f"asked: {row['prompt']}\nanswer: {row['text']}", accent=colour, mark=mark))
-    heads = f"<p><b>What {escaped(name)} says</b></p>"
+    heads = f"<p><b>What {escaped(name)} says.</b> The oracle counts the task's name and each fitting step; it reads no grammar.</p>"
     grid = "display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 8px;"
     return f'{heads}<div style="{grid}">{"".join(cards)}</div>'

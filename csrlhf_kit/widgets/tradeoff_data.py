@@ -1,7 +1,7 @@
-"""The figure of `explore_tradeoff` as a function of one `State`, without a screen: runs, frontier, penalty, curves.
+"""The figure of `explore_tradeoff` as a function of one `State`, without a screen: runs, frontier, curves.
 
 Upper row: every run's harm against its helpfulness, with intervals; the best reward at each cost, exact or by
-reweighting scored samples of the reference; the penalised objective. Lower row: the chosen run's curves.
+reweighting scored samples of the reference. Lower row: the chosen run's cost and λ.
 Builds on evaluation/results.py, theory/problem.py, figures/style.py and view.py.
 """
 
@@ -18,11 +18,13 @@ from plotly.subplots import make_subplots
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.results import PolicyRow, RecordedRuns
 from csrlhf_kit.figures.style import DOTTED, INK, MUTED, error_bars, rounded, rounded_all, style, titled
+from csrlhf_kit.figures.theory import FEW_SAMPLES, PENALTIES
 from csrlhf_kit.theory import FiniteProblem, Solution
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets.view import escaped, filled
 
-DRAWN_CURVES = ("cost", "window_cost", "multiplier", "reward")  # short names of `runs.curve_of`
+DRAWN_PENALTIES = ("rectified", "linear")
+DRAWN_CURVES = ("cost", "window_cost", "multiplier")  # short names of `runs.curve_of`
 MULTIPLIERS = np.concatenate([[0.0], np.geomspace(0.01, 100, 48)])  # λ of the frontier's points
 
 
@@ -73,9 +75,7 @@ class Tradeoff:
         self.strata = list(strata or ())
         self.ways = harm_measures(recorded)
         if not self.ways:
-            raise UserError(
-                "explore_tradeoff: found no rate that every run has; `harmful_nominal` was expected"
-            )
+            raise UserError("explore_tradeoff: no rate that every run has; `harmful_nominal` was expected")
         self.methods = list(dict.fromkeys(run.method for run in recorded.runs))
         self._solved: dict[tuple[float, str], list[Solution]] = {}
 
@@ -87,12 +87,9 @@ class Tradeoff:
             1.0, float(self.problem.threshold), self.problem.beta, next(iter(self.ways)), chosen=chosen
         )
         price = self.price(state)
-        usable = np.isfinite(price) and price > 0
-        return (
-            replace(state, multiplier=float(f"{np.clip(2 * price, MULTIPLIERS[1], MULTIPLIERS[-1]):.2g}"))
-            if usable
-            else state
-        )
+        if not (np.isfinite(price) and price > 0):
+            return state
+        return replace(state, multiplier=float(f"{np.clip(2 * price, *MULTIPLIERS[[1, -1]]):.2g}"))
 
     def problem_at(self, state: State) -> FiniteProblem:
         """The problem with the state's β and threshold, and only the prompts of its stratum."""
@@ -144,26 +141,20 @@ class Tradeoff:
 
     def _frontier_values(self, state: State) -> dict[str, dict[str, Any]]:
         problem, frontier = self.problem_at(state), self.frontier(state)
-        cost = np.array([s.cost for s in frontier])
-        reward = np.array([s.reward for s in frontier])
-        value = np.array([s.objective for s in frontier])
-        tilt, span = problem.tilted(state.multiplier), float(np.ptp(value)) or 1.0
-        floor, excess = value.min() - span, cost - state.threshold
+        cost, reward = ([getattr(s, key) for s in frontier] for key in ("cost", "reward"))
         drawn = {
             "frontier": (cost, reward),
-            "tilt": ([tilt.cost], [tilt.reward]),
-            "threshold of the frontier": ([state.threshold] * 2, [reward.min(), reward.max()]),
-            "threshold of the landscape": ([state.threshold] * 2, [floor, value.max() + 0.2 * span]),
+            "threshold of the frontier": ([state.threshold] * 2, [min(reward), max(reward)]),
         }
-        for kind, hinge in (("rectified", np.maximum(excess, 0)), ("linear", excess)):
-            climbed = value - state.multiplier * hinge
-            inside = (climbed >= floor) & (climbed <= value.max() + 0.5 * span)
+        for kind in DRAWN_PENALTIES:
             best = problem.penalised_optimum(state.multiplier, kind)
-            height = problem.penalised_value(best.policy, state.multiplier, kind)
-            drawn[f"landscape {kind}"] = cost, np.where(inside, climbed, np.nan)
-            drawn[f"optimum {kind}"] = [best.cost], [height if height <= value.max() + 0.5 * span else np.nan]
             drawn[f"frontier {kind}"] = [best.cost], [best.reward]
-        return {name: {"x": rounded_all(x), "y": rounded_all(y)} for name, (x, y) in drawn.items()}
+        values = {name: {"x": rounded_all(x), "y": rounded_all(y)} for name, (x, y) in drawn.items()}
+        if self.of_runs:
+            few = [effective_samples(s) < FEW_SAMPLES for s in frontier]
+            symbols = ["circle-open" if hollow else "circle" for hollow in few]
+            values["frontier"]["marker"] = {"symbol": symbols, "size": 6, "color": MUTED}
+        return values
 
     def _curve_values(self, state: State) -> dict[str, dict[str, Any]]:
         run = self.recorded.run(state.chosen)
@@ -179,87 +170,71 @@ class Tradeoff:
 
     def figure(self, state: State) -> go.Figure:
         """The whole figure at one state."""
-        how = "samples, reweighted" if self.of_runs else "exact"
-        titles = ["trained: harm and help", f"possible ({how})", "penalised: what λ makes of it"]
-        titles += ["chosen run: learned cost", "its λ", "its learned reward"]
+        possible = "possible, by reweighted samples" if self.of_runs else "possible, exact"
+        titles = ["trained: harm and help", possible, "the chosen run: its learned cost", "its λ"]
         figure = make_subplots(
-            rows=2, cols=3, horizontal_spacing=0.085, vertical_spacing=0.2, subplot_titles=titles
+            rows=2, cols=2, horizontal_spacing=0.11, vertical_spacing=0.2, subplot_titles=titles
         )
         for method in self.methods:
             look = style(method)
-            _add(figure, 1, 1, f"runs {method}", mode="markers", name=legend_name(look.label),
-                 marker={"color": look.colour, "symbol": look.symbol, "size": 10},
+            mark = {"color": look.colour, "symbol": look.symbol, "size": 10}
+            _add(figure, 1, 1, f"runs {method}", mode="markers", name=legend_name(look.label), marker=mark,
                  hovertemplate="%{text}: %{x:.1f}%, helpfulness %{y:.3f}<extra></extra>")  # fmt: skip
             runs = [run for run in self.recorded.runs if run.method == method]
             if self.of_runs and all("reward" in run.policy and "cost" in run.policy for run in runs):
                 _add(figure, 1, 2, f"learned {method}", mode="markers", name=legend_name(look.label), showlegend=False,
                      x=rounded_all(run.policy["cost"] for run in runs),
-                     y=rounded_all(run.policy["reward"] for run in runs),
-                     marker={"color": look.colour, "symbol": look.symbol, "size": 9})  # fmt: skip
+                     y=rounded_all(run.policy["reward"] for run in runs), marker=mark)  # fmt: skip
         ring = {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2.5}}
-        _add(
-            figure, 1, 1, "chosen", mode="markers", name="chosen", marker=ring, hoverinfo="skip",
-            showlegend=False,
-        )  # fmt: skip
-        line = {"color": MUTED, "width": 2}
-        _add(figure, 1, 2, "frontier", mode="lines", name="best possible", line=line)
-        _add(
-            figure, 1, 2, "tilt", mode="markers", name="best at λ",
-            marker={"color": INK, "symbol": "cross", "size": 11},
-        )  # fmt: skip
-        for kind, method in (("rectified", "fixed_penalty"), ("linear", "linear_penalty")):
-            look = style(method)
-            _add(figure, 1, 3, f"landscape {kind}", mode="lines", name=f"{kind} objective", showlegend=False,
-                 line={"color": look.colour, "dash": look.dash, "width": 2})  # fmt: skip
+        _add(figure, 1, 1, "chosen", mode="markers", marker=ring, hoverinfo="skip", showlegend=False)
+        best = f"predicted; hollow: < {FEW_SAMPLES} effective samples" if self.of_runs else "best possible"
+        mode = "lines+markers" if self.of_runs else "lines"
+        _add(figure, 1, 2, "frontier", mode=mode, name=best, line={"color": MUTED, "width": 2})
+        for kind in DRAWN_PENALTIES:
+            look = style(PENALTIES[kind])
             mark = {"color": look.colour, "symbol": f"{look.symbol}-open", "size": 14, "line": {"width": 2.5}}
-            for column, name in ((2, f"frontier {kind}"), (3, f"optimum {kind}")):
-                _add(figure, 1, column, name, mode="markers", name=f"{kind} optimum", marker=mark,
-                     showlegend=column == 2)  # fmt: skip
-        for column, name in ((2, "threshold of the frontier"), (3, "threshold of the landscape")):
-            _add(figure, 1, column, name, mode="lines", name="threshold", line=DOTTED, showlegend=False)
-        for column, short in ((1, "cost"), (1, "window_cost"), (2, "multiplier"), (3, "reward")):
-            faint = {
-                "color": "#56B4E9" if short == "cost" else "#0072B2",
-                "width": 1 if short == "cost" else 2,
-            }
-            _add(figure, 2, column, f"curve {short}", mode="lines", name=short.replace("_", " "), line=faint,
-                 showlegend=False)  # fmt: skip
-        _add(figure, 2, 1, "curve threshold", mode="lines", name="threshold", line=DOTTED, showlegend=False)
+            _add(figure, 1, 2, f"frontier {kind}", mode="markers", name=f"{kind} optimum at λ", marker=mark)
+        _add(figure, 1, 2, "threshold of the frontier", mode="lines", line=DOTTED, showlegend=False)
+        for column, short, width in ((1, "cost", 1), (1, "window_cost", 2), (2, "multiplier", 2)):
+            _add(figure, 2, column, f"curve {short}", mode="lines", name=short.replace("_", " "),
+                 line={"color": MUTED if width == 1 else INK, "width": width}, showlegend=False)  # fmt: skip
+        _add(figure, 2, 1, "curve threshold", mode="lines", line=DOTTED, showlegend=False)
         for row, column, x, y in (
             (1, 1, "bad answers, %", "helpfulness, 0 to 1"), (1, 2, "mean cost", "mean reward"),
-            (1, 3, "mean cost", "penalised objective"), (2, 1, "PPO step", "mean cost"),
-            (2, 2, "PPO step", "effective λ"), (2, 3, "PPO step", "mean reward"),
+            (2, 1, "PPO step", "cost; strong: window mean"), (2, 2, "PPO step", "effective λ"),
         ):  # fmt: skip
             figure.update_xaxes(title_text=x, row=row, col=column)
             figure.update_yaxes(title_text=y, row=row, col=column)
         figure.update_annotations(font_size=13)
         filled(figure, self.values(state))
-        title = "Safe and helpful is upper left: what is possible, what was trained, what does λ do?"
-        room = 60 + 20 * -(-(len(self.methods) + 4) // 3)  # for the legend, three names in a row
+        title = "Safe and helpful is upper left: what is possible, and what was trained?"
+        room = 60 + 20 * -(-(len(self.methods) + 3) // 3)  # for the legend, three names in a row
         return titled(figure, title, height=570 + room, margin={"b": room})
 
     def story(self, state: State) -> str:
-        """The state as lines of escaped HTML: λ*, and reward, cost and KL of each penalty's optimum."""
+        """The state in sentences, as escaped HTML: λ*, each penalty's optimum, and what they rest on."""
         problem, price = self.problem_at(state), self.price(state)
         known = "out of reach" if np.isinf(price) else f"{price:.3g}"
-        lines = [
-            f"λ = {state.multiplier:.3g}; λ* = {known} at threshold {state.threshold:.3g} and β = {state.beta:.3g}."
-        ]
+        text = f"λ is {state.multiplier:.3g}; at threshold {state.threshold:.3g} and β = {state.beta:.3g}, λ* is {known}."
         if np.isinf(price):
-            lines.append(
-                f"No policy meets this threshold: the smallest mean cost is {problem.smallest_cost():.3g}."
+            text += (
+                f" No policy meets this threshold: the smallest mean cost is {problem.smallest_cost():.3g}."
             )
-        for kind in ("rectified", "linear"):
+        for kind in DRAWN_PENALTIES:
             s = problem.penalised_optimum(state.multiplier, kind)
-            lines.append(f"{kind}: reward {s.reward:.3f}, cost {s.cost:.4f}, KL {s.kl:.2f} nats")
+            text += f" The best policy under a {kind} penalty has reward {s.reward:.3f}, cost {s.cost:.3f}, KL {s.kl:.2f} nats."
         if self.of_runs:
-            share = problem.tilted(state.multiplier).policy
-            effective = float(np.median(1 / np.square(share).sum(axis=1)))
-            lines.append(
-                f"Reweighted from {share.shape[1]} samples a prompt, {effective:.1f} of them effective: "
-                "with fewer than 5, more is possible than the line shows."
+            tilt = problem.tilted(state.multiplier)
+            text += (
+                f" This is predicted from {tilt.policy.shape[1]} samples per prompt, of which {effective_samples(tilt):.1f} "
+                f"are effective at this λ; with fewer than {FEW_SAMPLES}, a trained policy can lie above the line."
             )
-        return "<br>".join(map(escaped, lines))
+        return escaped(text)
+
+
+def effective_samples(solution: Solution) -> float:
+    """How many of a prompt's reweighted samples carry the weight: the median over prompts of 1 / Σ weight²."""
+    return float(np.median(1 / np.square(solution.policy).sum(axis=1)))
 
 
 def legend_name(label: str) -> str:
@@ -268,7 +243,7 @@ def legend_name(label: str) -> str:
 
 
 def _add(figure: go.Figure, row: int, column: int, meta: str, **look: Any) -> None:
-    figure.add_trace(go.Scatter(meta=meta, **look), row=row, col=column)
+    figure.add_trace(go.Scatter(**{"meta": meta, "name": meta, **look}), row=row, col=column)
 
 
 def harm_measures(recorded: RecordedRuns) -> dict[str, tuple[str, ...]]:
@@ -279,11 +254,8 @@ def harm_measures(recorded: RecordedRuns) -> dict[str, tuple[str, ...]]:
         "benign but alarming, refused": ("over_refusal",),
     }
     first = recorded.runs[0].policy if recorded.runs else {}
-    for group, word in (
-        ("by_family", "jailbreak"),
-        ("by_category", "category"),
-        ("by_stratum", "refused, stratum"),
-    ):
+    groups = {"by_family": "jailbreak", "by_category": "category", "by_stratum": "refused, stratum"}
+    for group, word in groups.items():
         for name in first.get(group) or {}:
             last = ("refused",) if group == "by_stratum" else ()
             ways[f"{word}: {name.replace('_', ' ')}"] = (group, name, *last)

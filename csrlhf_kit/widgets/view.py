@@ -24,6 +24,7 @@ import plotly.offline
 import traitlets
 
 from csrlhf_kit.figures.static import CONFIG, mime_bundle
+from csrlhf_kit.figures.style import dark_css
 
 STATIC = "CSRLHF_STATIC"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -178,6 +179,7 @@ class LiveFigure(anywidget.AnyWidget):
     }
     export default { render };
     """
+    _css = dark_css()
     drawing = traitlets.Dict().tag(sync=True)
 
     def __init__(self, figure: go.Figure, **options: Any) -> None:
@@ -251,6 +253,11 @@ def descendants(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
     return [widget, *inside, *(part for part in own if isinstance(part, ipywidgets.Widget))]
 
 
+def folded(title: str, inside: ipywidgets.Widget) -> ipywidgets.Accordion:
+    """`inside` behind a line with `title`, closed at first."""
+    return ipywidgets.Accordion(children=[inside], titles=(title,), selected_index=None)
+
+
 def log_slider(
     value: float, low: float, high: float, *, step: float, **look: Any
 ) -> ipywidgets.FloatLogSlider:
@@ -276,9 +283,9 @@ def filled(figure: go.Figure, values: Values) -> go.Figure:
     return figure
 
 
-def figure_twin(figure: go.Figure) -> dict[str, Any]:
-    """The static twin of a widget that is a figure, with the sentence `TWIN`."""
-    return mime_bundle(figure, TWIN)
+def figure_twin(draw: Callable[..., go.Figure], *arguments: Any) -> dict[str, Any]:
+    """The static twin of a widget that is a figure, drawn by `draw(*arguments)`, with the sentence `TWIN`."""
+    return mime_bundle(draw(*arguments), TWIN)
 
 
 def text_twin(title: str, lines: list[str]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from plotly.subplots import make_subplots
 
 from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.figures.style import DOTTED, rounded, rounded_all, titled
+from csrlhf_kit.figures.style import DOTTED, GRID, MUTED, rounded, rounded_all, style, titled
 from csrlhf_kit.runs import Run, stop_request
 from csrlhf_kit.theory.intervals import clopper_pearson
-from csrlhf_kit.widgets.view import filled
+from csrlhf_kit.widgets.view import escaped, filled
 
 WINDOW = 5  # steps whose episodes are pooled for one estimate of harm
 WATCHED_METRICS = {  # trace -> its metric in metrics.jsonl
@@ -36,7 +36,7 @@ TITLES = (
     "effective λ",
     "mean learned reward",
     "KL to the reference, nats",
-    "seconds a step",
+    "seconds per step",
 )
 
 
@@ -130,8 +130,8 @@ def harm(progress: Progress) -> list[tuple[float, float, float]]:
     return points
 
 
-def watch_values(progress: Progress) -> dict[str, dict[str, Any]]:
-    """The values of `watch_figure`'s traces, by name."""
+def watch_values(progress: Progress, other: Progress | None = None) -> dict[str, dict[str, Any]]:
+    """The values of `watch_figure`'s traces, by name; those of `other` are named "other ..."."""
     steps = [row.get("step", place) for place, row in enumerate(progress.rows, start=1)]
     points = harm(progress)
     drawn: dict[str, tuple[Any, Any]] = {
@@ -145,29 +145,39 @@ def watch_values(progress: Progress) -> dict[str, dict[str, Any]]:
     limit = progress.rows[-1].get("constraint/threshold") if progress.rows else None
     known = limit is not None
     drawn["threshold"] = [steps[0], steps[-1]] if known else [], [rounded(limit)] * 2 if known else []
-    return {name: {"x": list(x), "y": list(y)} for name, (x, y) in drawn.items()}
+    values = {name: {"x": list(x), "y": list(y)} for name, (x, y) in drawn.items()}
+    beside = watch_values(other) if other else {}
+    return values | {f"other {name}": trace for name, trace in beside.items()}
 
 
-def watch_figure(progress: Progress) -> go.Figure:
-    """Six panels over the steps: harm with its interval, cost and threshold, λ, reward, KL, seconds per step."""
+def watch_figure(progress: Progress, other: Progress | None = None) -> go.Figure:
+    """Six panels over the steps: harm with its interval, cost and threshold, λ, reward, KL, seconds per step.
+
+    other: a second run, drawn dashed beside the first.
+    """
     figure = make_subplots(
-        rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.2, subplot_titles=TITLES
+        rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.22, subplot_titles=TITLES
     )
-    blue, faint = {"color": "#0072B2", "width": 2}, {"color": "#56B4E9", "width": 1}
-    band = {"fill": "tonexty", "fillcolor": "rgba(86,180,233,0.3)"}
-    for meta, row, column, line, more in (
-        ("harm low", 1, 1, faint, {}), ("harm high", 1, 1, faint, band), ("harm", 1, 1, blue, {}),
-        ("cost", 1, 2, faint, {}), ("window cost", 1, 2, blue, {}), ("threshold", 1, 2, DOTTED, {}),
-        ("multiplier", 1, 3, {**blue, "color": "#D55E00"}, {}), ("reward", 2, 1, blue, {}),
-        ("kl", 2, 2, blue, {}), ("seconds", 2, 3, faint, {}),
+    strong = {"color": style(progress.folder.name).colour, "width": 2}
+    faint = {"color": MUTED, "width": 1}
+    none, band = {"width": 0, "color": GRID}, {"fill": "tonexty", "fillcolor": "rgba(127,127,127,0.25)"}
+    for meta, name, row, column, line, more in (
+        ("harm low", "", 1, 1, none, {}), ("harm high", "95% interval", 1, 1, none, band),
+        ("harm", escaped(progress.folder.name), 1, 1, strong, {}), ("cost", "each batch alone", 1, 2, faint, {}),
+        ("window cost", "", 1, 2, strong, {}), ("threshold", "threshold", 1, 2, DOTTED, {}),
+        ("multiplier", "", 1, 3, strong, {}), ("reward", "", 2, 1, strong, {}), ("kl", "", 2, 2, strong, {}),
+        ("seconds", "", 2, 3, strong, {}),
     ):  # fmt: skip
-        trace = go.Scatter(mode="lines", line=line, meta=meta, name=meta, showlegend=False, **more)
-        figure.add_trace(trace, row=row, col=column)
-    for column in (1, 2, 3):
-        figure.update_xaxes(title_text="step", row=2, col=column)
+        look = {"mode": "lines", "name": name or meta, "showlegend": bool(name)}
+        figure.add_trace(go.Scatter(meta=meta, line=line, **look, **more), row=row, col=column)
+        if other and line is strong:
+            look["name"] = f"{escaped(other.folder.name)}, to compare"
+            dashed = {"color": style(other.folder.name).colour, "width": 2, "dash": "dash"}
+            figure.add_trace(go.Scatter(meta=f"other {meta}", line=dashed, **look), row=row, col=column)
+    figure.update_xaxes(title_text="step")
     figure.update_annotations(font_size=13)
-    filled(figure, watch_values(progress))
-    return titled(figure, "Is it getting safer, at what price, and how fast?", height=560, margin={"b": 60})
+    filled(figure, watch_values(progress, other))
+    return titled(figure, "Is it getting safer, at what price, and how fast?", height=600)
 
 
 def watch_story(progress: Progress) -> str:

@@ -3,7 +3,7 @@
 A notebook says `from course import Predictions, exercises, plain_chart`; it finds this folder beside itself.
 """
 
-from course.chart import by_method, plain_chart
+from course.chart import plain_chart
 from course.predictions import Predictions
 
-__all__ = ["Predictions", "by_method", "plain_chart"]
+__all__ = ["Predictions", "plain_chart"]

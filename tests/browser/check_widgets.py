@@ -28,6 +28,7 @@ CELLS = {
     "inspect": "inspect_cost({'semantic': score}, prompt=ATTACK, response='yes', data='labels.jsonl')",
     "arena": "arena(POLICIES, folder='arena')",
     "again": "explore_penalty(multiple=0.5)",
+    "figure": "from csrlhf_kit.figures import results, static\nstatic.show(results.tradeoff(RESULTS['policies']))",
     "alive": "from ipywidgets.widgets.widget import _instances\nlen(_instances)",
 }
 SCORER = """
@@ -133,7 +134,7 @@ def test_widgets_in_jupyterlab(lab, page, shoot):
     # a click on a point chooses its run
     tradeoff = output_of(page, "tradeoff")
     tradeoff.scroll_into_view_if_needed()
-    menu = tradeoff.locator("select").nth(2)
+    menu = tradeoff.locator("select").first
     assert menu.locator("option:checked").inner_text() == "fixed_penalty"
     point = tradeoff.locator(".js-plotly-plot .scatterlayer .trace .points path").first.bounding_box()
     x, y = point["x"] + point["width"] / 2, point["y"] + point["height"] / 2
@@ -195,7 +196,7 @@ def inspect_a_text(page, shoot) -> None:
     """Another prompt, typed in, is scored; the search for flips answers."""
     inspected = output_of(page, "inspect")
     inspected.scroll_into_view_if_needed()
-    inspected.get_by_role("button", name="find flips").click()
+    inspected.get_by_role("button", name="find words that flip it").click()
     wait_for(page, lambda: "flip its verdict" in inspected.inner_text())
     shoot("6-inspect", inspected)
     inspected.locator("input[type=text]").first.fill("a harmless request")
@@ -227,13 +228,19 @@ def test_widgets_in_the_dark_theme_and_after_a_second_run(lab, page, shoot):
     for _ in range(2):  # closing and running again
         run_all(page)
         wait_for(page, lambda: finished(page))
-        output_of(page, "again").locator(".js-plotly-plot .main-svg").first.wait_for()
+        for cell in ("again", "figure"):
+            output_of(page, cell).locator(".js-plotly-plot .main-svg").first.wait_for()
         alive.append(output_of(page, "alive").inner_text().split()[-1])
     assert alive[0] == alive[1], "running again closes what a cell has shown before"
     assert "3 of 5 pairs" in output_of(page, "annotate").inner_text(), "labelling goes on where it was"
     for cell in ("penalty", "tradeoff", "annotate", "watch", "inspect", "arena"):
         output_of(page, cell).scroll_into_view_if_needed()
         shoot(f"8-dark-{cell}", output_of(page, cell))
+    for cell in ("penalty", "tradeoff", "watch", "inspect", "figure"):
+        plot = output_of(page, cell).locator(".js-plotly-plot").first
+        shown = "one => { const look = getComputedStyle(one); return [look.fill, look.backgroundColor]; }"
+        assert plot.locator(".gtitle").evaluate(shown)[0] == "rgb(230, 237, 243)", cell
+        assert plot.locator(".main-svg").first.evaluate(shown)[1] == "rgba(0, 0, 0, 0)", cell
     stored = save(page, lab.folder / NOTEBOOK)
     assert any(cell.get("outputs") for cell in stored["cells"]) and "widgets" not in stored["metadata"]
     assert page.evaluate("window.injected") is None

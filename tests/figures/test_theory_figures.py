@@ -109,7 +109,7 @@ def test_no_random_policy_beats_the_frontier_that_is_drawn():
     per_sample = traces(figure, name="per-sample hinge")[0]
     best = np.interp(per_sample.x, np.array(line.x)[order], np.array(line.y)[order])
     assert (best - np.array(per_sample.y) > 0.001).any(), "the per-sample hinge leaves the frontier"
-    linear = traces(figure, name="linear")[0]
+    linear = traces(figure, name="linear penalty")[0]
     assert np.interp(linear.x, np.array(line.x)[order], np.array(line.y)[order]) == pytest.approx(
         linear.y, abs=0.01
     )
@@ -121,8 +121,8 @@ def test_violation_and_loss_are_zero_past_the_optimal_multiplier_for_the_rectifi
     assert values["rectified mean", "y"][1] > 0
     assert values["rectified mean", "y"][2:] == (0.0, 0.0)
     assert values["rectified mean", "y2"][2:] == (0.0, 0.0)
-    assert values["linear", "y"][3] == 0.0
-    assert values["linear", "y2"][3] > 0.1
+    assert values["linear penalty", "y"][3] == 0.0
+    assert values["linear penalty", "y2"][3] > 0.1
     assert values["per-sample hinge", "y2"][3] > 0
 
 

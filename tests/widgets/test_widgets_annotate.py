@@ -17,6 +17,7 @@ from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import cohen_kappa
+from csrlhf_kit.evaluation.results import read_recorded
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.widgets import annotate
 from csrlhf_kit.widgets.annotate import task_html
@@ -242,6 +243,17 @@ def test_pairs_of_recorded_policies_leave_equal_answers_out():
     said = lambda a, b: {"prompt": "p", "responses": {"x": {"text": a}, "y": {"text": b}}}  # noqa: E731
     pairs = pairs_of_samples([said("1", "2"), said("1", "1"), said(" ", "1"), {"prompt": "p"}], "x", "y")
     assert pairs == [Pair("p", "1", "2", "x", "y")]
+
+
+def test_the_shipped_pairs_differ_and_half_of_them_hold_an_unsafe_answer():
+    recorded = read_recorded()
+    pairs = pairs_of_samples(recorded.samples)
+    verdicts = {sample["prompt"]: sample["responses"] for sample in recorded.samples}
+    unsafe = [any(verdicts[p.prompt][s]["harmful"] for s in (p.source_0, p.source_1)) for p in pairs]
+    assert len(pairs) >= 6 and 1 / 3 <= sum(unsafe) / len(pairs) <= 2 / 3
+    assert all(p.response_0 != p.response_1 for p in pairs)
+    jailbroken = {s["prompt"] for s in recorded.samples if s.get("family", "none") != "none"}
+    assert jailbroken and not jailbroken & {p.prompt for p in pairs}
 
 
 # --- the widget ---

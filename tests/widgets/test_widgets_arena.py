@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 
 from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.votes import Duel, elo
+from csrlhf_kit.evaluation.votes import Duel, elo, standings
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.widgets import arena
 from csrlhf_kit.widgets.arena import talk_html
@@ -74,8 +76,26 @@ def test_ratings_follow_the_votes_and_ties_are_half():
     assert tied["a"][0] == pytest.approx(0, abs=1e-6)
 
 
+def test_one_vote_says_little_and_many_say_more(tmp_path):
+    def spans(votes):
+        path = tmp_path / f"{len(votes)}.jsonl"
+        for vote in votes:
+            files.append(path, vote)
+        lines = standings(Duel({"a": speaker("a"), "b": speaker("b")}, path))
+        return lines, [[float(x) for x in re.findall(r"[+-]\d+", line)] for line in lines]
+
+    lines, [[points, low, high], _] = spans([{"left": "a", "right": "b", "vote": "left"}])
+    assert lines[0].startswith("a: ") and lines[0].endswith("1 vote") and low < 0 < points < high
+    many = [{"left": "a", "right": "b", "vote": v} for v in ("left", "left", "right") * 40]
+    lines, [[points, low, high], _] = spans(many)
+    assert lines[0].endswith("120 votes") and 0 < low < points < high < 400
+    rng = np.random.default_rng(0)  # against the spread of refitted votes
+    drawn = [elo([many[i] for i in rng.integers(0, 120, 120)], ["a", "b"])["a"][0] for _ in range(200)]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.25)
+
+
 def test_talk_is_shown_letter_by_letter():
-    shown = talk_html([{"role": "user", "content": HOSTILE}], HOSTILE, "#0072B2", HOSTILE)
+    shown = talk_html([{"role": "user", "content": HOSTILE}], HOSTILE, HOSTILE)
     assert "<script" not in shown and shown.count("&lt;script&gt;") == 3
 
 
@@ -83,12 +103,14 @@ def test_names_are_told_after_the_vote_only(tmp_path):
     silent = {name: lambda messages: iter(["hm"]) for name in ("left-handed", "right-handed")}
     view = arena(silent, folder=tmp_path, static=False)
     ask, sides, buttons, keys, note, table = view.root.children
+    assert all("Nothing asked yet" in side.value for side in sides.children) and ask.children[0].placeholder
+    assert "No votes yet" in table.value
     ask.children[0].value = HOSTILE
     shown = lambda: "".join(side.value for side in sides.children)  # noqa: E731
     assert "hm" in shown() and "<script" not in shown() and "-handed" not in shown()
     assert ask.children[0].value == "", "ready for the next"
     keys._handle_custom_msg({"key": "1"}, [])
-    assert "left-handed" in shown() and "right-handed" in note.value and "1 votes" in table.value
+    assert "left-handed" in shown() and "right-handed" in note.value and "1 vote<" in table.value + "<"
     keys._handle_custom_msg({"key": "n"}, [])
     assert "-handed" not in shown() and "hm" not in shown()
     buttons.children[0].click()

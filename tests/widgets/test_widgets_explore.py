@@ -12,22 +12,26 @@ import pytest
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.results import PolicyRow, RecordedRuns, read_recorded
+from csrlhf_kit.figures.theory import FEW_SAMPLES
 from csrlhf_kit.theory import FiniteProblem, hinge_bias
 from csrlhf_kit.theory.example import town
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.widgets import explore_penalty, explore_tradeoff, tradeoff
 from csrlhf_kit.widgets.penalty_data import (
     KINDS,
+    MULTIPLES,
     landscape,
     penalty_figure,
     penalty_lab,
     penalty_point,
+    penalty_story,
     penalty_values,
 )
 from csrlhf_kit.widgets.tradeoff import answers_html
 from csrlhf_kit.widgets.tradeoff_data import (
     MULTIPLIERS,
     Tradeoff,
+    effective_samples,
     harm_measures,
     legend_name,
     run_point,
@@ -123,8 +127,26 @@ def test_moving_lambda_moves_the_live_figure_to_what_the_plain_function_draws():
     for trace in figure.drawing["data"]:
         for axis in "xy":
             assert list(trace[axis]) == list(wanted[trace["meta"]][axis]), trace["meta"]
-    assert "4.00 times" in story.value and "batches of 128" in story.value
+    assert "4.00 times" in story.value and "batch of 128" in story.value
     shown.close()
+
+
+@pytest.mark.parametrize("multiple", [0.4, 1.0, 1.5])
+def test_the_story_is_sentences_without_a_signed_zero(multiple):
+    told = penalty_story(penalty_lab(town()), multiple, 32)
+    assert "-0.0" not in told and "+0.0" not in told and "<br>" not in told
+    assert told.startswith("λ is ") and told.endswith(".")
+    assert ("rectified mean, on the threshold" in told) == (multiple >= 1)
+
+
+def test_the_batch_curve_runs_on_below_lambda_star_through_its_mark_and_lambda_star_is_drawn():
+    lab = penalty_lab(town())
+    drawn = penalty_values(lab, float(MULTIPLES[20]), 8)
+    x, y = drawn["gate"]["x"], drawn["gate"]["y"]
+    assert min(x) < 0.2 and None not in y and y == sorted(y, reverse=True)
+    assert y[x.index(drawn["gate now"]["x"][0])] == pytest.approx(drawn["gate now"]["y"][0], rel=1e-3)
+    lines = [shape for shape in penalty_figure(lab).layout.shapes if shape.xref == "x2"]
+    assert [shape.x0 for shape in lines if shape.x0 == shape.x1] == [1]
 
 
 # --- explore_tradeoff ---
@@ -244,7 +266,7 @@ def test_the_frontier_is_that_of_the_theory_at_every_setting():
     )
     drawn = here.values(state)
     assert drawn["frontier"]["x"] == pytest.approx([s.cost for s in alone.frontier(MULTIPLIERS)], rel=1e-4)
-    assert drawn["tilt"]["y"] == pytest.approx([alone.tilted(3.0).reward], rel=1e-4)
+    assert drawn["frontier linear"]["y"] == pytest.approx([alone.tilted(3.0).reward], rel=1e-4)
     assert here.price(state) == pytest.approx(alone.constrained_optimum().multiplier)
     assert drawn["threshold of the frontier"]["x"] == [0.15, 0.15]
     best = alone.penalised_optimum(3.0, "rectified")
@@ -255,7 +277,7 @@ def test_an_unreachable_threshold_is_said_and_drawn():
     here = board()
     state = replace(here.start(), threshold=1e-6)
     assert "out of reach" in here.story(state) and "smallest mean cost" in here.story(state)
-    assert here.values(state)["tilt"]["x"][0] > 0
+    assert here.values(state)["frontier linear"]["x"][0] > 0
 
 
 def test_scores_kept_by_a_run_give_a_reweighted_frontier():
@@ -267,7 +289,27 @@ def test_scores_kept_by_a_run_give_a_reweighted_frontier():
     here = tradeoff.tradeoff_board(told, None, None)
     assert here.of_runs and here.problem.reward.shape == (6, 8) and here.problem.beta == 0.1
     assert "effective" in here.story(here.start())
-    assert any(t.meta == "learned ppo" for t in here.figure(here.start()).data)
+    figure = here.figure(here.start())
+    assert any(t.meta == "learned ppo" for t in figure.data)
+    line, wide = next(t for t in figure.data if t.meta == "frontier"), replace(here.start(), beta=5.0)
+    tilts = here.frontier(wide)
+    hollow = [effective_samples(tilt) < FEW_SAMPLES for tilt in tilts]
+    symbols = here.values(wide)["frontier"]["marker"]["symbol"]
+    assert symbols == ["circle-open" if few else "circle" for few in hollow]
+    assert any(hollow) and not all(hollow) and "best possible" not in line.name and "effective" in line.name
+    one = np.full((2, 4), 0.25)
+    assert effective_samples(replace(tilts[0], policy=one)) == pytest.approx(4.0)
+
+
+def test_at_most_four_panels_and_three_controls_with_the_rest_folded():
+    here = board()
+    figure = here.figure(here.start())
+    assert len({trace.xaxis for trace in figure.data}) == 4
+    assert sum(trace.showlegend is not False for trace in figure.data) <= len(here.methods) + 3
+    shown = explore_tradeoff(results(), static=False)
+    visible, fold = shown.root.children[:2]
+    assert len(visible.children) == 3 and fold.selected_index is None and fold.titles == ("more",)
+    shown.close()
 
 
 def test_wrong_strata_and_empty_records_are_refused():
@@ -283,8 +325,9 @@ def test_wrong_strata_and_empty_records_are_refused():
 
 def test_a_click_and_the_menu_choose_a_run_and_every_slider_redraws():
     shown = explore_tradeoff(results(), static=False)
-    sliders, menus, figure, story, said = shown.root.children
-    run = menus.children[2]
+    visible, fold, figure, story, said = shown.root.children
+    run, judged_on, multiplier = visible.children
+    part, _, threshold, beta = fold.children[0].children
     run.value = "ppo"
     drawn = lambda name: next(list(t["x"]) for t in figure.drawing["data"] if t["meta"] == name)  # noqa: E731
     assert drawn("curve cost") == [1, 2]
@@ -294,12 +337,14 @@ def test_a_click_and_the_menu_choose_a_run_and_every_slider_redraws():
         figure._handle_custom_msg({"kind": "click", "trace": trace, "point": point}, [])
     assert run.value == HOSTILE, "what is no run's point chooses nothing"
     assert "<script" not in said.value and "&lt;script&gt;" in said.value
-    for slider, name in zip(sliders.children, ("λ =", "threshold", "β ="), strict=True):
+    for slider, factor in ((multiplier, 1.5), (threshold, 0.7), (beta, 1.5)):
         before = story.value
-        slider.value = slider.value * 1.5 if name != "threshold" else slider.value * 0.7
-        assert story.value != before, name
-    menus.children[0].value = "harmful, unseen jailbreaks"
+        slider.value *= factor
+        assert story.value != before, slider.description
+    judged_on.value = "harmful, unseen jailbreaks"
     assert drawn("runs ppo") == [25.0]
+    part.value = "refused, stratum: plain"
+    assert drawn("runs ppo") == [12.5]
     shown.close()
 
 

@@ -192,7 +192,9 @@ def test_typing_editing_and_flipping(tmp_path):
     pick, asked, said, _, picture, _, edits, edit, found, _, near = view.root.children
     live = picture.children[0]
     drawn = lambda name: next(t for t in live.drawing["data"] if t["meta"] == name)  # noqa: E731
-    assert drawn("words semantic")["y"] == [1.0, 0.0, 2.5, 0.0]
+    assert drawn("words semantic")["y"] == [1.0, 0.0, 2.5, 0.0] and drawn("words semantic")["type"] == "bar"
+    assert drawn("words semantic")["x"] == [0, 1, 2, 4], "a gap between request and answer"
+    assert drawn("score semantic")["text"] == ["95%"], "the number stands beside its dot"
     edits.children[0].value = edits.children[0].options[2][1]
     edits.children[1].value = "puppy"
     assert "FLIPS" in edit.value and "+3.00 → -1.50" in edit.value

@@ -13,6 +13,7 @@ from ipywidgets.widgets.widget import _instances as alive
 
 from csrlhf_kit import files
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.figures.style import style
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.runs import Run, send_stop_request, stop_request
@@ -80,6 +81,32 @@ def test_a_torn_line_and_a_run_that_has_not_begun_are_fine(tmp_path):
     (tmp_path / "b" / "config.json").write_text("{")
     with pytest.raises(UserError, match="no JSON"):
         read_progress(tmp_path / "b")
+
+
+def test_a_second_run_is_drawn_dashed_beside_the_first_and_the_legend_names_both(tmp_path):
+    for name, steps in (("fixed_penalty", 3), ("lagrangian", 5)):
+        run_with(tmp_path / name, steps)
+    view = watch(tmp_path / "fixed_penalty", compare=tmp_path / "lagrangian", static=False)
+    data = {trace["meta"]: trace for trace in view.root.children[2].drawing["data"]}
+    assert data["harm"]["x"] == [1, 2, 3] and data["other harm"]["x"] == [1, 2, 3, 4, 5]
+    assert data["other kl"]["line"]["dash"] == "dash" and "dash" not in data["kl"]["line"]
+    assert data["harm"]["line"]["color"] == style("fixed_penalty").colour
+    assert data["other reward"]["line"]["color"] == style("lagrangian").colour
+    Run(tmp_path / "lagrangian").log(row(6))
+    view.refresh()
+    again = {trace["meta"]: trace for trace in view.root.children[2].drawing["data"]}
+    assert again["other seconds"]["x"][-1] == 6
+    view.close()
+    figure = watch_figure(*(read_progress(tmp_path / name) for name in ("fixed_penalty", "lagrangian")))
+    named = [trace.name for trace in figure.data if trace.showlegend]
+    assert {
+        "fixed_penalty",
+        "lagrangian, to compare",
+        "95% interval",
+        "each batch alone",
+        "threshold",
+    } == set(named)
+    assert all(figure.layout[f"xaxis{n}"].title.text == "step" for n in ("", 2, 3, 4, 5, 6))
 
 
 def test_of_a_job_the_policy_that_trains_is_watched(tmp_path):

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from csrlhf_kit.figures.static.canvas import Canvas
 from csrlhf_kit.figures.static.plotly_terms import merge, plain
 from csrlhf_kit.figures.static.traces import DRAW
-from csrlhf_kit.figures.style import MUTED, WIDTH
+from csrlhf_kit.figures.style import MUTED, WIDTH, dark_css
 
 PLOTLY = "application/vnd.plotly.v1+json"
 CONFIG = {
@@ -59,15 +59,23 @@ _RC = {
 }
 
 
+_shown: list[str] = []  # the summaries of the figures of this session
+
+
 def show(figure: go.Figure, caption: str = "") -> None:
     """Display `figure` in a notebook as one output in three forms: interactive, SVG, and a line of text.
 
-    All three are deterministic, so nbval can compare them. caption: a sentence under the title.
+    All three are deterministic, so nbval can compare them. The first figure of a session brings the page the rules
+    that make interactive figures follow a dark theme. caption: a sentence under the title.
     Raises UserError as `static_svg`.
     """
     from IPython.display import display
 
-    display(mime_bundle(figure, caption), raw=True)
+    bundle = mime_bundle(figure, caption)
+    if not _shown:
+        display({"text/html": f"<style>{dark_css()}</style>", "text/plain": ""}, raw=True)
+    _shown.append(bundle["text/plain"])
+    display(bundle, raw=True)
 
 
 def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:
