@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks browser-test student data base gpu-check real converged sweeps pressure attacks clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks book browser-test student data base gpu-check real converged sweeps pressure attacks clean
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -43,8 +43,8 @@ NUMERIC := $(addprefix tests/,$(addsuffix .py,evaluation/test_scorer_metrics ker
 second-processor: .venv/.test
 	failed=0; $(SECOND) $(PYTEST) $(NUMERIC) || failed=1; $(SECOND) $(PYTEST) $(NBVAL) || failed=1; exit $$failed
 
-browser-test: .venv/.test ## the widgets in a real JupyterLab: needs playwright (installed here) and a chromium on the PATH
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+browser-test: .venv/.test ## widgets in a real JupyterLab, and the book: needs playwright (installed here) and a chromium on the PATH
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,book]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/check_*.py -p no:cacheprovider -rs
 
 lab: .venv/.run ## JupyterLab on the first notebook
@@ -52,6 +52,10 @@ lab: .venv/.run ## JupyterLab on the first notebook
 
 notebooks: .venv/.test ## execute every notebook again and store it
 	cd notebooks && ../$(BIN)/python -m course.tools execute *.ipynb
+
+book: .venv/.run ## the course as a site, read and searched without a network: build/book/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
+	$(BIN)/python -m sphinx -q -b html -c book . build/book
 
 student: .venv/.run ## copies of the notebooks without solutions and outputs, in student/
 	cd notebooks && ../$(BIN)/python -m course.tools student *.ipynb --out ../student

@@ -152,7 +152,7 @@ def _end(server: subprocess.Popen) -> None:
 
 
 @pytest.fixture
-def page(lab: Lab, browser: str) -> Iterator:
+def page(browser: str) -> Iterator:
     """A page of Debian's chromium that reaches this machine only; what it asks elsewhere is noted.
 
     The browser itself refuses the rest: were playwright to decide on each request, none would be answered while a
