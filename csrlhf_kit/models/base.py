@@ -38,7 +38,7 @@ from csrlhf_kit.models.places import adapter_in, base_of, find_base, whole_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Quantization = Literal["none", "nf4"]
-SMALL = 200 * 2**20  # bytes of weights
+SMALL = 2**30  # bytes of weights, which are loaded in seconds
 LESS_MEMORY = "take --quantization nf4 or a smaller base; `csrlhf plan` says what fits"
 
 

