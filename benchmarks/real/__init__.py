@@ -10,5 +10,7 @@
 | `scorers.py` | the cost model, the reward model, and the judges that train nothing |
 | `policies.py` | PPO under each constraint |
 | `evaluation.py` | what each policy does with held-out requests |
+| `config.py` | all settings |
 | `job.py` | the stages in their order, resumed where they were stopped, and what is recorded of them |
+| `page.py` | the measured part of docs/real-model.md |
 """

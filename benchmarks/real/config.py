@@ -37,6 +37,8 @@ class RealConfig:
     """The most training prompts of each stratum."""
     test: Sizes = field(default_factory=lambda: Sizes(harmful=100, wrapped=100))
     """The most test prompts of each stratum."""
+    graded: int | None = None
+    """The most answers that people graded; None: all 984."""
     answers: int = 320
     """Training prompts whose answers by the base the reward model learns from."""
     temperature: float = 0.7
@@ -49,7 +51,7 @@ class RealConfig:
     """Most tokens that cost model and judge read."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=40, batch_size=16, minibatch_size=8, microbatch_size=16, max_new_tokens=48,
+            steps=40, batch_size=16, minibatch_size=8, microbatch_size=8, max_new_tokens=48,
             max_prompt_length=320, learning_rate=5e-4, critic_learning_rate=1e-3, schedule="cosine",
             kl_coefficient=0.05, missing_eos_penalty=0.5,
         )

@@ -167,7 +167,7 @@ def raters_beside(scores: dict[str, np.ndarray], grades: np.ndarray) -> dict[str
 def people(config: RealConfig, pyrit: Files) -> dict[str, Any]:
     """All figures on people's grades; minutes on two cores, most of them for SmolLM2's states."""
     counts: Counter[str] = Counter()
-    answers = graded_answers(pyrit, counts)
+    answers = graded_answers(pyrit, counts)[: config.graded]
     texts = [(a.request, a.response) for a in answers]
     grades = np.array([a.mean for a in answers])
     folds = request_folds(answers, config.seed)

