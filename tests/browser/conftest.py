@@ -174,6 +174,9 @@ def page(browser: str) -> Iterator:
         opened.context.on("request", note)
         opened.on("websocket", note)
         opened.on("console", lambda m: watch.errors.append(m.text) if m.type == "error" else None)
+        opened.on(
+            "response", lambda r: watch.errors.append(f"{r.status} {r.url}") if r.status >= 400 else None
+        )
         opened.on("pageerror", lambda error: watch.errors.append(str(error)))
         yield opened
         chromium.close()
