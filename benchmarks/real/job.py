@@ -97,6 +97,12 @@ def verdicts(config: RealConfig) -> dict[str, Any]:
     return judge_answers(config, read_prompts(config, "test"), answers, read(config, "refusal"))
 
 
+def drop_old_verdicts(config: RealConfig) -> None:
+    """Remove the judges' stage if a method was added since, so that it is made again."""
+    if config.stage_path("verdicts").is_file() and set(config.policies) - set(read(config, "verdicts")):
+        config.stage_path("verdicts").unlink()
+
+
 @writes_run
 def run_real(config: RealConfig) -> dict[str, Any]:
     """The whole experiment; returns what it wrote to `results.json`. Raises UserError where a package is missing."""
@@ -107,6 +113,7 @@ def run_real(config: RealConfig) -> dict[str, Any]:
     for base in (config.base, config.encoder):
         find_base(base)  # prepared here, once, before two processes ask for it
     Run.open(config.out, config.settings(), resume=True)
+    drop_old_verdicts(config)
     needs = stage_needs(config)
     left = [name for name in needs if not config.stage_path(name).is_file()]
     print(told(config, left), flush=True)

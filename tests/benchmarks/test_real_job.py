@@ -130,6 +130,10 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
     assert (
         "| rectified penalty |" in tables and "Beside the toy world" in tables and "No policy" not in tables
     )
+    job.drop_old_verdicts(config)
+    assert config.stage_path("verdicts").is_file()
+    job.drop_old_verdicts(replace(config, methods=("fixed_penalty", "ppo")))  # a method was added
+    assert not config.stage_path("verdicts").is_file()
     assert "about" in job.told(config, ["base"]) and "finished" in job.told(config, [])
 
 
