@@ -1,4 +1,4 @@
-"""`python -m benchmarks.real`: the experiment, or a part of it; `--help` lists the settings."""
+"""`python -m benchmarks.real`: the experiment, or a part of it (`--only people`); `--help` lists the settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the experiment; `people` as the first word runs only the figures on people's grades. Returns the status."""
+    """Run the experiment; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

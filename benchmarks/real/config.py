@@ -61,6 +61,8 @@ class RealConfig:
         default_factory=lambda: CriticConfig(episodes=128, epochs=2, batch_size=16, learning_rate=1e-3)
     )
     """How the critic, the same for every policy, is first fitted to the base's answers."""
+    only: tuple[str, ...] = ()
+    """Make only these stages, with what they read, and no results: `people` is the figures on people's grades."""
     workers: int = 2
     """Stages made at the same time, each by a process with one thread."""
     seed: int = 0
@@ -79,7 +81,7 @@ class RealConfig:
 
     def settings(self) -> dict[str, Any]:
         """What has to be the same when a run goes on."""
-        aside = ("out", "record", "workers", "methods")  # a further method may be added
+        aside = ("out", "record", "workers", "methods", "only")  # a further method may be added
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
     @property

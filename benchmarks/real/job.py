@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.real.config import RealConfig
 from csrlhf_kit.data.packages import PACKAGES, package_files
+from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_folder, writes_run
 from csrlhf_kit.recipes.experiments.head_to_head import compact_lists
@@ -56,6 +57,16 @@ def stage_needs(config: RealConfig) -> dict[str, tuple[str, ...]]:
         "verdicts": (*config.policies, "judge", "refusal"),
         "people": (),
     }
+
+
+def chosen(needs: dict[str, tuple[str, ...]], only: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The stages in `only` and all that they read; every stage if it is empty. Raises UserError for other names."""
+    if unknown := set(only) - set(needs):
+        raise UserError(f"only: found {', '.join(sorted(unknown))}, expected some of {', '.join(needs)}")
+    wanted = set(only or needs)
+    while more := {name for stage in wanted for name in needs[stage]} - wanted:
+        wanted |= more
+    return {name: read for name, read in needs.items() if name in wanted}
 
 
 def run_stage(name: str, config: RealConfig) -> None:
@@ -109,15 +120,19 @@ def run_real(config: RealConfig) -> dict[str, Any]:
     from csrlhf_kit.models.places import find_base
 
     check_folder(config.record, "--record")
+    chosen(stage_needs(config), config.only)
     packages()
     for base in (config.base, config.encoder):
         find_base(base)  # prepared here, once, before two processes ask for it
     Run.open(config.out, config.settings(), resume=True)
     drop_old_verdicts(config)
-    needs = stage_needs(config)
+    needs = chosen(stage_needs(config), config.only)
     left = [name for name in needs if not config.stage_path(name).is_file()]
     print(told(config, left), flush=True)
     seconds = run_stages(needs, config, run_stage)
+    if config.only:
+        print("made: " + ", ".join(str(config.stage_path(name)) for name in config.only))
+        return {name: read(config, name) for name in config.only}
     found = results(config, seconds)
     write_atomic(config.path("results.json"), compact_lists(json.dumps(found, indent=1)))
     if config.record is not None:
@@ -226,6 +241,6 @@ def told(config: RealConfig, left: list[str]) -> str:
     rounds = sum(sorted(policies, reverse=True)[::workers])
     whole = (rounds + others / workers) * one_pass(config) / PASS_SECONDS
     return (
-        f"{len(left)} of {len(known)} stages are left ({', '.join(left)}): about {whole / 60:.1f} hours with "
+        f"{len(left)} stages are left ({', '.join(left)}): about {whole / 60:.1f} hours with "
         f"{workers} processes, by this machine's speed just now. It may be stopped; the same command goes on."
     )

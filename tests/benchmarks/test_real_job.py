@@ -137,6 +137,15 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
     assert "about" in job.told(config, ["base"]) and "finished" in job.told(config, [])
 
 
+def test_a_stage_alone_brings_what_it_reads() -> None:
+    needs = job.stage_needs(RealConfig())
+    assert list(job.chosen(needs, ("people",))) == ["people"]
+    assert list(job.chosen(needs, ("cost",))) == ["rows", "answers", "cost"]
+    assert job.chosen(needs, ()) == needs
+    with pytest.raises(UserError, match="found nothing_such, expected some of rows"):
+        job.chosen(needs, ("nothing_such",))
+
+
 def test_scorers_read_the_bare_request() -> None:
     seen = []
 
