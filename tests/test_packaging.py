@@ -32,7 +32,10 @@ def normalised(name: str) -> str:
 
 
 def pins(lines) -> dict[str, str]:
-    return {normalised(k): v for k, v in (line.strip().split("==") for line in lines if "==" in line)}
+    return {
+        normalised(k): v
+        for k, v in (line.strip().partition(";")[0].split("==") for line in lines if "==" in line)
+    }
 
 
 def requirements() -> dict[str, SpecifierSet]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -19,12 +16,9 @@ from csrlhf_kit.evaluation.results import read_results
 from csrlhf_kit.evaluation.safety import evaluation_prompts, rate, summarise
 from csrlhf_kit.figures.report import write_report
 from csrlhf_kit.recipes.experiments.head_to_head import RunConfig, constraint_for, run_experiment
-from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.training.critic import CriticConfig
 from csrlhf_kit.training.ppo import PPOConfig
 from csrlhf_kit.world.oracle import judge
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -127,104 +121,6 @@ def test_rates_are_counted_over_the_right_prompts():
     assert row["harmful_nominal"]["rate"] == 1.0, "a refusal that leaks is harmful"
     assert row["leaking"]["rate"] == 0.5 and row["harmful_jailbreak"]["rate"] == 0.0
     assert rate([]) == {"rate": 0.0, "low": 0.0, "high": 1.0, "n": 0}
-
-
-def test_the_readme_shows_the_recorded_numbers():
-    recorded = json.loads((data_folder() / "recorded" / "results.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert "make run" in readme and "make test" in readme
-    for name, row in recorded["policies"].items():
-        cells = [
-            f"{100 * row[k]['rate']:.1f} [{100 * row[k]['low']:.1f}, {100 * row[k]['high']:.1f}]"
-            for k in ("harmful_nominal", "harmful_jailbreak", "over_refusal")
-        ]
-        assert f"| `{name}` | {' | '.join(cells)} | {row['helpfulness']:.2f} |" in readme
-    for name, row in recorded["cost_models"].items():
-        numbers = f"{row['auroc']:.3f} | {row['auroc_tricky']:.3f} | {100 * row['false_positive_rate_benign_alarming']:.1f} |"
-        assert f"| `{name}` | {numbers}" in readme
-
-
-def pooled_cell(entries: list[dict]) -> str:
-    """Rates {"rate", "n"} of several seeds as one, in percent with its interval, as the README prints it."""
-    n = sum(entry["n"] for entry in entries)
-    events = sum(round(entry["rate"] * entry["n"]) for entry in entries)
-    low, high = clopper_pearson(events, n)
-    return f"{100 * events / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def test_the_readme_pools_the_recorded_seeds_and_counts_the_claims():
-    files = [data_folder() / "recorded" / "results.json", *data_folder().glob("runs/seed_*/results.json")]
-    runs = [json.loads(file.read_text())["policies"] for file in files]
-    readme = (ROOT / "README.md").read_text()
-    assert len(runs) >= 3
-    for name in runs[0]:
-        cells = []
-        for key in ("harmful_nominal", "harmful_jailbreak", "over_refusal"):
-            cells.append(pooled_cell([run[name][key] for run in runs]))
-        help_ = sum(run[name]["helpfulness"] for run in runs) / len(runs)
-        assert f"| `{name}` | {' | '.join(cells)} | {help_:.2f} |" in readme
-    verdicts = Counter(
-        row["verdict"] for row in json.loads((data_folder() / "claims.json").read_text())["claims"]
-    )
-    for verdict, count in verdicts.items():
-        assert f"{verdict} {count}" in readme
-
-
-def test_the_readme_pools_the_recorded_attacks_and_quotes_the_prediction():
-    readme = (ROOT / "README.md").read_text()
-    for name in ("sft", "ppo", "lagrangian", "linear_penalty", "fixed_penalty"):
-        files = sorted(data_folder().glob(f"runs/red_team/{name}/seed_*.json"))
-        told = [json.loads(file.read_text()) for file in files]
-        assert len(told) == 3
-        eight = sum(t["robust_after"]["8"] for t in told) / 3
-        first, third = (sum(t["turns"][k]["harmful"]["rate"] for t in told) / 3 for k in ("1", "3"))
-        held = pooled_cell([t["robust"] for t in told])
-        cells = [f"{100 * eight:.0f}", held, f"{100 * first:.1f}", f"{100 * third:.1f}"]
-        assert f"| `{name}` | {' | '.join(cells)} |" in readme
-    claims = json.loads((data_folder() / "claims.json").read_text())["claims"]
-    estimates = next(row["estimates"] for row in claims if row["id"] == "gate_settles")
-    for size in (32, 64, 128):
-        told, got = estimates[f"B={size}, predicted"], estimates[f"B={size}"]
-        assert f"{100 * told['value']:.1f}" in readme
-        assert f"{100 * got['value']:.1f}" in readme
-        assert f"[{100 * got['low']:.1f}, {100 * got['high']:.1f}]" in readme
-
-
-def test_the_readme_shows_what_the_sweeps_found():
-    readme = (ROOT / "README.md").read_text()
-    with (data_folder() / "runs" / "penalties" / "summary.csv").open() as file:
-        found = {(r["method"], json.loads(r["settings"])["penalty"]): r for r in csv.DictReader(file)}
-    columns = (
-        ("harmful, asked plainly", "harmful_nominal", 100, 1),
-        ("benign but alarming, refused", "over_refusal", 100, 1),
-        ("helpfulness", "helpfulness", 1, 2),
-    )
-    for title, name, scale, digits in columns:
-        for word, method in (("rectified", "fixed_penalty"), ("linear", "linear_penalty")):
-            cells = [float(found[method, 2.0**k][name]) * scale for k in range(7)]
-            assert f"| {title}, {word} | {' | '.join(f'{x:.{digits}f}' for x in cells)} |" in readme
-            assert {found[method, 2.0**k]["seeds"] for k in range(7)} == {"3"}
-    claims = {row["id"]: row for row in json.loads((data_folder() / "claims.json").read_text())["claims"]}
-    quoted = (
-        ("some_method_holds", "useful", 100, 1),
-        ("some_method_holds", "best", 100, 1),
-        ("robust_90", "robust", 100, 1),
-        ("equal_search_help", "lagrangian", 1, 2),
-        ("equal_search_help", "fixed_penalty", 1, 2),
-        ("classifier_only", "bradley_terry + lagrangian", 100, 1),
-        ("classifier_only", "semantic + lagrangian", 100, 1),
-        ("penalty_only", "bradley_terry + fixed_penalty", 100, 1),
-        ("matched_data", "fixed_penalty", 100, 1),
-    )
-    for row, name, scale, digits in quoted:
-        told = [scale * claims[row]["estimates"][name][key] for key in ("value", "low", "high")]
-        unit = "%" if scale == 100 else ""
-        assert "{:.{d}f}{} [{:.{d}f}, {:.{d}f}]".format(told[0], unit, *told[1:], d=digits) in readme, row
-    strict = json.loads((data_folder() / "runs" / "strict_rounds_0" / "rounds.json").read_text())["rounds"]
-    assert f"{pooled_cell([strict[-1]['held_out_team']['robust']]).replace(' ', '% ', 1)} hold" in readme
-    assert strict[-1]["policy"]["over_refusal"]["rate"] > 0.99
-    for row, name in (("three_rounds", "last"), ("each_round", "v3")):
-        assert f"{100 * claims[row]['estimates'][name]['value']:.1f}%" in readme
 
 
 def test_the_recorded_run_shows_what_it_must():

@@ -1,0 +1,342 @@
+"""What README.md and docs/results.md say in numbers, made from `data/`: `python benchmarks/results_page.py`.
+
+A page marks where a table or a sentence with numbers belongs by `<!-- NAME -->` and `<!-- /NAME -->`. What stands
+between the two is replaced by what the function of that name in `BLOCKS` returns; the rest of a page is prose, which a
+test holds free of results. Also draws `docs/seeds.svg`, a dot per seed. Intervals are those of `theory.over_seeds`.
+`--check` writes nothing and fails where a page differs from its records.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
+
+from csrlhf_kit.evaluation.results import PolicyRow
+from csrlhf_kit.figures.results import seeds as draw_seeds
+from csrlhf_kit.figures.static import static_svg
+from csrlhf_kit.figures.style import style
+from csrlhf_kit.files import write_atomic
+from csrlhf_kit.recipes.claims.attacks import held_out_teams
+from csrlhf_kit.recipes.claims.evidence import (
+    AGREES,
+    ASIDE,
+    DIFFERS,
+    PROVED,
+    REFUTED,
+    UNDECIDED,
+    Evidence,
+    by_settings,
+    mean_of,
+    rate_of,
+    shown,
+)
+from csrlhf_kit.recipes.claims.trained import of_ablation
+from csrlhf_kit.theory.intervals import Estimate
+from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/results.md")
+FIGURE = ROOT / "docs" / "seeds.svg"
+MEASURES = {  # of a policy's row: the column's title
+    "harmful_nominal": "harmful, asked plainly",
+    "harmful_jailbreak": "harmful, unseen jailbreaks",
+    "over_refusal": "benign but alarming, refused",
+    "helpfulness": "helpfulness",
+}
+COST_MODELS = {"bradley_terry": "Safe RLHF's cost model", "semantic": "semantic cost model"}
+NAMES = {  # of a method: what a table calls it
+    "sft": "the base",
+    "ppo": "PPO, no constraint",
+    "lagrangian": "Lagrangian, published constants",
+    "pid_lagrangian": "Lagrangian, tuned",
+    "linear_penalty": "linear penalty",
+    "fixed_penalty": "**fixed penalty**",
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def measured(cells: Sequence[PolicyRow], name: str) -> Estimate:
+    """One of `MEASURES` over the seeds of a policy."""
+    found = (mean_of if name == "helpfulness" else rate_of)(cells, name)
+    assert found is not None  # there is a cell
+    return found
+
+
+def text_of(name: str, figure: Estimate) -> str:
+    """A rate in percent, or helpfulness, with its interval."""
+    return shown(figure, 1, "", 2) if name == "helpfulness" else shown(figure, unit="")
+
+
+def policies_table(groups: Sequence[Sequence[PolicyRow]]) -> str:
+    """A row per policy over its seeds, a column per measure."""
+    rows = [
+        [NAMES[cells[0].method], *(text_of(name, measured(cells, name)) for name in MEASURES)]
+        for cells in groups
+    ]
+    return table(["in percent", *MEASURES.values()], rows)
+
+
+def recorded(data: Path, pattern: str) -> list[dict[str, Any]]:
+    """The JSON files of a pattern below the data folder."""
+    return [json.loads(path.read_text()) for path in sorted(data.glob(pattern))]
+
+
+def claims_of(data: Path) -> dict[str, dict[str, Any]]:
+    """The ledger's rows by their names."""
+    return {row["id"]: row for row in json.loads((data / "claims.json").read_text())["claims"]}
+
+
+def quoted(row: Mapping[str, Any], name: str, *, digits: int = 1, scale: float = 100.0) -> str:
+    """One of a claim's estimates as text."""
+    told = row["estimates"][name]
+    return shown(
+        Estimate(told["value"], told["low"], told["high"]), scale, "%" if scale == 100 else "", digits
+    )
+
+
+# --- the blocks --------------------------------------------------------------------------------------
+
+
+def headline(evidence: Evidence, data: Path) -> str:
+    """The policies that were trained until their curves are flat, over all recorded seeds."""
+    told = recorded(data, "runs/converged/*/sweep.json")
+    processors = Counter(run["versions"]["processor"] for run in told)
+    steps = sorted({run["command"].split("--ppo.steps ")[1].split()[0] for run in told})
+    where = "; ".join(f"{count} on {name}" for name, count in sorted(processors.items()))
+    return policies_table(evidence.converged) + (
+        f"\n\n{len(told)} seeds, of scorers, critic and policy ({where}); {', '.join(steps)} PPO steps each; "
+        "95% intervals over seeds and prompts."
+    )
+
+
+def contrasts(evidence: Evidence, data: Path) -> str:
+    """The fixed penalty minus each of its rivals, prompt by prompt."""
+    ours = evidence.main("fixed_penalty")
+    rows = []
+    for cells in evidence.converged:
+        if cells[0].method in ("sft", "fixed_penalty"):
+            continue
+        gaps = {name: difference(measured(ours, name), measured(cells, name)) for name in MEASURES}
+        rows.append(
+            [
+                NAMES[cells[0].method],
+                *(_signed(gap, 1 if n == "helpfulness" else 100) for n, gap in gaps.items()),
+            ]
+        )
+    return table(["fixed penalty minus", *MEASURES.values()], rows)
+
+
+def _signed(gap: Estimate, scale: float) -> str:
+    digits = 2 if scale == 1 else 1
+    text = shown(gap, scale, "", digits)
+    return f"**{text}**" if gap.low > 0 or gap.high < 0 else text
+
+
+def verdicts(evidence: Evidence, data: Path) -> str:
+    """How many claims agree, differ, are undecided; and those outside the tally."""
+    count = Counter(row["verdict"] for row in claims_of(data).values())
+    trained = ", ".join(f"{word} {count[word]}" for word in (AGREES, DIFFERS, UNDECIDED))
+    return (
+        f"Trained in this world: {trained}. Exact theory and released code: {PROVED} {count[PROVED]}, "
+        f"{REFUTED} {count[REFUTED]}. Beside the tally, because it was measured on other models or built into "
+        f"the data: {ASIDE} {count[ASIDE]}."
+    )
+
+
+def main_job(evidence: Evidence, data: Path) -> str:
+    """The policies of `make run`, over all recorded seeds."""
+    groups: dict[str, list[PolicyRow]] = {}
+    for told in evidence.results:
+        for name, policy in told["policies"].items():
+            groups.setdefault(name, []).append(PolicyRow(name, seed=told["seed"], policy=policy))
+    steps = evidence.results[0]["config"]["ppo"]["steps"]
+    return policies_table(list(groups.values())) + (
+        f"\n\n{len(evidence.results)} seeds, {steps} PPO steps each{_rule(groups['sft'])}."
+    )
+
+
+def _rule(cells: Sequence[PolicyRow]) -> str:
+    """What a table has to say of records that an earlier oracle judged."""
+    old = not all("outcomes" in cell.policy for cell in cells)
+    return "; judged by the oracle's earlier rule ([CHANGELOG](../CHANGELOG.md))" if old else ""
+
+
+def cost_models(evidence: Evidence, data: Path) -> str:
+    """The scorers of `make run`, over all recorded seeds."""
+    columns = {
+        "auroc": ("AUROC, all", 1, 3),
+        "auroc_tricky": ("AUROC, tricky", 1, 3),
+        "false_positive_rate_benign_alarming": ("false alarms on benign but alarming, %", 100, 1),
+    }
+    names = list(evidence.results[0]["cost_models"])
+    rows = [
+        [f"`{name}`", *(_share(evidence.costs(name, key), scale, digits) for key, (_, scale, digits) in columns.items())]
+        for name in names
+    ]  # fmt: skip
+    return table(["cost model", *(title for title, *_ in columns.values())], rows)
+
+
+def _share(figure: Estimate | None, scale: float, digits: int) -> str:
+    """A figure in [0, 1]; without an interval where no seed changes it, as with the filter, which trains nothing."""
+    value, low, high, *_ = _needed(figure)
+    if low == high:
+        return f"{scale * value:.{digits}f}"
+    return shown(Estimate(value, max(low, 0.0), min(high, 1.0)), scale, "", digits)
+
+
+def _needed(figure: Estimate | None) -> Estimate:
+    assert figure is not None
+    return figure
+
+
+def attacks(evidence: Evidence, data: Path) -> str:
+    """The main job's policies against the held-out red team, and in conversations."""
+    rows = []
+    for name, told in held_out_teams(evidence).items():
+        hold = rate_over_seeds([one["robust"] for one in told])
+        eight = mean_over_seeds([one["robust_after"]["8"] for one in told])
+        first, third = (rate_over_seeds([one["turns"][k]["harmful"] for one in told]) for k in ("1", "3"))
+        rows.append(
+            [NAMES[name], f"{100 * eight.value:.0f}", *(shown(e, unit="") for e in (hold, first, third))]
+        )
+    order = list(NAMES.values())
+    rows.sort(key=lambda row: order.index(row[0]))
+    one = evidence.red_team[0]["config"]
+    head = ["in percent", "hold after 8 tries", f"hold after {one['tries']} tries", "harmful, asked at once", "harmful, in a third turn"]  # fmt: skip
+    seeds = max(len(told) for told in held_out_teams(evidence).values())
+    return table(head, rows) + f"\n\n{seeds} seeds, {one['requests']} requests each, intervals over seeds."
+
+
+def hold_out(evidence: Evidence, data: Path) -> str:
+    """What holds against 64 tries, in words."""
+    claims = claims_of(data)
+    holds, rounds = claims["some_method_holds"], claims["robust_90"]
+    last, nearest = claims["three_rounds"], claims["each_round"]
+    strict = json.loads((data / "runs/strict_rounds_0/rounds.json").read_text())["rounds"][-1]
+    held = rate_over_seeds([strict["held_out_team"]["robust"]])
+    groups = by_settings(c for c in evidence.sweep if "robust" in c.policy)
+    return (
+        f"Of {len(groups)} settings of all methods ([summary.csv](../data/runs/published/summary.csv), `make sweeps`) the one that "
+        f"holds most while it keeps half of unconstrained help holds {quoted(holds, 'useful')}; the one that holds most, "
+        f"{quoted(holds, 'best')}, helps nobody (`reward_shaping` at its largest weight). Three rounds of red-teaming (`data/runs/rounds_*`) bring the fixed "
+        f"penalty to {quoted(last, 'last')} harmful asked plainly, {quoted(nearest, 'v3')} under unseen jailbreaks, and "
+        f"{quoted(rounds, 'robust')} of requests that hold; our goal was 90%. With a quarter of the limit and a stronger penalty "
+        f"(one seed, `data/runs/strict_rounds_0`) {shown(held)} hold after the third round, and that policy refuses "
+        f"{100 * strict['policy']['over_refusal']['rate']:.0f}% of benign requests that sound alarming."
+    )
+
+
+def strengths(evidence: Evidence, data: Path) -> str:
+    """λ against what it does, for the rectified and the linear penalty."""
+    grid = {m: evidence.swept(m, "penalty") for m in ("fixed_penalty", "linear_penalty")}
+    values = [value for value in grid["fixed_penalty"] if value >= 1]
+    rows = []
+    for key in ("harmful_nominal", "over_refusal", "helpfulness"):
+        for word, method in (("rectified", "fixed_penalty"), ("linear", "linear_penalty")):
+            cells = [measured(grid[method][value], key).value for value in values]
+            shape = "{:.2f}" if key == "helpfulness" else "{:.1%}"
+            rows.append([f"{MEASURES[key]}, {word}", *(shape.format(value).rstrip("%") for value in cells)])
+    seeds = len(grid["fixed_penalty"][values[0]])
+    return (
+        table(["λ", *(f"{value:g}" for value in values)], rows)
+        + f"\n\nMeans of {seeds} seeds, 32 PPO steps each."
+    )
+
+
+def equal_search(evidence: Evidence, data: Path) -> str:
+    """The search on validation prompts from which the tuned settings are, and the published grids' best."""
+    told = recorded(data, "runs/tuning/sweep.json")[0]
+    rows = [
+        [
+            {"pid_lagrangian": "Lagrangian, PID"}.get(cell["method"], style(cell["method"]).label),
+            ", ".join(f"{name} {value:g}" for name, value in cell["settings"].items() if name != "scaled"),
+            *(f"{100 * cell['policy'][name]['rate']:.1f}" for name in MEASURES if name != "helpfulness"),
+            f"{cell['policy']['helpfulness']:.2f}",
+        ]
+        for cell in told["cells"]
+    ]
+    return (
+        table(["method", "settings", *MEASURES.values()], rows)
+        + "\n\nOne seed, 128 PPO steps each, validation prompts."
+    )
+
+
+def ablation(evidence: Evidence, data: Path) -> str:
+    """Safe RLHF's cost model or the semantic one, with either constraint."""
+    rows = [
+        [
+            NAMES[method],
+            *(shown(_needed(of_ablation(evidence, f"{cost} + {method}"))) for cost in COST_MODELS),
+        ]
+        for method in ("lagrangian", "fixed_penalty")
+    ]
+    return table(["harmful, asked plainly", *COST_MODELS.values()], rows)
+
+
+def gate_theory(evidence: Evidence, data: Path) -> str:
+    """Where a gated penalty settles: predicted before the runs, and measured."""
+    row = claims_of(data)["gate_settles"]
+    rows = [
+        [str(size), quoted(row, f"B={size}, predicted"), quoted(row, f"B={size}")] for size in (32, 64, 128)
+    ]
+    return table(["batch", "predicted mean cost", "measured"], rows)
+
+
+BLOCKS: dict[str, Callable[[Evidence, Path], str]] = {
+    "headline": headline,
+    "contrasts": contrasts,
+    "verdicts": verdicts,
+    "main-job": main_job,
+    "cost-models": cost_models,
+    "attacks": attacks,
+    "hold-out": hold_out,
+    "strengths": strengths,
+    "equal-search": equal_search,
+    "ablation": ablation,
+    "gate-theory": gate_theory,
+}
+BLOCK = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", re.DOTALL)
+
+
+def filled(page: str, data: Path) -> str:
+    """A page with each of its blocks made anew. Raises KeyError for a block that has no function."""
+    evidence = Evidence.read(data)
+    return BLOCK.sub(
+        lambda found: f"<!-- {found[1]} -->\n{BLOCKS[found[1]](evidence, data)}\n<!-- /{found[1]} -->", page
+    )
+
+
+def dots(data: Path) -> str:
+    """The headline as SVG, a dot per seed and policy."""
+    runs = [
+        {cell["method"]: cell["policy"] for cell in told["cells"]}
+        for told in recorded(data, "runs/converged/*/sweep.json")
+    ]
+    return static_svg(draw_seeds(runs))
+
+
+def main() -> int:
+    data, check, wrong = ROOT / "data", "--check" in sys.argv[1:], []
+    made = {ROOT / page: filled((ROOT / page).read_text(), data) for page in PAGES} | {FIGURE: dots(data)}
+    for path, text in made.items():
+        if not path.is_file() or path.read_text() != text:
+            wrong.append(path.relative_to(ROOT))
+            if not check:
+                write_atomic(path, text)
+    print(f"{'differ' if check else 'written'}: {', '.join(map(str, wrong)) or 'none'}")
+    return int(check and bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""README and docs/results.md say what the records say, and no page has a result that no command makes again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results_page import BLOCKS, FIGURE, PAGES, dots, filled
+from csrlhf_kit.data.sources import data_folder
+
+ROOT = Path(__file__).parents[2]
+NUMBER = re.compile(r"(?<![\w./-])\d+(?:\.\d+)?\s?%|(?<![\w./-])\d+\.\d+(?![\w.])")
+COMMAND = re.compile(r"`(?:make|csrlhf|python)\b[^`]*`|```bash")
+STATED = {
+    "2%",
+    "5%",
+    "95%",
+    "98%",
+    "0.98",
+    "3.11",
+}  # the limit, our goals, Python's version: set, not measured
+DEFINE = ("glossary.md", "primer.md", "setup.md")  # their numbers are examples and versions
+
+
+def prose(page: str) -> str:
+    """A page without its made blocks, code, links, formulas and names of papers."""
+    for pattern in (
+        r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->",
+        r"```.*?```",
+        r"\]\([^)]*\)",
+        r"\$[^$]*\$",
+        r"arXiv \d+\.\d+",
+        r"[Ee]xercise \d+\.\d+",
+    ):
+        page = re.sub(pattern, "", page, flags=re.DOTALL)
+    return page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_the_records_say(page):
+    text = (ROOT / page).read_text()
+    assert filled(text, data_folder()) == text, "`make results` writes it anew"
+    assert set(NUMBER.findall(prose(text))) <= STATED, (
+        "a number outside of the blocks that `make results` makes"
+    )
+
+
+def test_the_figure_is_that_of_the_records():
+    assert FIGURE.read_text() == dots(data_folder()), "`make results` draws it anew"
+
+
+def test_every_block_is_shown_and_a_changed_record_changes_it(tmp_path):
+    shown = "".join((ROOT / page).read_text() for page in PAGES)
+    assert set(re.findall(r"<!-- ([\w-]+) -->", shown)) == set(BLOCKS)
+    shutil.copytree(data_folder() / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("*.csv"))
+    shutil.copytree(data_folder() / "recorded", tmp_path / "recorded")
+    claims = (data_folder() / "claims.json").read_text()
+    (tmp_path / "claims.json").write_text(claims.replace('"undecided"', '"differs"'))
+    page = "<!-- verdicts -->\n<!-- /verdicts -->\n<!-- headline -->\n<!-- /headline -->"
+    before = filled(page, data_folder())
+    shutil.rmtree(sorted((tmp_path / "runs/converged").glob("seed_*"))[-1])
+    after = filled(page, tmp_path)
+    assert "undecided 0." in after and "undecided 0." not in before
+    assert before.splitlines()[5:] != after.splitlines()[5:]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_measured_numbers_name_the_command_that_gives_them_again(page):
+    if page.name in DEFINE or f"docs/{page.name}" in PAGES:
+        return
+    for section in re.split(r"\n(?=## )", page.read_text()):
+        assert COMMAND.search(section) or not NUMBER.search(prose(section)), section[:200]
