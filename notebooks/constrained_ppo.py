@@ -101,7 +101,6 @@ def load_models(args: Args):
     torch.manual_seed(args.seed)
     policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
     critic = Critic(base, load_file(models / "critic.safetensors"))
-
     judges = [AutoModelForSequenceClassification.from_pretrained(base, num_labels=1) for _ in range(2)]
     judges = map(PeftModel.from_pretrained, judges, (str(models / "reward"), str(models / "semantic")))
     return tokenizer, policy.eval(), critic.eval(), *(judge.eval() for judge in judges)
@@ -128,8 +127,8 @@ def rollout(policy: nn.Module, tokenizer, prompts: list[str], args: Args):
     positions = (mask.cumsum(1) - 1).clamp_min(0)  # padding on the left does not count
     noise = torch.rand(len(prompts), args.max_new_tokens, dtype=torch.float64)
     for t in range(args.max_new_tokens):
-        where = {"attention_mask": mask, "position_ids": positions}
-        output = policy(input_ids=tokens, past_key_values=cache, use_cache=True, **where)
+        known = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        output = policy(input_ids=tokens, use_cache=True, **known)
         cache = output.past_key_values
         cumulative = output.logits[:, -1].softmax(-1).cumsum(-1, dtype=torch.float64)
         drawn = torch.searchsorted(cumulative, (noise[:, t] * cumulative[:, -1]).unsqueeze(1), right=True)
@@ -140,11 +139,11 @@ def rollout(policy: nn.Module, tokenizer, prompts: list[str], args: Args):
     is_end = answers == tokenizer.eos_token_id
     said = is_end.cumsum(1) - is_end.long() == 0  # up to the first end token, which is chosen too
     real = torch.cat([asked["attention_mask"].bool(), said], 1)
-    ids = torch.cat([asked["input_ids"], answers], 1)
     chosen = torch.cat([torch.zeros_like(asked["attention_mask"]).bool(), said], 1)
+    ids = torch.cat([asked["input_ids"], answers], 1)
     rows = [row[kept] for row, kept in zip(ids, real, strict=True)]
-    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     said = [row[kept] for row, kept in zip(chosen, real, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     return ids, pad_sequence(said, batch_first=True), is_end.any(1)
 
 
@@ -162,12 +161,14 @@ def score(models, judges, ids: Tensor, response_mask: Tensor, ended: Tensor, arg
 # --- a step, part 2: the constraint decides how much cost counts
 
 
-def next_multiplier(multiplier: float, violation: float, args: Args) -> float:
-    """The multiplier of this step's update, from the one before and the violation J_C - d."""
-    if args.method == "rectified":  # the gradient of lambda max(J_C - d, 0): all or nothing
-        return args.penalty if violation > 0 else 0.0
-    # Dual ascent on log lambda: it climbs while the limit is broken, and falls again while it is kept.
-    return min(multiplier * math.exp(args.rate * multiplier * violation), args.maximum)
+def rectified_multiplier(violation: float, penalty: float) -> float:
+    """lambda of this step's update, from J_C - d: the gradient of lambda max(J_C - d, 0) is all or nothing."""
+    return penalty if violation > 0 else 0.0
+
+
+def learned_multiplier(multiplier: float, violation: float, rate: float, maximum: float) -> float:
+    """Dual ascent on log lambda: it climbs while the limit is broken, and falls again while it is kept."""
+    return min(multiplier * math.exp(rate * multiplier * violation), maximum)
 
 
 # --- a step, part 3: advantages
@@ -176,15 +177,14 @@ def next_multiplier(multiplier: float, violation: float, args: Args) -> float:
 def token_scores(scores: Tensor, log_ratios: Tensor, response_mask: Tensor, beta: float) -> Tensor:
     """Per-token scores (batch, length): -beta log(pi / pi_ref), plus the answer's score on its last token."""
     last = (response_mask * torch.arange(response_mask.shape[1])).argmax(1)
-    tokens = -beta * log_ratios
-    tokens[torch.arange(len(scores)), last] += scores
-    return tokens
+    at_last = torch.arange(response_mask.shape[1]) == last.unsqueeze(1)
+    return at_last * scores.unsqueeze(1) - beta * log_ratios
 
 
 def gae(scores: Tensor, values: Tensor, response_mask: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns (batch, length), discount 1 (arXiv 1506.02438, equation 16)."""
-    advantages = torch.zeros_like(scores)
-    carry = following = torch.zeros(len(scores))  # A and V of the next token; nothing follows the last one
+    advantages, carry = torch.zeros_like(scores), torch.zeros(len(scores))
+    following = carry  # carry and following: A and V of the next token; nothing follows the last one
     for t in reversed(range(scores.shape[1])):
         delta = scores[:, t] + following - values[:, t]
         carry = torch.where(response_mask[:, t], delta + lam * carry, carry)
@@ -256,20 +256,20 @@ def train(args: Args, report=print) -> list[dict[str, float]]:
     for name, model in models.items():
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizers[name] = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.0)
-    shuffle = torch.Generator().manual_seed(args.seed * 1_000_003)
-    order = torch.randperm(len(prompts), generator=shuffle).tolist()
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(args.seed * 1_000_003))
     torch.manual_seed(args.seed)
     multiplier, recent, history = args.initial, [], []
     for step in range(args.steps):
         for name, optimizer in optimizers.items():  # half a cosine, from the full rate to a tenth
             factor = 0.1 + 0.45 * (1 + math.cos(math.pi * step / args.steps))
             optimizer.param_groups[0]["lr"] = rates[name] * factor
-        start = step * args.batch_size
-        asked = [prompts[order[i % len(order)]] for i in range(start, start + args.batch_size)]
+        asked = [prompts[order[(step * args.batch_size + i) % len(order)]] for i in range(args.batch_size)]
         ids, response_mask, ended = rollout(policy, tokenizer, asked, args)
         old, reference, values, rewards, costs = score(models, judges, ids, response_mask, ended, args)
         recent = (recent + costs.tolist())[-args.window :]
-        multiplier = next_multiplier(multiplier, fmean(recent) - args.threshold, args)
+        violation = fmean(recent) - args.threshold
+        learned = learned_multiplier(multiplier, violation, args.rate, args.maximum)
+        multiplier = rectified_multiplier(violation, args.penalty) if args.method == "rectified" else learned
         # Costs carry +beta KL: in (A_R - lambda A_C) / (1 + lambda) the KL then weighs beta at every lambda.
         of_reward = token_scores(rewards, old - reference, response_mask, args.beta)
         of_cost = token_scores(costs, old - reference, response_mask, -args.beta)

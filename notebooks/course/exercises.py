@@ -2,19 +2,25 @@
 
 For exercise 3.1 they call `picture_1` and `check_1` of `nb03.py`. `picture_N(attempt)` returns a figure, also if the
 attempt fails. `check_N(attempt)` returns None if the attempt is right, raises `NotStarted` if it returns None, and
-`Mistake` with a sentence for the learner if it is wrong. `look` and `check` never raise what an attempt raises.
+`Mistake` with a sentence for the learner if it is wrong. `look` and `check` never raise what an attempt raises: they
+say what it was, and in which line. `SPOILERS` of such a file names what an attempt may not call, since it is the answer.
 These files hold no solution, so they can be given to a class. The solutions, and wrong ones that each check must
 refuse, are in `notebooks/solutions/`. Builds on the package's figures.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable
+import linecache
+import traceback
+from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from course.build import keep
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.figures.static import show
 
@@ -51,15 +57,31 @@ class Verdict(NamedTuple):
 
 
 def look(name: str, attempt: Attempt) -> None:
-    """Draw what `attempt` computes for exercise `name` ("3.1"). Raises UserError if there is no such exercise."""
-    show(_part(name, "picture")(attempt))
+    """Draw what `attempt` computes for exercise `name` ("3.1"), and say what it raised, if it did.
+
+    Raises UserError if there is no such exercise.
+    """
+    raised: list[Exception] = []
+
+    @functools.wraps(attempt)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        try:
+            return attempt(*arguments, **options)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    show(_part(name, "picture")(watched))
+    if raised:
+        print(f"Exercise {name} · nothing of yours to draw: {_told(raised[0], attempt)}")
 
 
 def check(name: str, attempt: Attempt) -> None:
     """Print whether `attempt` solves exercise `name`, and if not, what is wrong. Raises as `look`."""
     found = verdict(name, attempt)
     _STATES[name] = found.state
-    print(f"Exercise {name} · {found.state}" + (f": {found.message}" if found.message else "."))
+    message = keep(name, attempt) if found.state == "solved" else found.message
+    print(f"Exercise {name} · {found.state}" + (f": {message}" if message else "."))
 
 
 def verdict(name: str, attempt: Attempt) -> Verdict:
@@ -72,8 +94,38 @@ def verdict(name: str, attempt: Attempt) -> Verdict:
     except Mistake as mistake:
         return Verdict("not yet", str(mistake))
     except Exception as error:  # the learner's code may raise anything; the notebook goes on
-        return Verdict("not yet", f"it raises {type(error).__name__}: {error}")
+        return Verdict("not yet", _told(error, attempt))
+    if borrowed := sorted(_spoilers(name) & set(_names(getattr(attempt, "__code__", None)))):
+        return Verdict("not yet", f"it calls `{borrowed[0]}`, which is the answer itself: write your own")
     return Verdict("solved", "")
+
+
+def _told(error: Exception, attempt: Attempt) -> str:
+    """What an attempt raised, and the line of it that did."""
+    said = f"it raises {type(error).__name__}"
+    code = getattr(attempt, "__code__", None)
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_code is code:
+            text = linecache.getline(code.co_filename, line).strip()
+            said += f" in its line {line - code.co_firstlineno + 1}" + (f", `{text}`" if text else "")
+            break
+    return f"{said}: {error}"
+
+
+def _names(code: CodeType | None) -> Iterator[str]:
+    """The names of functions and attributes that a function's code looks up, those of functions inside it too."""
+    if code is not None:
+        yield from code.co_names
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from _names(constant)
+
+
+def _spoilers(name: str) -> set[str]:
+    """What solves an exercise already, by the table of its notebook."""
+    notebook, _, number = name.partition(".")
+    module = importlib.import_module(f"{__package__}.nb{int(notebook):02d}")
+    return set(getattr(module, "SPOILERS", {}).get(number, ()))
 
 
 def progress(notebook: int) -> None:

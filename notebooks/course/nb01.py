@@ -16,6 +16,8 @@ from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.evaluation.agreement import cohen_kappa
 
+SPOILERS = {"2": ("cohen_kappa", "cohen_kappa_score")}  # exercise -> what solves it already
+
 
 def _majority_error(slips: tuple[float, ...]) -> float:
     total = 0.0

@@ -14,6 +14,11 @@ from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.evaluation.scorer_metrics import auroc, expected_calibration_error
 
+SPOILERS = {
+    "1": ("auroc", "roc_auc_score", "roc_curve"),
+    "2": ("expected_calibration_error",),
+}  # exercise -> what solves it already
+
 
 def _scored(gap: float, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
     """Evenly spread scores of as many safe as unsafe rows whose means are `gap` standard deviations apart."""

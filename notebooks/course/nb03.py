@@ -1,7 +1,7 @@
 """The exercises of notebook 03: a picture and a check for each function that the learner writes.
 
 3.1 `slater_bound`: an upper bound of λ* from a safe policy. 3.2 `dual`: the dual function D(λ). 3.3
-`rectified_value`: the objective minus a rectified penalty on the mean cost.
+`rectified_value`: the objective minus a rectified penalty on the mean cost. 3.4 `rectified_multiplier`: its slope.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ import plotly.graph_objects as go
 from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.theory import FiniteProblem
+
+SPOILERS = {
+    "1": ("slater_bound",),
+    "2": ("dual",),
+    "3": ("penalised_value",),
+}  # exercise -> what solves it already
 
 
 def two_answers() -> FiniteProblem:
@@ -136,3 +142,25 @@ def check_3(attempt: Attempt) -> None:
         problem.penalised_value(unsafe.policy, 3.0),
         "a policy above the threshold",
     )
+
+
+def picture_4(attempt: Attempt) -> go.Figure:
+    violations = np.round(np.linspace(-0.05, 0.05, 41), 5)
+    values = [drawn(attempt, float(v), 6.0) for v in violations]
+    return chart(
+        "The price of a unit of cost under the rectified penalty, λ = 6",
+        "violation, J_C − d",
+        "multiplier of this step",
+        {"of the linear penalty": (violations, np.full(violations.shape, 6.0))},
+        yours=None if None in values else (violations, np.asarray(values, dtype=float)),
+        down=0.0,
+    )
+
+
+def check_4(attempt: Attempt) -> None:
+    for violation in (0.3, 0.001, -0.001, -0.2):
+        for penalty in (6.0, 1.5):
+            expected = penalty if violation > 0 else 0.0  # the slope of the hinge
+            same(answer(attempt, violation, penalty), expected, f"violation {violation:g}, λ = {penalty:g}",
+                 hint="It is the slope of λ max(J_C - d, 0) in J_C.")  # fmt: skip
+    same(answer(attempt, 0.0, 6.0), 0.0, "a mean cost exactly at the limit, which is allowed")

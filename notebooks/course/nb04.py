@@ -15,6 +15,11 @@ from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.theory import equilibrium_violation, expected_hinge
 
+SPOILERS = {
+    "1": ("batch_hinge_equilibrium", "expected_hinge"),
+    "2": ("equilibrium_violation",),
+}  # exercise -> what solves it already
+
 
 def _by_brute_force(rate: float, threshold: float, batch: int) -> float:
     """The mean hinge over all 2^batch outcomes, each with its probability."""

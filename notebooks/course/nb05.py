@@ -2,9 +2,12 @@
 
 5.1 `kl_estimate`: an estimate of the KL from log ratios that is never negative. 5.2 `stopped`: the tokens at which
 PPO's clipped loss has no gradient. 5.3 `rewards_by_token`: the KL penalty per token, and the score at the last one.
+5.4 `gae`: advantages and the critic's targets. 5.5 `policy_loss`: PPO's clipped loss, and how far it went.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,8 +15,16 @@ import torch
 
 from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
+from csrlhf_kit.kernels import gae
 from csrlhf_kit.training.advantages import token_rewards
-from csrlhf_kit.training.ppo_update import policy_loss
+from csrlhf_kit.training.ppo_update import approximate_kl, policy_loss
+
+SPOILERS = {
+    "2": ("policy_loss",),
+    "3": ("token_rewards",),
+    "4": ("gae", "advantages_and_returns"),
+    "5": ("policy_loss",),
+}  # exercise -> what solves it already
 
 
 def picture_1(attempt: Attempt) -> go.Figure:
@@ -132,3 +143,77 @@ def check_3(attempt: Attempt) -> None:
             f"three answers, β = {beta:g}",
             hint="Each action token pays β times its log ratio; the score belongs to the last action.",
         )
+
+
+def _tensors(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(scores, values, response_mask) of the three answers: float64 noise, also where no answer is."""
+    generator = torch.Generator().manual_seed(seed)
+    response_mask = torch.tensor(_answers()[1])
+    scores, values = torch.randn(2, *response_mask.shape, dtype=torch.float64, generator=generator)
+    return scores, values, response_mask
+
+
+def _pair(found: Any, what: str) -> tuple[Any, Any]:
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Mistake(f"{what}: two results were expected, your function gives {type(found).__name__}")
+    return found[0], found[1]
+
+
+def _plain(found: Any) -> Any:
+    return found.detach().numpy() if isinstance(found, torch.Tensor) else found
+
+
+def picture_4(attempt: Attempt) -> go.Figure:
+    """The advantage of the first token when only the last one of four is scored."""
+    response_mask = torch.ones(1, 4, dtype=torch.bool)
+    scores = torch.zeros(1, 4, dtype=torch.float64)
+    scores[0, -1] = 1.0
+    lams = np.round(np.linspace(0, 1, 21), 3)
+    found = [drawn(attempt, scores, torch.zeros_like(scores), response_mask, float(lam)) for lam in lams]
+    fits = all(isinstance(pair, tuple) and np.shape(_plain(pair[0])) == (1, 4) for pair in found)
+    return chart(
+        "Blame for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
+        "λ of GAE",
+        "advantage of the first token",
+        {"Monte Carlo, λ = 1": (lams, np.ones_like(lams))},
+        yours=(lams, [float(_plain(pair[0])[0, 0]) for pair in found]) if fits else None,
+    )
+
+
+def check_4(attempt: Attempt) -> None:
+    for seed, lam in ((1, 0.95), (2, 0.5), (3, 0.0), (4, 1.0)):
+        scores, values, response_mask = _tensors(seed)
+        advantages, returns = gae(scores, values, response_mask, gamma=1.0, lam=lam)
+        mine = _pair(answer(attempt, scores, values, response_mask, lam), "what you return")
+        for found, expected, what in ((mine[0], advantages, "advantages"), (mine[1], returns, "returns")):
+            wanted = torch.where(response_mask, expected, 0.0).numpy()
+            same(_plain(found), wanted, f"{what} of three answers, λ = {lam:g}",
+                 hint="Go from the last token to the first, and let nothing follow the end of an answer.")  # fmt: skip
+
+
+def picture_5(attempt: Attempt) -> go.Figure:
+    ratios = np.round(np.linspace(0.5, 1.5, 41), 4)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    found = [drawn(attempt, one * np.log(r), 0 * one, one, one.bool(), 0.2) for r in ratios]
+    fits = all(isinstance(pair, tuple) and np.size(_plain(pair[0])) == 1 for pair in found)
+    return chart(
+        "PPO's loss of one token with advantage 1: beyond 1.2 there is nothing more to gain",
+        "ratio of new to old probability",
+        "loss",
+        {"not clipped": (ratios, -ratios)},
+        yours=(ratios, [float(_plain(pair[0])) for pair in found]) if fits else None,
+        down=1.2,
+    )
+
+
+def check_5(attempt: Attempt) -> None:
+    for seed, clip in ((5, 0.2), (6, 0.1)):
+        new, advantages, response_mask = _tensors(seed)
+        new = torch.where(response_mask, 0.4 * new, 0.0)  # log-probabilities are zero outside the answers
+        old, count = torch.zeros_like(new), response_mask.sum()
+        loss, kl = _pair(answer(attempt, new, old, advantages, response_mask, clip), "what you return")
+        expected = policy_loss(new.exp(), advantages, response_mask, clip) / count
+        same(_plain(loss), expected.numpy(), f"the loss of three answers, clip {clip:g}",
+             hint="Per token of the answers: the larger of the two losses, summed, over their number.")  # fmt: skip
+        same(_plain(kl), (approximate_kl(new - old, response_mask) / count).numpy(), "the approximate KL",
+             hint="Exercise 5.1's estimate, averaged over the answers' tokens.")  # fmt: skip

@@ -1,7 +1,8 @@
 """The exercises of notebook 06: a picture and a check for each function that the learner writes.
 
 6.1 `rate_for`: the rate at which λ gets from one value to another in so many steps. 6.2 `calm_rate`: the largest rate
-without oscillation. 6.3 `pid`: a PID controller's λ, whose integral is never negative.
+without oscillation. 6.3 `pid`: a PID controller's λ, whose integral is never negative. 6.4 `learned_multiplier`:
+dual ascent on log λ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.theory import PID, LogLagrangian, simulate_dual
 from csrlhf_kit.theory.example import town
+
+SPOILERS = {"3": ("PID",), "4": ("LogLagrangian",)}  # exercise -> what solves it already
 
 
 def picture_1(attempt: Attempt) -> go.Figure:
@@ -135,4 +138,40 @@ def check_3(attempt: Attempt) -> None:
             [controller(v) for v in series],
             what,
             hint="λ is the sum of three terms, and neither it nor the integral is ever negative.",
+        )
+
+
+def _climb(attempt: Attempt, rate: float, violations: np.ndarray) -> list[float] | None:
+    """lambda after each step of an attempt at 6.4, or None."""
+    multipliers = [1.0]
+    for violation in violations:
+        found = drawn(attempt, multipliers[-1], float(violation), rate, 5.0)
+        if found is None or np.shape(found):
+            return None
+        multipliers.append(float(found))
+    return multipliers[1:]
+
+
+def picture_4(attempt: Attempt) -> go.Figure:
+    violations = np.repeat([0.3, -0.02], [20, 60])
+    steps = np.arange(1, len(violations) + 1)
+    values = _climb(attempt, 0.1, violations)
+    return chart(
+        "λ while the limit is broken for 20 steps, and kept for 60: it learns fast and forgets slowly",
+        "step",
+        "λ",
+        {"maximum": (steps, np.full(len(steps), 5.0))},
+        yours=None if values is None else (steps, values),
+        down=20.0,
+    )
+
+
+def check_4(attempt: Attempt) -> None:
+    for start, violation, rate in ((1.0, 0.3, 0.1), (3.0, -0.02, 0.1), (0.5, 0.1, 1.0), (4.9, 0.4, 0.1)):
+        controller = LogLagrangian(rate=rate, initial=start, maximum=5.0)
+        same(
+            answer(attempt, start, violation, rate, 5.0),
+            controller(violation),
+            f"λ = {start:g}, violation {violation:g}, η = {rate:g}, maximum 5",
+            hint="Ascend in log λ: its slope is λ times the violation.",
         )

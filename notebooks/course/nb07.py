@@ -1,19 +1,25 @@
 """The exercises of notebook 07: a picture and a check for each function that the learner writes.
 
 7.1 `which_penalty`: the kind of penalty that a log of violations and λ comes from. 7.2 `trained_by_division`: the
-optimal policy if (r - λc) / (1 + λ) replaces the reward. 7.3 `combine`: the advantage, with the gate on mean costs.
+optimal policy if (r - λc) / (1 + λ) replaces the reward. 7.3 `rectified_advantages`: with the gate on mean costs.
+7.4 `combine`: the advantages that PPO gets, divided and whitened.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 
 from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.theory import FiniteProblem
 from csrlhf_kit.theory.example import town
 from csrlhf_kit.theory.reweighting import tilt
+from csrlhf_kit.training.advantages import whiten
+
+SPOILERS = {"2": ("tilt", "tilted"), "4": ("combine", "whiten")}  # exercise -> what solves it already
+
 
 NAMES = ("rectified", "linear", "learned", "cannot tell")
 _LOGS = {  # violations and multipliers, step by step, and who wrote them
@@ -141,3 +147,38 @@ def check_3(attempt: Attempt) -> None:
         "mean cost 0.05, threshold 0.1, a critic that is off by 0.3: the gate is closed",
         hint="The gate asks for the mean cost, not for what the critic makes of it.",
     )
+
+
+def _advantages(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(reward_a, cost_a, response_mask) of three answers between prompts and padding, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    reward_a, cost_a = torch.randn(2, 3, 9, dtype=torch.float64, generator=generator)
+    places = torch.arange(9)
+    response_mask = torch.stack([(places >= a) & (places < b) for a, b in ((2, 6), (1, 3), (3, 8))])
+    return reward_a + 1.0, 3.0 * cost_a, response_mask
+
+
+def picture_4(attempt: Attempt) -> go.Figure:
+    """The weight of a token whose advantage in cost is large, as lambda grows."""
+    reward_a, cost_a, response_mask = _advantages(1)
+    multipliers = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    found = [drawn(attempt, reward_a, cost_a, response_mask, float(m)) for m in multipliers]
+    fits = all(isinstance(f, torch.Tensor) and f.shape == reward_a.shape for f in found)
+    return chart(
+        "The spread of the advantages that PPO gets, answers only: whitened it is 1 for every λ",
+        "multiplier λ",
+        "standard deviation",
+        {"not divided, not whitened": (multipliers, [float((reward_a - m * cost_a)[response_mask].std()) for m in multipliers])},
+        yours=(multipliers, [float(f[response_mask].std(correction=0)) for f in found]) if fits else None,
+    )  # fmt: skip
+
+
+def check_4(attempt: Attempt) -> None:
+    for seed, multiplier in ((2, 0.0), (3, 6.0), (4, 1.5)):
+        reward_a, cost_a, response_mask = _advantages(seed)
+        found = answer(attempt, reward_a, cost_a, response_mask, multiplier)
+        mixed = (reward_a - multiplier * cost_a) / (1 + multiplier)
+        expected = whiten(mixed, response_mask)[0]
+        same(found.detach().numpy() if isinstance(found, torch.Tensor) else found, expected.numpy(),
+             f"three answers, λ = {multiplier:g}", tolerance=1e-5,
+             hint="Mean and spread are those of the answers' tokens alone, and outside of them is zero.")  # fmt: skip

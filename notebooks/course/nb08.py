@@ -16,6 +16,8 @@ from csrlhf_kit.recipes.claims.evidence import AGREES, DIFFERS, UNDECIDED, Estim
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.theory.over_seeds import difference
 
+SPOILERS = {"2": ("bradley_terry",)}  # exercise -> what solves it already
+
 
 def _rate(count: int, n: int) -> tuple[float, float, float]:
     return (count / n, *clopper_pearson(count, n))

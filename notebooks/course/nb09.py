@@ -16,6 +16,9 @@ from course.exercises import Attempt, Mistake, answer, drawn, same
 from csrlhf_kit.theory.intervals import clopper_pearson
 from csrlhf_kit.theory.judge_error import JudgeAudit, stratified_clopper_pearson
 
+SPOILERS = {"2": ("stratified_clopper_pearson",)}  # exercise -> what solves it already
+
+
 THRESHOLD = 0.05
 _STREAMS = np.random.default_rng(9).random((300, 1000))  # outcomes of rate p are the numbers below p
 

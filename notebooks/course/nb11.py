@@ -12,6 +12,10 @@ import plotly.graph_objects as go
 from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
 
+SPOILERS = {
+    "3": ("dequantize_nf4", "dequantize_nf4_reference", "dequantize_4bit")
+}  # exercise -> what solves it already
+
 
 def picture_1(attempt: Attempt) -> go.Figure:
     blocks = [16, 32, 64, 128, 256, 512, 1024]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-EXERCISES = {"3.1": "slater_bound", "3.2": "dual", "3.3": "rectified_value"}
+EXERCISES = {"3.1": "slater_bound", "3.2": "dual", "3.3": "rectified_value", "3.4": "rectified_multiplier"}
 
 
 def slater_bound(problem, policy):
@@ -82,3 +82,18 @@ def rectified_value__never_rectifies(problem, policy, penalty):
     objective = problem.evaluate(policy).objective
     mean_cost = problem.weights @ (policy * problem.cost).sum(axis=1)
     return objective - penalty * (mean_cost - problem.threshold)
+
+
+def rectified_multiplier(violation: float, penalty: float) -> float:
+    """lambda of this step's update, from J_C - d: the gradient of lambda max(J_C - d, 0) is all or nothing."""
+    return penalty if violation > 0 else 0.0
+
+
+def rectified_multiplier__grows_with_the_violation(violation, penalty):
+    """The penalty itself, not its gradient."""
+    return penalty * max(violation, 0.0)
+
+
+def rectified_multiplier__is_linear(violation, penalty):
+    """Pays below the limit, too: the linear penalty."""
+    return penalty

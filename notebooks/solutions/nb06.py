@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-EXERCISES = {"6.1": "rate_for", "6.2": "calm_rate", "6.3": "pid"}
+EXERCISES = {"6.1": "rate_for", "6.2": "calm_rate", "6.3": "pid", "6.4": "learned_multiplier"}
 
 
 def rate_for(start, end, violation, steps):
@@ -87,3 +87,23 @@ def pid__pays_for_falling(violations, proportional, integral, derivative):
         previous = violation
         multipliers.append(max(0.0, proportional * violation + accumulated + derivative * change))
     return multipliers
+
+
+def learned_multiplier(multiplier: float, violation: float, rate: float, maximum: float) -> float:
+    """Dual ascent on log lambda: it climbs while the limit is broken, and falls again while it is kept."""
+    return min(multiplier * math.exp(rate * multiplier * violation), maximum)
+
+
+def learned_multiplier__climbs_in_lambda(multiplier, violation, rate, maximum):
+    """Ascent on lambda, not on its logarithm."""
+    return min(max(multiplier + rate * violation, 0.0), maximum)
+
+
+def learned_multiplier__forgets_the_chain_rule(multiplier, violation, rate, maximum):
+    """The gradient in log lambda is lambda times the violation."""
+    return min(multiplier * math.exp(rate * violation), maximum)
+
+
+def learned_multiplier__has_no_maximum(multiplier, violation, rate, maximum):
+    """Right, until the limit is broken for long."""
+    return multiplier * math.exp(rate * multiplier * violation)

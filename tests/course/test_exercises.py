@@ -51,6 +51,44 @@ def test_nothing_is_not_a_solution_and_a_crash_is_told(name):
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)
+def test_a_constant_is_no_solution(name):
+    """The right answer of the first case, whatever is asked, is noticed."""
+    first: list = []
+
+    def parrot(*arguments, **options):
+        if not first:
+            first.append(SOLUTIONS[name].reference(*arguments, **options))
+        return first[0]
+
+    assert exercises.verdict(name, parrot).state == "not yet"
+
+
+def test_the_answer_itself_may_not_be_called():
+    def by_method(problem, policy):
+        return problem.slater_bound(policy)
+
+    def inside(scores, unsafe):
+        from sklearn.metrics import roc_auc_score
+
+        return (lambda: roc_auc_score(unsafe, scores))()
+
+    for name, borrowed in (("3.1", by_method), ("2.1", inside)):
+        state, message = exercises.verdict(name, borrowed)
+        assert state == "not yet" and "is the answer itself" in message
+
+
+def test_an_exception_is_shown_with_its_line(capsys):
+    def slater_bound(problem, policy):
+        best = problem.constrained_optimum()
+        return best.objectiv
+
+    line = "in its line 3, `return best.objectiv`: 'Solution' object has no attribute 'objectiv'"
+    assert line in exercises.verdict("3.1", slater_bound).message
+    exercises.look("3.1", slater_bound)
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
 def test_the_picture_shows_the_attempt(name):
     """Without an attempt, with a failing one, a wrong one and the right one: a figure, and they differ."""
     picture = exercises._part(name, "picture")
@@ -112,7 +150,8 @@ def test_an_unknown_exercise_is_said_to_be_one():
             exercises.verdict(name, len)
 
 
-def test_check_prints_and_progress_counts(capsys):
+def test_check_prints_and_progress_counts(capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "_STATES", {})
     reference = SOLUTIONS["3.1"].reference
     exercises.check("3.1", reference)
     exercises.check("3.2", lambda *_: None)
