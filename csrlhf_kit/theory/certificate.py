@@ -1,8 +1,8 @@
 """What can be promised about a policy's harm, and which assumptions each promise needs.
 
 Three gaps lie between a training objective and a statement about harm: the optimiser did not quite reach the
-optimum, the evaluation saw only a sample of prompts, and the judge errs. `certificate` puts a number on each, says
-which one is largest, and lists the assumptions that the word "certified" hides. This module also exports
+optimum, the evaluation saw only a sample of prompts, and the judge errs. `certificate` bounds each. The last two make
+up its bound; it says which adds more, and which assumptions the word "certified" hides. This module also exports
 the functions of intervals.py, judge_error.py and best_of_n.py.
 """
 
@@ -94,8 +94,11 @@ class Certificate:
 
     @property
     def binding(self) -> Layer:
-        """The layer that adds most to the bound; an unbounded one comes first."""
-        return max(self.layers, key=lambda layer: math.inf if math.isnan(layer.gap) else layer.gap)
+        """The layer that adds most to the bound, sampling or judge; an unbounded judge comes first.
+
+        The optimiser is no part of the bound: what was measured does not rest on how near training came.
+        """
+        return max(self.layers[1:], key=lambda layer: math.inf if math.isnan(layer.gap) else layer.gap)
 
     def __str__(self) -> str:
         of = "harm" if self.audited else "JUDGED harm"
@@ -110,7 +113,8 @@ class Certificate:
             mark = "  <- binds" if layer is self.binding else ""
             lines.append(f"  {layer.name:<13}{gap:>10}  {layer.statement}{mark}")
             lines += [f"{'':27}assumes {assumption}" for assumption in layer.assumptions]
-        return "\n".join([*lines, f"  to tighten: {self.binding.remedy}"])
+        first = self.layers[0] if self.estimate > self.threshold else self.binding
+        return "\n".join([*lines, f"  to tighten: {first.remedy}"])
 
 
 def certificate(
