@@ -13,12 +13,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
-from csrlhf_kit.evaluation.results import PolicyRow
+from csrlhf_kit.evaluation.results import PolicyRow, policy_rows
 from csrlhf_kit.figures.results import seeds as draw_seeds
 from csrlhf_kit.figures.static import static_svg
 from csrlhf_kit.figures.style import style
@@ -38,6 +39,7 @@ from csrlhf_kit.recipes.claims.evidence import (
     shown,
 )
 from csrlhf_kit.recipes.claims.trained import of_ablation
+from csrlhf_kit.recipes.experiments.plans import TUNED
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
 
@@ -75,15 +77,21 @@ def measured(cells: Sequence[PolicyRow], name: str) -> Estimate:
 
 def text_of(name: str, figure: Estimate) -> str:
     """A rate in percent, or helpfulness, with its interval."""
-    return shown(figure, 1, "", 2) if name == "helpfulness" else shown(figure, unit="")
+    if name == "helpfulness":  # Student's t knows no bounds
+        return shown(figure._replace(low=max(figure.low, 0.0), high=min(figure.high, 1.0)), 1, "", 2)
+    return shown(figure, unit="")
+
+
+def label(cells: Sequence[PolicyRow]) -> str:
+    """What a table calls these policies."""
+    one = cells[0]
+    tuned = one.method == "fixed_penalty" and (one.method, dict(one.settings)) in TUNED
+    return f"fixed penalty, tuned: λ = {one.settings['penalty']:g}" if tuned else NAMES[one.method]
 
 
 def policies_table(groups: Sequence[Sequence[PolicyRow]]) -> str:
     """A row per policy over its seeds, a column per measure."""
-    rows = [
-        [NAMES[cells[0].method], *(text_of(name, measured(cells, name)) for name in MEASURES)]
-        for cells in groups
-    ]
+    rows = [[label(cells), *(text_of(name, measured(cells, name)) for name in MEASURES)] for cells in groups]
     return table(["in percent", *MEASURES.values()], rows)
 
 
@@ -114,27 +122,29 @@ def headline(evidence: Evidence, data: Path) -> str:
     processors = Counter(run["versions"]["processor"] for run in told)
     steps = sorted({run["command"].split("--ppo.steps ")[1].split()[0] for run in told})
     where = "; ".join(f"{count} on {name}" for name, count in sorted(processors.items()))
+    fled = {
+        label(cells).strip("*"): sum(c.policy["over_refusal"]["rate"] > 0.5 for c in cells)
+        for cells in evidence.converged
+    }
+    refusing = ", ".join(f"{name} {count}" for name, count in fled.items() if count) or "none"
     return policies_table(evidence.converged) + (
         f"\n\n{len(told)} seeds, of scorers, critic and policy ({where}); {', '.join(steps)} PPO steps each; "
-        "95% intervals over seeds and prompts."
+        f"95% intervals over seeds and prompts. Seeds that ended in refusing most benign requests: {refusing}."
     )
 
 
 def contrasts(evidence: Evidence, data: Path) -> str:
-    """The fixed penalty minus each of its rivals, prompt by prompt."""
-    ours = evidence.main("fixed_penalty")
+    """The fixed penalty, as it is and tuned, minus each Lagrangian, prompt by prompt; and minus the linear penalty."""
+    groups = {label(cells): cells for cells in evidence.converged}
+    fixed = [cells for cells in groups.values() if cells[0].method == "fixed_penalty"]
+    rivals = [cells for cells in groups.values() if cells[0].method in ("lagrangian", "pid_lagrangian")]
+    linear = [cells for cells in groups.values() if cells[0].method == "linear_penalty"]
     rows = []
-    for cells in evidence.converged:
-        if cells[0].method in ("sft", "fixed_penalty"):
-            continue
-        gaps = {name: difference(measured(ours, name), measured(cells, name)) for name in MEASURES}
-        rows.append(
-            [
-                NAMES[cells[0].method],
-                *(_signed(gap, 1 if n == "helpfulness" else 100) for n, gap in gaps.items()),
-            ]
-        )
-    return table(["fixed penalty minus", *MEASURES.values()], rows)
+    for ours, theirs in [*product(fixed, rivals), *product(fixed[:1], linear)]:
+        gaps = {name: difference(measured(ours, name), measured(theirs, name)) for name in MEASURES}
+        signed = [_signed(gap, 1 if name == "helpfulness" else 100) for name, gap in gaps.items()]
+        rows.append([f"{label(ours).strip('*')} − {label(theirs)}", *signed])
+    return table(["difference, points", *MEASURES.values()], rows)
 
 
 def _signed(gap: Estimate, scale: float) -> str:
@@ -319,11 +329,14 @@ def filled(page: str, data: Path) -> str:
 
 def dots(data: Path) -> str:
     """The headline as SVG, a dot per seed and policy."""
-    runs = [
-        {cell["method"]: cell["policy"] for cell in told["cells"]}
-        for told in recorded(data, "runs/converged/*/sweep.json")
-    ]
+    told = recorded(data, "runs/converged/*/sweep.json")
+    runs = [{_key(row): row.policy for row in policy_rows(one)} for one in told]
     return static_svg(draw_seeds(runs))
+
+
+def _key(row: PolicyRow) -> str:
+    """The method, by which figures choose colours; another name for the tuned penalty."""
+    return "fixed penalty, tuned" if label([row]) != NAMES[row.method] else row.method
 
 
 def main() -> int:

@@ -352,6 +352,7 @@ def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_
             ("lagrangian", {"ppo.steps": 256}, 0.2),
             ("lagrangian", {"ppo.steps": 256, "maximum": 100.0}, 0.03),
             ("fixed_penalty", {"ppo.steps": 256}, 0.1),
+            ("fixed_penalty", {"ppo.steps": 256, "penalty": 3.0}, 0.06),
         )
         for seed in range(4)
     ]
@@ -364,10 +365,12 @@ def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_
         0.202,
         0.203,
     ]
-    assert len(found.main("fixed_penalty")) == 4 and found.tuned()[0].settings["maximum"] == 100.0
+    assert len(found.main("fixed_penalty")) == 4 and len(found.main("fixed_penalty")[0].settings) == 1
+    assert found.tuned("lagrangian")[0].settings["maximum"] == 100.0
+    assert found.tuned("fixed_penalty")[0].settings["penalty"] == 3.0
     assert row_of(BY_ID["matched_data"], found)["verdict"] == AGREES
     row = row_of(BY_ID["equal_search"], found)
-    assert row["verdict"] == DIFFERS and row["seeds"] == 4 and "tuned Lagrangian 3.1%" in row["ours"]
+    assert row["verdict"] == DIFFERS and row["seeds"] == 4 and "tuned lagrangian 3.1%" in row["ours"]
     assert not found.cells("fixed_penalty", {"ppo.steps": 256}), "the sweeps of few steps stay apart"
     write(tmp_path / "runs" / "tuning" / "sweep.json", {"threshold": 0.03, "cells": cells})
     assert len(Evidence.read(tmp_path).sweep) == len(found.sweep), "settings were chosen by it: no evidence"

@@ -179,10 +179,11 @@ class Evidence:
             by_seed.setdefault(cell.seed, cell)
         return [by_seed[seed] for seed in sorted(by_seed)]
 
-    def tuned(self) -> list[PolicyRow]:
-        """The converged policies of a Lagrangian at settings that were searched for."""
-        dual = [cells for cells in self.converged if cells[0].method in ("lagrangian", "pid_lagrangian")]
-        return next((cells for cells in dual if cells != self.main("lagrangian")), [])
+    def tuned(self, method: str) -> list[PolicyRow]:
+        """A method's converged policies at settings that were searched for; dual ascent's may be a controller's."""
+        kinds = (method, "pid_lagrangian") if method == "lagrangian" else (method,)
+        found = [cells for cells in self.converged if cells[0].method in kinds]
+        return next((cells for cells in found if cells != self.main(method)), [])
 
     def cells(self, method: str, settings: Mapping[str, Any]) -> list[PolicyRow]:
         """The sweeps' cells of a method with exactly these settings, one per seed."""

@@ -206,17 +206,17 @@ def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
 
 
 def against_tuned(e: Evidence, read: Callable[..., Any], name: str, rule: Callable[..., str]) -> Finding:
-    """The fixed penalty's converged policies against those of a tuned Lagrangian."""
-    both = {"fixed_penalty": e.main("fixed_penalty"), "tuned Lagrangian": e.tuned()}
+    """The tuned fixed penalty's converged policies against those of the tuned Lagrangian."""
+    both = {f"tuned {method}": e.tuned(method) for method in ("fixed_penalty", "lagrangian")}
     found = {method: read(cells, name) for method, cells in both.items()}
     return finding(rule(*found.values()), ", ".join(f"{m} {shown(v)}" for m, v in found.items()), **found)
 
 
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """Converged: the fixed penalty against a tuned Lagrangian. Else the least harm of each among its searched settings
+    """Converged: the tuned fixed penalty against the tuned Lagrangian. Else the least harm of each among its searched settings
     that keep 95% of unconstrained helpfulness.
     """
-    if e.tuned():
+    if e.tuned("lagrangian") and e.tuned("fixed_penalty"):
         return against_tuned(e, ev.rate_of, "harmful_jailbreak", ev.less)
     best: dict[str, Estimate] = {}
     floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # with as many steps
@@ -235,7 +235,7 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
 
 def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     """The same for helpfulness; else the best help of each among the settings that are safe enough on plain requests."""
-    if e.tuned():
+    if e.tuned("lagrangian") and e.tuned("fixed_penalty"):
         return against_tuned(e, ev.mean_of, "helpfulness", ev.exceeds)
     best: dict[str, Estimate] = {}
     texts = []
