@@ -2,8 +2,7 @@
 
 Three gaps lie between a training objective and a statement about harm: the optimiser did not quite reach the
 optimum, the evaluation saw only a sample of prompts, and the judge errs. `certificate` bounds each. The last two make
-up its bound; it says which adds more, and which assumptions the word "certified" hides. This module also exports
-the functions of intervals.py, judge_error.py and best_of_n.py.
+up its bound; it says which adds more, and which assumptions the word "certified" hides.
 """
 
 from __future__ import annotations
@@ -13,33 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.theory.best_of_n import (
-    BestOfN,
-    Filter,
-    best_of_n_curve,
-    conformal_threshold,
-    missed_harm,
-    probability_of_safe,
-)
-from csrlhf_kit.theory.intervals import (
-    ConfidenceSequence,
-    Interval,
-    Side,
-    betting,
-    clopper_pearson,
-    empirical_bernstein,
-    hoeffding,
-    wilson,
-)
-from csrlhf_kit.theory.judge_error import JudgeAudit, prediction_powered, stratified_clopper_pearson
+from csrlhf_kit.theory.intervals import clopper_pearson
+from csrlhf_kit.theory.judge_error import JudgeAudit, stratified_clopper_pearson
 from csrlhf_kit.theory.problem import violation_bound
-
-__all__ = [
-    "BestOfN", "Certificate", "ConfidenceSequence", "Filter", "Interval", "JudgeAudit", "Layer", "Promise",
-    "Side", "best_of_n_curve", "betting", "certificate", "clopper_pearson", "conformal_threshold",
-    "empirical_bernstein", "hoeffding", "missed_harm", "prediction_powered", "probability_of_safe",
-    "stratified_clopper_pearson", "wilson",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
