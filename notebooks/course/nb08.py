@@ -1,135 +1,114 @@
 """The exercises of notebook 08: a picture and a check for each function that the learner writes.
 
-8.1 `gap`: an interval for the difference of two rates. 8.2 `strengths`: Bradley-Terry strengths from counts of wins.
-8.3 `verdict`: reproduced, refuted or depends, from an interval and a claimed bound.
+8.1 `answers_needed`: harmless answers that certify a rate. 8.2 `harm_bound`: an upper bound of the harm rate behind a
+judge that errs. 8.3 `certified`: a certificate that stays valid although one looks several times.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import plotly.graph_objects as go
 
-from course.chart import chart, numbers
+from course.chart import chart
 from course.exercises import Attempt, Mistake, answer, drawn, same
-from csrlhf_kit.evaluation.ratings import bradley_terry
-from csrlhf_kit.recipes.claims.evidence import AGREES, DIFFERS, UNDECIDED, Estimate, at_least
 from csrlhf_kit.theory.intervals import clopper_pearson
-from csrlhf_kit.theory.over_seeds import difference
+from csrlhf_kit.theory.judge_error import JudgeAudit, stratified_clopper_pearson
 
-SPOILERS = {"2": ("bradley_terry",)}  # exercise -> what solves it already
+SPOILERS = {"2": ("stratified_clopper_pearson",)}  # exercise -> what solves it already
 
 
-def _rate(count: int, n: int) -> tuple[float, float, float]:
-    return (count / n, *clopper_pearson(count, n))
+THRESHOLD = 0.05
+_STREAMS = np.random.default_rng(9).random((300, 1000))  # outcomes of rate p are the numbers below p
 
 
 def picture_1(attempt: Attempt) -> go.Figure:
-    sizes = [40, 80, 160, 320, 640, 1280]
-    found = [numbers(drawn(attempt, _rate(11 * n // 40, n), _rate(6 * n // 40, n)), (3,)) for n in sizes]
-    curves = {"measured difference": (sizes, [12.5] * len(sizes))}
-    if all(values is not None for values in found):
-        curves["your upper end"] = (sizes, [100 * values[2] for values in found])
+    rates = [0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2]
+    values = [drawn(attempt, rate, 0.95) for rate in rates]
     return chart(
-        "11 against 6 of 40, and the same shares of more prompts: from where on do they differ?",
-        "prompts for each policy",
-        "difference of harm rates, points",
-        curves,
-        yours=(sizes, [100 * values[1] for values in found]) if len(curves) > 1 else None,
-        across=0.0,
-        log_x=True,
-    ).update_yaxes(range=[-12, 36])
+        "How many harmless answers certify a rate with 95% confidence?",
+        "rate to certify, %",
+        "harmless answers needed",
+        {"the rule of three, 3 / rate": ([100 * r for r in rates], [3 / r for r in rates])},
+        yours=None if None in values else ([100 * r for r in rates], values),
+    )
 
 
 def check_1(attempt: Attempt) -> None:
-    for first, second in (((11, 40), (6, 40)), ((2, 500), (30, 500)), ((0, 60), (1, 20))):
-        a, b = _rate(*first), _rate(*second)
-        same(
-            answer(attempt, a, b),
-            difference(Estimate(*a), Estimate(*b))[:3],
-            f"{first[0]} of {first[1]} against {second[0]} of {second[1]} (difference, low, high)",
-            hint="What makes the difference smaller: the first one's error downwards and the second one's upwards.",
-        )
+    for rate, confidence in ((0.02, 0.95), (0.01, 0.95), (0.05, 0.99), (0.5, 0.9)):
+        found = answer(attempt, rate, confidence)
+        what = f"to certify {rate:.0%} with {confidence:.0%} confidence"
+        same(found, np.asarray(found, dtype=float).reshape(()), what)
+        if found != math.floor(found) or found < 1:
+            raise Mistake(f"{what}: {found!r} is no number of answers")
+        found = int(found)
+        if clopper_pearson(0, found, confidence=confidence, side="upper").high > rate:
+            raise Mistake(f"{what}: {found} harmless answers still leave the upper bound above the rate")
+        if found > 1 and clopper_pearson(0, found - 1, confidence=confidence, side="upper").high <= rate:
+            raise Mistake(f"{what}: {found} answers suffice, but so would one fewer")
 
 
-_WINS = np.array([[0.0, 30.0, 9.0], [10.0, 0.0, 8.0], [1.0, 2.0, 0.0]])
+def _audits() -> list[JudgeAudit]:
+    return [
+        JudgeAudit(2000, 400, 60, 6, labelled, round(0.05 * labelled)) for labelled in (20, 40, 100, 200, 400)
+    ]
 
 
 def picture_2(attempt: Attempt) -> go.Figure:
-    found = numbers(drawn(attempt, _WINS), (3,))
-    truth = bradley_terry(_WINS)
-    gaps, shares = [], []
-    for i in range(3):
-        for j in range(3):
-            if i != j:
-                gaps.append(truth[i] - truth[j] if found is None else float(found[i] - found[j]))
-                shares.append(100 * _WINS[i, j] / (_WINS[i, j] + _WINS[j, i]))
-    line = np.linspace(-4, 4, 33)
+    audits = _audits()
+    labelled = [audit.labelled_safe for audit in audits]
+    values = [drawn(attempt, audit, 0.95) for audit in audits]
     return chart(
-        "Every pair of three policies: does the difference of strengths explain who won?",
-        "difference of strengths, nats",
-        "games won, %",
-        {"σ(difference)": (line, 100 / (1 + np.exp(-line)))},
-        yours=None if found is None else tuple(zip(*sorted(zip(gaps, shares, strict=True)), strict=True)),
+        "20% are judged unsafe: the bound of true harm falls as people label 'safe' answers",
+        "answers judged safe that people labelled (5% of them turn out harmful)",
+        "bound of the harm rate, %",
+        {
+            "observed: judge and labels together": (labelled, [100 * a.estimate for a in audits]),
+            "the judge's word alone": (labelled, [20.0] * len(labelled)),
+        },
+        yours=None if None in values else (labelled, [100 * float(value) for value in values]),
     )
 
 
 def check_2(attempt: Attempt) -> None:
-    same(
-        answer(attempt, np.array([[0.0, 3.0], [1.0, 0.0]])),
-        [np.log(3) / 2, -np.log(3) / 2],
-        "two policies, 3 games to 1 (mean zero)",
-        tolerance=1e-5,
-    )
-    for wins in (_WINS, np.array([[0, 5, 1, 2], [4, 0, 40, 3], [2, 9, 0, 1], [1, 1, 6, 0]], dtype=float)):
+    for audit in (_audits()[2], JudgeAudit(500, 25, 25, 5, 50, 0), JudgeAudit(300, 200, 40, 4, 10, 2)):
         same(
-            answer(attempt, wins),
-            bradley_terry(wins),
-            f"{len(wins)} policies with unequal numbers of games",
-            tolerance=1e-5,
-            hint="At the maximum each policy has won as many games as its strengths predict.",
+            answer(attempt, audit, 0.95),
+            stratified_clopper_pearson(audit, confidence=0.95, side="upper").high,
+            f"{audit.judged_unsafe} of {audit.judged} judged unsafe, {audit.missed} of {audit.labelled_safe} missed",
+            tolerance=1e-9,
+            hint="Three bounds with a third of the error each; the rate of 'unsafe' verdicts needs both its ends.",
         )
 
 
-_VERDICTS = {DIFFERS: -1.0, UNDECIDED: 0.0, AGREES: 1.0}
+def _share_certified(attempt: Attempt, rate: float, streams: int, every: int) -> float:
+    verdicts = [answer(attempt, row < rate, THRESHOLD, 0.95, every) for row in _STREAMS[:streams]]
+    return float(np.mean([bool(verdict) for verdict in verdicts]))
 
 
 def picture_3(attempt: Attempt) -> go.Figure:
-    sizes = [20, 40, 80, 160, 320, 640, 1280, 2560, 5120]
-    spans = [clopper_pearson(round(0.92 * n), n) for n in sizes]
-    words = [drawn(attempt, *span, 0.9) for span in spans]
-    good = all(isinstance(word, str) and word in _VERDICTS for word in words)
-    figure = chart(
-        "'At least 90% safe', where 92% is the truth: your verdict as evidence grows",
-        "prompts",
-        "",
-        {
-            "the rule of the ledger": (
-                sizes,
-                [_VERDICTS[at_least(Estimate(0.92, *span), 0.9)] for span in spans],
-            )
-        },
-        yours=(sizes, [_VERDICTS[word] for word in words]) if good else None,
-        log_x=True,
+    looks = (1, 2, 4, 10)
+    shares = [drawn(_share_certified, attempt, THRESHOLD + 1e-4, 150, 1000 // count) for count in looks]
+    return chart(
+        "How often a policy just above 5% harm gets its certificate, by the number of looks",
+        "looks at 1,000 answers as they come in",
+        "false certificates, %",
+        {"what 95% confidence allows": ([looks[0], looks[-1]], [5.0, 5.0])},
+        yours=None if None in shares else (looks, [100 * share for share in shares]),
     )
-    return figure.update_yaxes(tickvals=list(_VERDICTS.values()), ticktext=list(_VERDICTS), range=[-1.2, 1.2])
 
 
 def check_3(attempt: Attempt) -> None:
-    for low, high, claimed in (
-        (0.91, 0.95, 0.9),
-        (0.5, 0.6, 0.9),
-        (0.85, 0.97, 0.9),
-        (0.9, 0.92, 0.9),
-        (0.7, 0.9, 0.9),
-    ):
-        found = answer(attempt, low, high, claimed)
-        expected = at_least(Estimate((low + high) / 2, low, high), claimed)
-        if found != expected:
-            why = {
-                UNDECIDED: "the interval holds the claimed value: nothing has been shown either way",
-                AGREES: "all of the interval is at or above the claim",
-                DIFFERS: "all of the interval is below the claim",
-            }[expected]
-            raise Mistake(
-                f"claimed {claimed:.0%}, interval [{low:.0%}, {high:.0%}]: you say {found!r:.40}, but {why}"
-            )
+    allowed = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)  # three standard errors of the simulation
+    wrong = _share_certified(attempt, THRESHOLD + 1e-4, 300, 100)
+    if wrong > allowed:
+        raise Mistake(
+            f"with ten looks, {wrong:.0%} of 300 policies just above the threshold are certified, "
+            "where 95% confidence allows 5%"
+        )
+    right = _share_certified(attempt, THRESHOLD / 2, 100, 100)
+    if right < 0.7:
+        raise Mistake(
+            f"of 100 policies with half the allowed harm only {right:.0%} are certified: that is too strict"
+        )

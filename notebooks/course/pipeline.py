@@ -50,8 +50,8 @@ LIT = {
     "05": ("policy", "critic", "advantages", "update"),
     "06": ("mean", "price"),
     "07": ("penalty", "price"),
-    "08": ("policy", "judge"),
-    "09": ("answer", "judge"),
+    "08": ("answer", "judge"),
+    "09": ("policy", "judge"),
     "10": ("prompts", "judge"),
     "11": ("base",),
 }

@@ -4,85 +4,85 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
+from csrlhf_kit.theory.intervals import clopper_pearson
 
-EXERCISES = {"8.1": "gap", "8.2": "strengths", "8.3": "verdict"}
-
-
-def gap(first, second):
-    (a, a_low, a_high), (b, b_low, b_high) = first, second
-    down = math.hypot(a - a_low, b_high - b)  # the first lower than measured, the second higher
-    up = math.hypot(a_high - a, b - b_low)
-    return a - b, a - b - down, a - b + up
+EXERCISES = {"8.1": "answers_needed", "8.2": "harm_bound", "8.3": "certified"}
 
 
-def gap__adds_the_errors(first, second):
-    """As if both erred fully, in opposite directions, at the same time."""
-    return first[0] - second[0], first[1] - second[2], first[2] - second[1]
+def answers_needed(rate, confidence):
+    return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
 
 
-def gap__compares_end_with_end(first, second):
-    """Low minus low, high minus high: the interval shrinks to nothing where both err alike."""
-    return first[0] - second[0], first[1] - second[1], first[2] - second[2]
+def answers_needed__rule_of_three(rate, confidence):
+    """An approximation, for 95% only."""
+    return math.ceil(3 / rate)
 
 
-def gap__takes_the_wrong_sides(first, second):
-    """The downward error of the second makes the difference larger, not smaller."""
-    (a, a_low, a_high), (b, b_low, b_high) = first, second
-    return a - b, a - b - math.hypot(a - a_low, b - b_low), a - b + math.hypot(a_high - a, b_high - b)
+def answers_needed__rounds_down(rate, confidence):
+    """One answer short."""
+    return math.floor(math.log(1 - confidence) / math.log(1 - rate))
 
 
-def strengths(wins):
-    wins = np.asarray(wins, dtype=float)
-    games = wins + wins.T
-    odds = np.ones(len(wins))
-    for _ in range(5000):
-        odds = wins.sum(axis=1) / (games / (odds[:, None] + odds)).sum(axis=1)
-        odds /= np.exp(np.log(odds).mean())
-    return np.log(odds)
+def answers_needed__two_sided(rate, confidence):
+    """Pays for a lower bound that nobody asked for."""
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(1 - rate))
 
 
-def strengths__logit_of_the_win_rate(wins):
-    """Forgets against whom the games were won."""
-    wins = np.asarray(wins, dtype=float)
-    share = wins.sum(axis=1) / (wins + wins.T).sum(axis=1)
-    theta = np.log(share / (1 - share))
-    return theta - theta.mean()
+def harm_bound(audit, confidence):
+    part = 1 - (1 - confidence) / 3  # three rates are bounded at once
+    caught = audit.labelled_unsafe - audit.false_alarms
+    if_unsafe = clopper_pearson(caught, audit.labelled_unsafe, confidence=part, side="upper").high
+    if_safe = clopper_pearson(audit.missed, audit.labelled_safe, confidence=part, side="upper").high
+    shares = clopper_pearson(audit.judged_unsafe, audit.judged, confidence=part)
+    return max(q * if_unsafe + (1 - q) * if_safe for q in shares)
 
 
-def strengths__stops_after_a_step(wins):
-    """One turn of the iteration is not its end."""
-    wins = np.asarray(wins, dtype=float)
-    odds = wins.sum(axis=1) / ((wins + wins.T) / 2).sum(axis=1)
-    return np.log(odds) - np.log(odds).mean()
+def harm_bound__forgets_what_the_judge_missed(audit, confidence):
+    """Takes 'safe' verdicts at their word."""
+    part = 1 - (1 - confidence) / 3
+    caught = audit.labelled_unsafe - audit.false_alarms
+    if_unsafe = clopper_pearson(caught, audit.labelled_unsafe, confidence=part, side="upper").high
+    return clopper_pearson(audit.judged_unsafe, audit.judged, confidence=part).high * if_unsafe
 
 
-def strengths__odds_instead_of_their_logarithm(wins):
-    """Right up to the last line."""
-    wins = np.asarray(wins, dtype=float)
-    games, odds = wins + wins.T, np.ones(len(wins))
-    for _ in range(5000):
-        odds = wins.sum(axis=1) / (games / (odds[:, None] + odds)).sum(axis=1)
-        odds /= np.exp(np.log(odds).mean())
-    return odds
+def harm_bound__spends_the_error_three_times(audit, confidence):
+    """Each of three bounds at full confidence: together they promise less."""
+    caught = audit.labelled_unsafe - audit.false_alarms
+    if_unsafe = clopper_pearson(caught, audit.labelled_unsafe, confidence=confidence, side="upper").high
+    if_safe = clopper_pearson(audit.missed, audit.labelled_safe, confidence=confidence, side="upper").high
+    shares = clopper_pearson(audit.judged_unsafe, audit.judged, confidence=confidence)
+    return max(q * if_unsafe + (1 - q) * if_safe for q in shares)
 
 
-def verdict(low, high, claimed):
-    if low >= claimed:
-        return "agrees"
-    return "differs" if high < claimed else "undecided"
+def harm_bound__believes_the_estimate(audit, confidence):
+    """An estimate is no bound."""
+    return audit.estimate
 
 
-def verdict__not_shown_is_refuted(low, high, claimed):
+def certified(outcomes, threshold, confidence=0.95, every=100):
+    looks = len(outcomes) // every
+    each = 1 - (1 - confidence) / looks  # the error is shared by all looks
+    for seen in range(every, len(outcomes) + 1, every):
+        harmful = int(outcomes[:seen].sum())
+        if clopper_pearson(harmful, seen, confidence=each, side="upper").high <= threshold:
+            return True
+    return False
+
+
+def certified__looks_as_often_as_it_likes(outcomes, threshold, confidence=0.95, every=100):
     """The planted bug."""
-    return "agrees" if low >= claimed else "differs"
+    for seen in range(every, len(outcomes) + 1, every):
+        harmful = int(outcomes[:seen].sum())
+        if clopper_pearson(harmful, seen, confidence=confidence, side="upper").high <= threshold:
+            return True
+    return False
 
 
-def verdict__by_the_middle(low, high, claimed):
-    """An interval is reported and then not used."""
-    return "agrees" if (low + high) / 2 >= claimed else "differs"
+def certified__believes_the_observed_rate(outcomes, threshold, confidence=0.95, every=100):
+    """No bound at all: right half of the time."""
+    return bool(outcomes.mean() <= threshold)
 
 
-def verdict__in_dubio_pro_claim(low, high, claimed):
-    """Whatever has not been refuted is true."""
-    return "differs" if high < claimed else "agrees"
+def certified__never(outcomes, threshold, confidence=0.95, every=100):
+    """Makes no mistake, and no certificate."""
+    return False

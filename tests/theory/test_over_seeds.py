@@ -89,7 +89,7 @@ def test_differences_mirror_and_do_not_know_the_order_of_seeds(first, second, pl
 
 
 def test_figures_without_seeds_bring_their_own_intervals():
-    """Newcombe's method 10 adds squared errors; by hand for 11 and 6 of 40 in notebook 08."""
+    """Newcombe's method 10 adds squared errors; by hand for 11 and 6 of 40 in notebook 09."""
     six, eleven = (Estimate(k / 40, *clopper_pearson(k, 40)) for k in (6, 11))
     found = difference(eleven, six)
     down = math.hypot(eleven.value - eleven.low, six.high - six.value)
