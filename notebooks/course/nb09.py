@@ -1,7 +1,7 @@
 """The exercises of notebook 09: a picture and a check for each function that the learner writes.
 
 9.1 `gap`: an interval for the difference of two rates. 9.2 `strengths`: Bradley-Terry strengths from counts of wins.
-9.3 `verdict`: reproduced, refuted or depends, from an interval and a claimed bound.
+9.3 `verdict`: agrees, differs or undecided, from an interval and a claimed bound.
 """
 
 from __future__ import annotations
