@@ -145,7 +145,7 @@ def check_3(attempt: Attempt) -> None:
 
 
 def picture_4(attempt: Attempt) -> go.Figure:
-    violations = np.round(np.linspace(-0.05, 0.05, 41), 5)
+    violations = np.round(np.linspace(-0.05, 0.05, 11), 5)
     values = [drawn(attempt, float(v), 6.0) for v in violations]
     return chart(
         "The price of a unit of cost under the rectified penalty, λ = 6",
