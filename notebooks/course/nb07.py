@@ -161,7 +161,7 @@ def _advantages(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def picture_4(attempt: Attempt) -> go.Figure:
     """The weight of a token whose advantage in cost is large, as lambda grows."""
     reward_a, cost_a, response_mask = _advantages(1)
-    multipliers = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    multipliers = np.array([0.0, 1.0, 4.0, 16.0])
     found = [drawn(attempt, reward_a, cost_a, response_mask, float(m)) for m in multipliers]
     fits = all(isinstance(f, torch.Tensor) and f.shape == reward_a.shape for f in found)
     return chart(
