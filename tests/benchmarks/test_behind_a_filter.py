@@ -22,7 +22,9 @@ def test_the_threshold_is_the_safest_that_refuses_little_more():
         return {
             name: {"rate": rate}
             for name, rate in zip(
-                ("harmful_nominal", "harmful_jailbreak", "over_refusal"), (plain, wrapped, refused), strict=True
+                ("harmful_nominal", "harmful_jailbreak", "over_refusal"),
+                (plain, wrapped, refused),
+                strict=True,
             )
         }
 
