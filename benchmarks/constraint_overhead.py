@@ -71,7 +71,7 @@ def step_seconds(config: Config) -> float:
     generator = torch.Generator().manual_seed(0)
     taken = []
     for _ in range(config.steps + 1):
-        encoded = random_prompts(bench, generator)
+        encoded = random_prompts(bench, roles.lm_head.weight.shape[0], generator)
         start = time.process_time()
         ppo_step(roles, tokenizer, [""] * bench.batch_size, encoded, optimizers, Unconstrained(), ppo)
         taken.append(time.process_time() - start)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 MADE = re.compile(  # what commands write, readers' own files, and names that stand for any
-    r"(runs|student|annotations|arena|\.venv|notebooks/(annotations|arena)|tests/browser/output|csrlhf_kit/shipped)(/|$)"
+    r"(runs|student|annotations|arena|\.venv|notebooks/(annotations|arena|mine)|tests/browser/output|csrlhf_kit/shipped)(/|$)"
     r"|benchmarks/results/gpu-|.*(NAME|NN)"
 )
 QUOTED = re.compile(r"`([^`\n]+)`|\]\(([^)#\s]+)[^)]*\)")

@@ -166,7 +166,7 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     unpacked = shape.largest * width if nf4 else 0.0  # one linear map at a time
     layer = kept_per_token(shape, width, config.rank)
     answer = config.microbatch * config.new_tokens
-    elements = min(max(LOGPROB_CHUNK[config.device], 128 * shape.vocabulary), answer * shape.vocabulary)
+    elements = min(max(LOGPROB_CHUNK[config.device], 64 * shape.vocabulary), answer * shape.vocabulary)
     logits = elements * (4.0 + (width if width < 4 else 4.0)) + 2 * 4.0 * answer * shape.hidden
     saved, again = layer * tokens, 0.0  # for each layer from the first adapted one upwards
     if config.gradient_checkpointing:  # the input of each layer, and the one layer being recomputed

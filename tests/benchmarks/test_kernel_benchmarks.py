@@ -152,7 +152,7 @@ def test_bench_ppo_measures_the_parts_of_a_step(tmp_path, capsys):
         assert result["seconds"]["cpu_step"][i] == pytest.approx(
             sum(result["seconds"][f"cpu_{name}"][i] for name in ("rollout", "score", "update"))
         )
-    prompts = random_prompts(config, torch.Generator().manual_seed(0))
+    prompts = random_prompts(config, 100, torch.Generator().manual_seed(0))
     lengths = prompts["attention_mask"].sum(1)
     assert prompts["input_ids"].shape == (8, 32) and lengths.min() >= 8 and lengths.max() <= 32
     assert (prompts["input_ids"][prompts["attention_mask"] == 0] == 0).all() and prompts["attention_mask"][

@@ -33,7 +33,7 @@ def prose(page: str) -> str:
         r"\]\([^)]*\)",
         r"\$[^$]*\$",
         r"arXiv \d+\.\d+",
-        r"[Ee]xercise \d+\.\d+",
+        r"[Ee]xercises?[ (]+\d+\.\d+(?:(?:, | to | and )\d+\.\d+)*",
     ):
         page = re.sub(pattern, "", page, flags=re.DOTALL)
     return page

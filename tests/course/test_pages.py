@@ -22,7 +22,9 @@ each_page = pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 
 
 def texts(path: Path) -> list[str]:
-    return [cell.source for cell in tools.read(path).cells if cell.cell_type == "markdown"]
+    """What a reader reads, without the code of the solutions."""
+    cells = (cell.source for cell in tools.read(path).cells if cell.cell_type == "markdown")
+    return [re.sub(r"```.*?```", "", source, flags=re.DOTALL) for source in cells]
 
 
 @each_page

@@ -41,7 +41,7 @@ def test_agrees_with_torch_distributions(temperature, with_bias):
 
 
 def test_many_chunks_and_leading_dimensions(monkeypatch):
-    monkeypatch.setitem(logprob.CHUNK_ELEMENTS, "cpu", 1)  # 128 rows a chunk
+    monkeypatch.setitem(logprob.CHUNK_ELEMENTS, "cpu", 1)  # 64 rows a chunk
     hidden, weight, bias, targets = problem(rows=405)
     hidden = hidden.detach().view(3, 135, 6).requires_grad_()
     targets = targets.view(3, 135)

@@ -194,7 +194,12 @@ def test_both_are_commands(runs, monkeypatch, capsys):
     typing(monkeypatch, ["open the shed", "2"])
     assert cli.main(["arena", str(runs[0]), str(runs[1]), "--max-new-tokens", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "policy: " in shown and "Elo, 1 votes" in shown and str(runs[0].parent / "votes.jsonl") in shown
+    assert (
+        "policy: " in shown
+        and "Elo (" in shown
+        and "), 1 vote\n" in shown
+        and str(runs[0].parent / "votes.jsonl") in shown
+    )
 
 
 @pytest.mark.parametrize("line", ["", "A", "A A", "A B --runs C", "--anchor sft"])
