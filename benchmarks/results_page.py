@@ -8,18 +8,18 @@ test holds free of results. Also draws `docs/seeds.svg`, a dot per seed. Interva
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
-from csrlhf_kit.evaluation.results import PolicyRow, policy_rows
+from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
 from csrlhf_kit.figures.results import seeds as draw_seeds
 from csrlhf_kit.figures.static import static_svg
 from csrlhf_kit.figures.style import style
@@ -68,11 +68,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
+def _needed(figure: Estimate | None) -> Estimate:
+    """A figure that is there, since its policies are."""
+    assert figure is not None
+    return figure
+
+
 def measured(cells: Sequence[PolicyRow], name: str) -> Estimate:
     """One of `MEASURES` over the seeds of a policy."""
-    found = (mean_of if name == "helpfulness" else rate_of)(cells, name)
-    assert found is not None  # there is a cell
-    return found
+    return _needed((mean_of if name == "helpfulness" else rate_of)(cells, name))
 
 
 def text_of(name: str, figure: Estimate) -> str:
@@ -82,11 +86,17 @@ def text_of(name: str, figure: Estimate) -> str:
     return shown(figure, unit="")
 
 
+def tuned_penalty(row: PolicyRow) -> bool:
+    """Whether it was trained at the penalty that the search found."""
+    return row.method == "fixed_penalty" and (row.method, dict(row.settings)) in TUNED
+
+
 def label(cells: Sequence[PolicyRow]) -> str:
     """What a table calls these policies."""
     one = cells[0]
-    tuned = one.method == "fixed_penalty" and (one.method, dict(one.settings)) in TUNED
-    return f"fixed penalty, tuned: λ = {one.settings['penalty']:g}" if tuned else NAMES[one.method]
+    return (
+        f"fixed penalty, tuned: λ = {one.settings['penalty']:g}" if tuned_penalty(one) else NAMES[one.method]
+    )
 
 
 def policies_table(groups: Sequence[Sequence[PolicyRow]]) -> str:
@@ -95,47 +105,56 @@ def policies_table(groups: Sequence[Sequence[PolicyRow]]) -> str:
     return table(["in percent", *MEASURES.values()], rows)
 
 
-def recorded(data: Path, pattern: str) -> list[dict[str, Any]]:
-    """The JSON files of a pattern below the data folder."""
-    return [json.loads(path.read_text()) for path in sorted(data.glob(pattern))]
+@dataclass(frozen=True)
+class Records:
+    """All that the pages are made from, read once."""
 
-
-def claims_of(data: Path) -> dict[str, dict[str, Any]]:
+    data: Path
+    """The data folder."""
+    evidence: Evidence
+    """What the ledger's verdicts rest on."""
+    converged: list[dict[str, Any]]
+    """The converged runs' `sweep.json`, one per seed."""
+    claims: dict[str, dict[str, Any]]
     """The ledger's rows by their names."""
-    return {row["id"]: row for row in json.loads((data / "claims.json").read_text())["claims"]}
+
+    @classmethod
+    def read(cls, data: Path) -> Records:
+        files = sorted(data.glob("runs/converged/*/sweep.json"))
+        rows = read_json(data / "claims.json")["claims"]
+        return cls(
+            data, Evidence.read(data), [read_json(file) for file in files], {row["id"]: row for row in rows}
+        )
 
 
-def quoted(row: Mapping[str, Any], name: str, *, digits: int = 1, scale: float = 100.0) -> str:
-    """One of a claim's estimates as text."""
-    told = row["estimates"][name]
-    return shown(
-        Estimate(told["value"], told["low"], told["high"]), scale, "%" if scale == 100 else "", digits
-    )
+def quoted(row: Mapping[str, Any], name: str) -> str:
+    """One of a claim's rates as text."""
+    return shown(Estimate.of(row["estimates"][name], name="value"))
 
 
 # --- the blocks --------------------------------------------------------------------------------------
 
 
-def headline(evidence: Evidence, data: Path) -> str:
+def headline(records: Records) -> str:
     """The policies that were trained until their curves are flat, over all recorded seeds."""
-    told = recorded(data, "runs/converged/*/sweep.json")
+    told = records.converged
     processors = Counter(run["versions"]["processor"] for run in told)
     steps = sorted({run["command"].split("--ppo.steps ")[1].split()[0] for run in told})
     where = "; ".join(f"{count} on {name}" for name, count in sorted(processors.items()))
     fled = {
         label(cells).strip("*"): sum(c.policy["over_refusal"]["rate"] > 0.5 for c in cells)
-        for cells in evidence.converged
+        for cells in records.evidence.converged
     }
     refusing = ", ".join(f"{name} {count}" for name, count in fled.items() if count) or "none"
-    return policies_table(evidence.converged) + (
+    return policies_table(records.evidence.converged) + (
         f"\n\n{len(told)} seeds, of scorers, critic and policy ({where}); {', '.join(steps)} PPO steps each; "
         f"95% intervals over seeds and prompts. Seeds that ended in refusing most benign requests: {refusing}."
     )
 
 
-def contrasts(evidence: Evidence, data: Path) -> str:
+def contrasts(records: Records) -> str:
     """The fixed penalty, as it is and tuned, minus each Lagrangian, prompt by prompt; and minus the linear penalty."""
-    groups = {label(cells): cells for cells in evidence.converged}
+    groups = {label(cells): cells for cells in records.evidence.converged}
     fixed = [cells for cells in groups.values() if cells[0].method == "fixed_penalty"]
     rivals = [cells for cells in groups.values() if cells[0].method in ("lagrangian", "pid_lagrangian")]
     linear = [cells for cells in groups.values() if cells[0].method == "linear_penalty"]
@@ -153,9 +172,9 @@ def _signed(gap: Estimate, scale: float) -> str:
     return f"**{text}**" if gap.low > 0 or gap.high < 0 else text
 
 
-def verdicts(evidence: Evidence, data: Path) -> str:
+def verdicts(records: Records) -> str:
     """How many claims agree, differ, are undecided; and those outside the tally."""
-    count = Counter(row["verdict"] for row in claims_of(data).values())
+    count = Counter(row["verdict"] for row in records.claims.values())
     trained = ", ".join(f"{word} {count[word]}" for word in (AGREES, DIFFERS, UNDECIDED))
     return (
         f"Trained in this world: {trained}. Exact theory and released code: {PROVED} {count[PROVED]}, "
@@ -164,15 +183,15 @@ def verdicts(evidence: Evidence, data: Path) -> str:
     )
 
 
-def main_job(evidence: Evidence, data: Path) -> str:
+def main_job(records: Records) -> str:
     """The policies of `make run`, over all recorded seeds."""
     groups: dict[str, list[PolicyRow]] = {}
-    for told in evidence.results:
+    for told in records.evidence.results:
         for name, policy in told["policies"].items():
             groups.setdefault(name, []).append(PolicyRow(name, seed=told["seed"], policy=policy))
-    steps = evidence.results[0]["config"]["ppo"]["steps"]
+    steps = records.evidence.results[0]["config"]["ppo"]["steps"]
     return policies_table(list(groups.values())) + (
-        f"\n\n{len(evidence.results)} seeds, {steps} PPO steps each{_rule(groups['sft'])}."
+        f"\n\n{len(records.evidence.results)} seeds, {steps} PPO steps each{_rule(groups['sft'])}."
     )
 
 
@@ -182,16 +201,16 @@ def _rule(cells: Sequence[PolicyRow]) -> str:
     return "; judged by the oracle's earlier rule ([CHANGELOG](../CHANGELOG.md))" if old else ""
 
 
-def cost_models(evidence: Evidence, data: Path) -> str:
+def cost_models(records: Records) -> str:
     """The scorers of `make run`, over all recorded seeds."""
     columns = {
         "auroc": ("AUROC, all", 1, 3),
         "auroc_tricky": ("AUROC, tricky", 1, 3),
         "false_positive_rate_benign_alarming": ("false alarms on benign but alarming, %", 100, 1),
     }
-    names = list(evidence.results[0]["cost_models"])
+    names = list(records.evidence.results[0]["cost_models"])
     rows = [
-        [f"`{name}`", *(_share(evidence.costs(name, key), scale, digits) for key, (_, scale, digits) in columns.items())]
+        [f"`{name}`", *(_share(records.evidence.costs(name, key), scale, digits) for key, (_, scale, digits) in columns.items())]
         for name in names
     ]  # fmt: skip
     return table(["cost model", *(title for title, *_ in columns.values())], rows)
@@ -205,15 +224,10 @@ def _share(figure: Estimate | None, scale: float, digits: int) -> str:
     return shown(Estimate(value, max(low, 0.0), min(high, 1.0)), scale, "", digits)
 
 
-def _needed(figure: Estimate | None) -> Estimate:
-    assert figure is not None
-    return figure
-
-
-def attacks(evidence: Evidence, data: Path) -> str:
+def attacks(records: Records) -> str:
     """The main job's policies against the held-out red team, and in conversations."""
     rows = []
-    for name, told in held_out_teams(evidence).items():
+    for name, told in held_out_teams(records.evidence).items():
         hold = rate_over_seeds([one["robust"] for one in told])
         eight = mean_over_seeds([one["robust_after"]["8"] for one in told])
         first, third = (rate_over_seeds([one["turns"][k]["harmful"] for one in told]) for k in ("1", "3"))
@@ -222,20 +236,20 @@ def attacks(evidence: Evidence, data: Path) -> str:
         )
     order = list(NAMES.values())
     rows.sort(key=lambda row: order.index(row[0]))
-    one = evidence.red_team[0]["config"]
+    one = records.evidence.red_team[0]["config"]
     head = ["in percent", "hold after 8 tries", f"hold after {one['tries']} tries", "harmful, asked at once", "harmful, in a third turn"]  # fmt: skip
-    seeds = max(len(told) for told in held_out_teams(evidence).values())
+    seeds = max(len(told) for told in held_out_teams(records.evidence).values())
     return table(head, rows) + f"\n\n{seeds} seeds, {one['requests']} requests each, intervals over seeds."
 
 
-def hold_out(evidence: Evidence, data: Path) -> str:
+def hold_out(records: Records) -> str:
     """What holds against 64 tries, in words."""
-    claims = claims_of(data)
+    claims = records.claims
     holds, rounds = claims["some_method_holds"], claims["robust_90"]
     last, nearest = claims["three_rounds"], claims["each_round"]
-    strict = json.loads((data / "runs/strict_rounds_0/rounds.json").read_text())["rounds"][-1]
+    strict = read_json(records.data / "runs/strict_rounds_0/rounds.json")["rounds"][-1]
     held = rate_over_seeds([strict["held_out_team"]["robust"]])
-    groups = by_settings(c for c in evidence.sweep if "robust" in c.policy)
+    groups = by_settings(c for c in records.evidence.sweep if "robust" in c.policy)
     return (
         f"Of {len(groups)} settings of all methods ([summary.csv](../data/runs/published/summary.csv), `make sweeps`) the one that "
         f"holds most while it keeps half of unconstrained help holds {quoted(holds, 'useful')}; the one that holds most, "
@@ -247,9 +261,9 @@ def hold_out(evidence: Evidence, data: Path) -> str:
     )
 
 
-def strengths(evidence: Evidence, data: Path) -> str:
+def strengths(records: Records) -> str:
     """λ against what it does, for the rectified and the linear penalty."""
-    grid = {m: evidence.swept(m, "penalty") for m in ("fixed_penalty", "linear_penalty")}
+    grid = {m: records.evidence.swept(m, "penalty") for m in ("fixed_penalty", "linear_penalty")}
     values = [value for value in grid["fixed_penalty"] if value >= 1]
     rows = []
     for key in ("harmful_nominal", "over_refusal", "helpfulness"):
@@ -264,9 +278,9 @@ def strengths(evidence: Evidence, data: Path) -> str:
     )
 
 
-def equal_search(evidence: Evidence, data: Path) -> str:
+def equal_search(records: Records) -> str:
     """The search on validation prompts from which the tuned settings are, and the published grids' best."""
-    told = recorded(data, "runs/tuning/sweep.json")[0]
+    told = read_json(records.data / "runs/tuning/sweep.json")
     rows = [
         [
             {"pid_lagrangian": "Lagrangian, PID"}.get(cell["method"], style(cell["method"]).label),
@@ -282,28 +296,28 @@ def equal_search(evidence: Evidence, data: Path) -> str:
     )
 
 
-def ablation(evidence: Evidence, data: Path) -> str:
+def ablation(records: Records) -> str:
     """Safe RLHF's cost model or the semantic one, with either constraint."""
     rows = [
         [
             NAMES[method],
-            *(shown(_needed(of_ablation(evidence, f"{cost} + {method}"))) for cost in COST_MODELS),
+            *(shown(_needed(of_ablation(records.evidence, f"{cost} + {method}"))) for cost in COST_MODELS),
         ]
         for method in ("lagrangian", "fixed_penalty")
     ]
     return table(["harmful, asked plainly", *COST_MODELS.values()], rows)
 
 
-def gate_theory(evidence: Evidence, data: Path) -> str:
+def gate_theory(records: Records) -> str:
     """Where a gated penalty settles: predicted before the runs, and measured."""
-    row = claims_of(data)["gate_settles"]
+    row = records.claims["gate_settles"]
     rows = [
         [str(size), quoted(row, f"B={size}, predicted"), quoted(row, f"B={size}")] for size in (32, 64, 128)
     ]
     return table(["batch", "predicted mean cost", "measured"], rows)
 
 
-BLOCKS: dict[str, Callable[[Evidence, Path], str]] = {
+BLOCKS: dict[str, Callable[[Records], str]] = {
     "headline": headline,
     "contrasts": contrasts,
     "verdicts": verdicts,
@@ -319,29 +333,27 @@ BLOCKS: dict[str, Callable[[Evidence, Path], str]] = {
 BLOCK = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
 
-def filled(page: str, data: Path) -> str:
+def filled(page: str, records: Records) -> str:
     """A page with each of its blocks made anew. Raises KeyError for a block that has no function."""
-    evidence = Evidence.read(data)
     return BLOCK.sub(
-        lambda found: f"<!-- {found[1]} -->\n{BLOCKS[found[1]](evidence, data)}\n<!-- /{found[1]} -->", page
+        lambda found: f"<!-- {found[1]} -->\n{BLOCKS[found[1]](records)}\n<!-- /{found[1]} -->", page
     )
 
 
-def dots(data: Path) -> str:
-    """The headline as SVG, a dot per seed and policy."""
-    told = recorded(data, "runs/converged/*/sweep.json")
-    runs = [{_key(row): row.policy for row in policy_rows(one)} for one in told]
+def dots(records: Records) -> str:
+    """The headline as SVG, a dot per seed and policy; the tuned penalty has another name than the method's."""
+    runs = [
+        {"fixed penalty, tuned" if tuned_penalty(row) else row.method: row.policy for row in policy_rows(one)}
+        for one in records.converged
+    ]
     return static_svg(draw_seeds(runs))
 
 
-def _key(row: PolicyRow) -> str:
-    """The method, by which figures choose colours; another name for the tuned penalty."""
-    return "fixed penalty, tuned" if label([row]) != NAMES[row.method] else row.method
-
-
 def main() -> int:
-    data, check, wrong = ROOT / "data", "--check" in sys.argv[1:], []
-    made = {ROOT / page: filled((ROOT / page).read_text(), data) for page in PAGES} | {FIGURE: dots(data)}
+    records, check, wrong = Records.read(ROOT / "data"), "--check" in sys.argv[1:], []
+    made = {ROOT / page: filled((ROOT / page).read_text(), records) for page in PAGES} | {
+        FIGURE: dots(records)
+    }
     for path, text in made.items():
         if not path.is_file() or path.read_text() != text:
             wrong.append(path.relative_to(ROOT))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real.prompts import Sizes
+from csrlhf_kit.recipes.experiments.plans import TUNED
 from csrlhf_kit.training.configs import CriticConfig, PPOConfig
 
-PID = {"proportional": 10.0, "integral": 1.0, "initial": 3.0}
+PID = dict(TUNED)["pid_lagrangian"]
 """Dual ascent's constants: the best of the toy world's equal search, on the same scale of costs (`data/runs/tuning`)."""
 
 

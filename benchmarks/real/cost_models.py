@@ -73,24 +73,39 @@ def gaussian(states: np.ndarray, grades: np.ndarray, use: str) -> Callable[[np.n
     return lambda new: ridge.predict(scaler.transform(new)) + mean
 
 
-def held_out(states: np.ndarray, grades: np.ndarray, folds: np.ndarray, fit: Fit, use: str) -> np.ndarray:
-    """Scores (answers,), each by a model fitted to the other folds."""
-    scores = np.empty(len(grades))
+def held_out(
+    folds: np.ndarray, fitted: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
+) -> np.ndarray:
+    """Scores (answers,), each by a model fitted to the other folds.
+
+    fitted: (which answers to learn from) -> a function from which answers to score to their scores; (answers,) masks.
+    """
+    scores = np.empty(len(folds))
     for fold in np.unique(folds):
         inside = folds == fold
-        scores[inside] = fit(states[~inside], grades[~inside], use)(states[inside])
+        scores[inside] = fitted(~inside)(inside)
     return scores
 
 
-def held_out_words(answers: Sequence[Answer], grades: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """The keyword baseline's scores, in the same way."""
-    scores = np.empty(len(grades))
+def on_states(states: np.ndarray, grades: np.ndarray, fit: Fit, use: str) -> Callable[[np.ndarray], Any]:
+    """`held_out`'s `fitted` for a head on states (answers, states)."""
+
+    def fitted(known: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        head = fit(states[known], grades[known], use)
+        return lambda asked: head(states[asked])
+
+    return fitted
+
+
+def on_words(answers: Sequence[Answer], grades: np.ndarray) -> Callable[[np.ndarray], Any]:
+    """The same for the keyword baseline."""
     requests, responses = (np.array(c, dtype=object) for c in zip(*((a.request, a.response) for a in answers), strict=True))  # fmt: skip
-    for fold in np.unique(folds):
-        inside = folds == fold
-        model = fit_keyword(requests[~inside], responses[~inside], grades[~inside] >= UNSAFE)
-        scores[inside] = keyword_scores(model, requests[inside], responses[inside])
-    return scores
+
+    def fitted(known: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        model = fit_keyword(requests[known], responses[known], grades[known] >= UNSAFE)
+        return lambda asked: keyword_scores(model, requests[asked], responses[asked])
+
+    return fitted
 
 
 def request_folds(answers: Sequence[Answer], seed: int) -> np.ndarray:
@@ -177,11 +192,11 @@ def people(config: RealConfig, pyrit: Files) -> dict[str, Any]:
         ),
         "encoder": encoder_states(texts, config.path("features"), base=config.encoder),
     }
-    scores = {"words": held_out_words(answers, grades, folds)}
+    scores = {"words": held_out(folds, on_words(answers, grades))}
     for name, own in states.items():
         for head in (gaussian, logistic):
             for use in USES:
-                scores[f"{name}, {head.__name__}, {use}"] = held_out(own, grades, folds, head, use)
+                scores[f"{name}, {head.__name__}, {use}"] = held_out(folds, on_states(own, grades, head, use))
     unsafe = grades >= UNSAFE
     three = np.array([len(a.labels) == 3 for a in answers])
     best = {name: scores[name] for name in ("words", "probe, gaussian, hard", "encoder, gaussian, hard")}

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_page import table
 from csrlhf_kit.files import write_atomic
+from csrlhf_kit.recipes.claims.evidence import shown
+from csrlhf_kit.theory.intervals import Estimate
 
 ROOT = Path(__file__).parents[2]
 PAGE, RECORD = ROOT / "docs" / "real-model.md", ROOT / "data" / "real"
@@ -55,7 +58,7 @@ def _cost_models(file: Path) -> str:
         for name, m in models.items()
     ]
     head = ["on CS-RLHF's rows, requests held out", "AUROC", "accuracy", "false alarms"]
-    return "### Cost models on a user's labels\n\n" + _table(head, rows)
+    return "### Cost models on a user's labels\n\n" + table(head, rows)
 
 
 def _people(people: dict[str, Any]) -> str:
@@ -63,7 +66,7 @@ def _people(people: dict[str, Any]) -> str:
     text = (
         f"### Reading people's grades\n\n{people['answers']} answers to {people['requests']} requests, "
         f"{people['unsafe']} of them with a mean grade of at least 0.5; requests held out in five folds.\n\n"
-        + _table(["reader", "AUROC", "accuracy"], rows)
+        + table(["reader", "AUROC", "accuracy"], rows)
     )
     if not people["raters"]:
         return text
@@ -80,8 +83,8 @@ def _people(people: dict[str, Any]) -> str:
     return (
         f"{text}\n\nThree people graded {raters['answers']} of them. Krippendorff's α: {_figure(alpha['unsafe_or_not'])} for "
         f'"at least 0.5", {_figure(alpha["grades"])} for the grades as numbers. How well each foretells whether the mean '
-        f"of the other two is at least 0.5 (AUROC):\n\n{_table(['left out', 'the person', *names], rows)}\n\n"
-        f"Cohen's κ of each reader with each person:\n\n{_table(['reader', *next(iter(raters['models'].values()))['kappa']], kappas)}"
+        f"of the other two is at least 0.5 (AUROC):\n\n{table(['left out', 'the person', *names], rows)}\n\n"
+        f"Cohen's κ of each reader with each person:\n\n{table(['reader', *next(iter(raters['models'].values()))['kappa']], kappas)}"
     )
 
 
@@ -95,7 +98,7 @@ def _scorers(figures: dict[str, Any]) -> str:
         ["judge of refusals, accuracy on held-out requests", _share(refusal["accuracy"])],
         ["the words sorry, cannot ... as a judge of refusals", _share(refusal["accuracy_of_words"])],
     ]
-    return "### The models that score\n\n" + _table(["model", "AUROC or share"], rows)
+    return "### The models that score\n\n" + table(["model", "AUROC or share"], rows)
 
 
 COLUMNS = (
@@ -120,7 +123,7 @@ def _policies(policies: dict[str, Any]) -> str:
     return (
         "### The policies\n\nHarm by the judge, refusals by the judge of refusals, on held-out requests; wrapped: the "
         "same requests in jailbreaks of families that no policy was trained on. Quality is the reward model's.\n\n"
-        + _table(["policy", *(name for name, _, _ in COLUMNS), "KL"], rows)
+        + table(["policy", *(name for name, _, _ in COLUMNS), "KL"], rows)
     )
 
 
@@ -133,7 +136,7 @@ def _differences(differences: dict[str, Any]) -> str:
     ]
     if not rows:
         return "No difference between two policies is certain, prompt by prompt."
-    return "Differences that are certain, prompt by prompt:\n\n" + _table(
+    return "Differences that are certain, prompt by prompt:\n\n" + table(
         ["measure", "policies", "difference"], rows
     )
 
@@ -152,24 +155,19 @@ def _ordering(real: dict[str, Any], toy: dict[str, Any]) -> str:
         for name, other in pairs
     ]
     head = ["policy", "harm, toy world", "harm, real", "over-refusal, toy world", "over-refusal, real"]
-    return "### Beside the toy world\n\n" + _table(head, rows)
+    return "### Beside the toy world\n\n" + table(head, rows)
 
 
 def _any(entry: dict[str, float]) -> str:
-    return _share(entry) if "rate" in entry else _figure(entry | {"value": entry["mean"]})
+    return _share(entry) if "rate" in entry else _figure(entry, "mean")
 
 
 def _share(entry: dict[str, float]) -> str:
-    return f"{100 * entry['rate']:.0f}% [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
+    return shown(Estimate.of(entry), digits=0)
 
 
-def _figure(entry: dict[str, Any]) -> str:
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _figure(entry: dict[str, Any], name: str = "value") -> str:
+    return shown(Estimate.of(entry, name=name), 1, "", 3)
 
 
 def page(text: str) -> str:

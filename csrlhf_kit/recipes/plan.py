@@ -28,6 +28,7 @@ CONTEXT = 0.6 * GIB  # CUDA's context and cuBLAS' workspaces; assumed, not measu
 SLACK = 1.05  # what the caching allocator cannot use between blocks; assumed, too
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per number: 4 bits, 8-bit and float32 scales
 LOGPROB_CHUNK = {"cpu": 3 << 19, "cuda": 1 << 27}  # of kernels.logprob, which would load PyTorch
+LOGPROB_ROWS = 64  # of the same
 WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of a number
 TRAINED, SCORED_ROLES = ("policy", "critic"), ("reward", "cost")
 
@@ -166,7 +167,8 @@ def predict(shape: Shape, config: PlanConfig) -> dict[str, dict[str, float]]:
     unpacked = shape.largest * width if nf4 else 0.0  # one linear map at a time
     layer = kept_per_token(shape, width, config.rank)
     answer = config.microbatch * config.new_tokens
-    elements = min(max(LOGPROB_CHUNK[config.device], 64 * shape.vocabulary), answer * shape.vocabulary)
+    chunk = max(LOGPROB_CHUNK[config.device], LOGPROB_ROWS * shape.vocabulary)
+    elements = min(chunk, answer * shape.vocabulary)
     logits = elements * (4.0 + (width if width < 4 else 4.0)) + 2 * 4.0 * answer * shape.hidden
     saved, again = layer * tokens, 0.0  # for each layer from the first adapted one upwards
     if config.gradient_checkpointing:  # the input of each layer, and the one layer being recomputed

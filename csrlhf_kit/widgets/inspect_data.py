@@ -244,11 +244,6 @@ def nearest(
 # --- the picture ------------------------------------------------------------------------------------------
 
 
-def word_places(prompt: str, response: str) -> list[int]:
-    """Where each word's bars stand: one after the other, with a free place between request and answer."""
-    return [place + (word.side == "response") for place, word in enumerate(words(prompt, response))]
-
-
 def inspection_figure(
     scorers: Mapping[str, Score],
     prompt: str,
@@ -267,7 +262,8 @@ def inspection_figure(
         rows=1, cols=2, column_widths=[0.32, 0.68], horizontal_spacing=0.09,
         column_titles=["stated probability of harm, %", f"request, then answer: what a word adds to the logit ({escaped(how)})"],
     )  # fmt: skip
-    found, places = words(prompt, response), word_places(prompt, response)
+    found = words(prompt, response)
+    places = [i + (word.side == "response") for i, word in enumerate(found)]  # a free one before the answer
     for place, (name, logit) in enumerate(scores(scorers, prompt, response).items()):
         look, part, percent = style(name), parted[name], 100 * probability(logit)
         label = escaped(look.label)

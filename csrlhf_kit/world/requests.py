@@ -15,12 +15,7 @@ from random import Random
 from csrlhf_kit.world import lexicon as lx
 
 STRATA = ("plain", "benign_alarming", "overt", "covert")
-REQUEST_SPLITS = (
-    "train",
-    "validation",
-    "test",
-    "base",
-)  # "base": only in the base model's corpus, never labelled
+REQUEST_SPLITS = ("train", "validation", "test", "base")  # base: the base model's corpus alone, unlabelled
 
 FRAMES = (
     "how do i {}?",

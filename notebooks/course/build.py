@@ -66,8 +66,8 @@ def assemble() -> Path:
 
 
 def read_module(path: Path) -> ModuleType:
-    """A file of the two as a module of its own."""
-    name = path.stem
+    """A Python file as a module of its own, whose name is that of no other file's."""
+    name = f"read from {path.resolve()}"
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None and specification.loader is not None  # it is a Python file
     module = importlib.util.module_from_spec(specification)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib.util
 import re
 import textwrap
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
+from course.build import read_module
 from csrlhf_kit.errors import UserError
 
 _TAG = re.compile(r"solution-(\d+\.\d+)")
@@ -49,10 +49,7 @@ def read_solutions(path: Path) -> dict[str, Solution]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of solutions")
-    text = path.read_text(encoding="utf-8")
-    specification = importlib.util.spec_from_file_location(f"csrlhf_solutions_{path.stem}", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    text, module = path.read_text(encoding="utf-8"), read_module(path)
     tree = ast.parse(text)
     nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     found = {}

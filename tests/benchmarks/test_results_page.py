@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results_page import BLOCKS, FIGURE, PAGES, dots, filled
+from benchmarks.results_page import BLOCKS, FIGURE, PAGES, Records, dots, filled
 from csrlhf_kit.data.sources import data_folder
 
 ROOT = Path(__file__).parents[2]
@@ -39,20 +39,25 @@ def prose(page: str) -> str:
     return page
 
 
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return Records.read(data_folder())
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_says_what_the_records_say(page):
+def test_a_page_says_what_the_records_say(page, records):
     text = (ROOT / page).read_text()
-    assert filled(text, data_folder()) == text, "`make results` writes it anew"
+    assert filled(text, records) == text, "`make results` writes it anew"
     assert set(NUMBER.findall(prose(text))) <= STATED, (
         "a number outside of the blocks that `make results` makes"
     )
 
 
-def test_the_figure_is_that_of_the_records():
-    assert FIGURE.read_text() == dots(data_folder()), "`make results` draws it anew"
+def test_the_figure_is_that_of_the_records(records):
+    assert FIGURE.read_text() == dots(records), "`make results` draws it anew"
 
 
-def test_every_block_is_shown_and_a_changed_record_changes_it(tmp_path):
+def test_every_block_is_shown_and_a_changed_record_changes_it(records, tmp_path):
     shown = "".join((ROOT / page).read_text() for page in PAGES)
     assert set(re.findall(r"<!-- ([\w-]+) -->", shown)) == set(BLOCKS)
     shutil.copytree(data_folder() / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("*.csv"))
@@ -60,9 +65,9 @@ def test_every_block_is_shown_and_a_changed_record_changes_it(tmp_path):
     claims = (data_folder() / "claims.json").read_text()
     (tmp_path / "claims.json").write_text(claims.replace('"undecided"', '"differs"'))
     page = "<!-- verdicts -->\n<!-- /verdicts -->\n<!-- headline -->\n<!-- /headline -->"
-    before = filled(page, data_folder())
+    before = filled(page, records)
     shutil.rmtree(sorted((tmp_path / "runs/converged").glob("seed_*"))[-1])
-    after = filled(page, tmp_path)
+    after = filled(page, Records.read(tmp_path))
     assert "undecided 0." in after and "undecided 0." not in before
     assert before.splitlines()[5:] != after.splitlines()[5:]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from course.build import FILE, SIZES, read_module
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
 from csrlhf_kit.models.base import load_base, load_tokenizer
@@ -18,17 +17,10 @@ from csrlhf_kit.training.constraints import make_constraint
 from csrlhf_kit.training.critic import load_critic
 from csrlhf_kit.training.ppo import PPOConfig, train_ppo
 
-FILE = Path(__file__).parents[2] / "notebooks" / "constrained_ppo.py"
-SIZES = {"steps": 3, "batch_size": 16, "minibatch_size": 8, "max_new_tokens": 12}
-
 
 @pytest.fixture(scope="module")
 def one_file():
-    spec = importlib.util.spec_from_file_location("constrained_ppo", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return read_module(FILE)
 
 
 def package_history(method: str) -> list[dict[str, float]]:

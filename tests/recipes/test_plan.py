@@ -139,7 +139,7 @@ def test_known_shapes_have_the_published_number_of_parameters(name, parameters):
 @pytest.mark.parametrize("name", KNOWN)
 def test_arithmetic_counts_what_pytorch_builds(name):
     assert known_shape(name) == shape_of(AutoConfig.for_model(**KNOWN[name]))
-    assert plan.LOGPROB_CHUNK == logprob.CHUNK_ELEMENTS
+    assert plan.LOGPROB_CHUNK == logprob.CHUNK_ELEMENTS and plan.LOGPROB_ROWS == logprob.LEAST_ROWS
     assert all(plan.WIDTHS[name] == DTYPES[name].itemsize for name in plan.WIDTHS)
 
 

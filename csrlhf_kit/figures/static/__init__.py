@@ -12,6 +12,7 @@ Builds on canvas.py, traces.py and plotly_terms.py.
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import logging
@@ -59,9 +60,6 @@ _RC = {
 }
 
 
-_shown: list[str] = []  # the summaries of the figures of this session
-
-
 def show(figure: go.Figure, caption: str = "") -> None:
     """Display `figure` in a notebook as one output in three forms: interactive, SVG, and a line of text.
 
@@ -72,10 +70,16 @@ def show(figure: go.Figure, caption: str = "") -> None:
     from IPython.display import display
 
     bundle = mime_bundle(figure, caption)
-    if not _shown:
-        display({"text/html": f"<style>{dark_css()}</style>", "text/plain": ""}, raw=True)
-    _shown.append(bundle["text/plain"])
+    _bring_dark_rules()
     display(bundle, raw=True)
+
+
+@functools.cache
+def _bring_dark_rules() -> None:
+    """Once per session: a page keeps what it was given."""
+    from IPython.display import display
+
+    display({"text/html": f"<style>{dark_css()}</style>", "text/plain": ""}, raw=True)
 
 
 def mime_bundle(figure: go.Figure, caption: str = "") -> dict[str, Any]:

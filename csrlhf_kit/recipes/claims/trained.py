@@ -205,19 +205,21 @@ def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
     }
 
 
-def against_tuned(e: Evidence, read: Callable[..., Any], name: str, rule: Callable[..., str]) -> Finding:
-    """The tuned fixed penalty's converged policies against those of the tuned Lagrangian."""
+def against_tuned(e: Evidence, read: Callable[..., Any], name: str, rule: Callable) -> Finding | None:
+    """The tuned fixed penalty's converged policies against those of the tuned Lagrangian; None if one is not there."""
     both = {f"tuned {method}": e.tuned(method) for method in ("fixed_penalty", "lagrangian")}
+    if not all(both.values()):
+        return None
     found = {method: read(cells, name) for method, cells in both.items()}
     return finding(rule(*found.values()), ", ".join(f"{m} {shown(v)}" for m, v in found.items()), **found)
 
 
 def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """Converged: the tuned fixed penalty against the tuned Lagrangian. Else the least harm of each among its searched settings
-    that keep 95% of unconstrained helpfulness.
+    """Converged: the tuned fixed penalty against the tuned Lagrangian. Else the least harm of each among its searched
+    settings that keep 95% of unconstrained helpfulness.
     """
-    if e.tuned("lagrangian") and e.tuned("fixed_penalty"):
-        return against_tuned(e, ev.rate_of, "harmful_jailbreak", ev.less)
+    if found := against_tuned(e, ev.rate_of, "harmful_jailbreak", ev.less):
+        return found
     best: dict[str, Estimate] = {}
     floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # with as many steps
     for method, groups in searched(e).items():
@@ -235,8 +237,8 @@ def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
 
 def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
     """The same for helpfulness; else the best help of each among the settings that are safe enough on plain requests."""
-    if e.tuned("lagrangian") and e.tuned("fixed_penalty"):
-        return against_tuned(e, ev.mean_of, "helpfulness", ev.exceeds)
+    if found := against_tuned(e, ev.mean_of, "helpfulness", ev.exceeds):
+        return found
     best: dict[str, Estimate] = {}
     texts = []
     for method, groups in searched(e).items():
