@@ -39,6 +39,8 @@ def measured(record: Path, toy: Path) -> str:
         _policies(policies),
         _differences(found["differences"]),
     ]
+    if (record / "blind.json").is_file():
+        parts.append(_blind(json.loads((record / "blind.json").read_text(encoding="utf-8"))))
     if toy.is_file():
         parts.append(_ordering(policies, json.loads(toy.read_text(encoding="utf-8"))["policies"]))
     parts.append(
@@ -138,6 +140,22 @@ def _differences(differences: dict[str, Any]) -> str:
         return "No difference between two policies is certain, prompt by prompt."
     return "Differences that are certain, prompt by prompt:\n\n" + table(
         ["measure", "policies", "difference"], rows
+    )
+
+
+def _blind(blind: dict[str, Any]) -> str:
+    """The builders' labels beside the judge, and beside one another."""
+    raters = blind["on_harmful_requests"]
+    rows = [
+        [pair.replace(" | ", " and "), _figure(entry["agreement"]), _figure(entry["cohen"])]
+        for pair, entry in raters["pairs"].items()
+    ]
+    return (
+        f"### The builders' labels\n\n{blind['answers']} answers of all policies, labelled blind by those who built this "
+        f"(two sessions of an AI model, no panel of people; {raters['items']} of them answer harmful requests, on which "
+        f"the table is). Krippendorff's α of all: {_figure(raters['krippendorff'])}. The judge calls "
+        f"{_share(blind['judge_where_unsafe'])} of those labelled unsafe unsafe, and {_share(blind['judge_where_safe'])} "
+        "of the others.\n\n" + table(["pair", "agreement", "Cohen's κ"], rows)
     )
 
 
