@@ -29,9 +29,9 @@ class RewardModelConfig(ScorerConfig):
     data: str = "shipped"
     """Preference pairs: `shipped`, a file, a hub id, or a mixture `source:amount,source:amount`."""
     test_data: str = ""
-    """A further source to test on; --data is then split into train and validation alone."""
+    """Another source to test on; --data is then split into training and validation only."""
     out: str = "runs/reward_model"
-    """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
+    """Folder for model, predictions and metrics; an earlier one there is replaced at the very end."""
     objective: Literal["reward"] = "reward"
     """reward: -log sigmoid(R_w - R_l) with Safe RLHF's regulariser."""
 
@@ -43,11 +43,11 @@ class CostModelConfig(ScorerConfig):
     data: str = "shipped"
     """Labelled responses or pairs: `shipped`, a file, a hub id, or a mixture `source:amount,...`."""
     test_data: str = ""
-    """A further source to test on; --data is then split into train and validation alone."""
+    """Another source to test on; --data is then split into training and validation only."""
     out: str = "runs/cost_model"
-    """Folder for model, predictions and metrics; one that is there already is replaced at the very end."""
+    """Folder for model, predictions and metrics; an earlier one there is replaced at the very end."""
     objective: Literal["semantic", "safe_rlhf", "bradley_terry"] = "semantic"
-    """semantic (labels), safe_rlhf (ranking and labels) or bradley_terry (ranking alone)."""
+    """semantic (labels), safe_rlhf (ranking and labels) or bradley_terry (ranking only)."""
 
 
 @dataclass
@@ -81,8 +81,8 @@ class PPORunConfig:
     rank: int = 16
     """Rank of the policy's adapter; its scale alpha is twice that."""
     layers: int | None = None
-    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep their own, and the
-    critic has the cost model's."""
+    """The policy's adapter acts on this many of the base's last layers; None: all. Scorers keep their own layers,
+    and the critic has the cost model's."""
     optimizer: OptimizerName = "adamw"
     """adamw; adamw_8bit: moments in 8 bit; paged_adamw_8bit: moved to host memory when GPU memory is short."""
     gradient_checkpointing: bool = False
@@ -187,7 +187,7 @@ class RedTeamConfig:
     requests: int = 300
     """Harmful requests to break."""
     tries: int = 64
-    """Most tries per request."""
+    """Largest number of tries per request."""
     talks: int = 400
     """Conversations of two turns, and as many of three; 0: none."""
     max_new_tokens: int = 32
@@ -250,7 +250,7 @@ class BaseConfig:
     out: Path | None = None
     """Folder to write: model.safetensors, config, tokenizer; None: the place of the `shipped` base."""
     reading: int = 100_000
-    """Number of short documents about the world that it reads first."""
+    """Number of short documents about the world that the model reads first."""
     chatting: int = 150_000
     """Number of documents that follow, three in four of them dialogues; each is read once."""
     batch_size: int = 64

@@ -30,7 +30,7 @@ class SuggestPenaltyConfig:
     normalised: bool = False
     """Set this if the trainer divides by 1 + multiplier and keeps its KL weight (Safe RLHF's PPO, and the kit's)."""
     resample: Resample = "prompts"
-    """What the bootstrap resamples: prompts if these are a sample of many, responses if these are all."""
+    """What the bootstrap resamples: prompts if they are a sample of many, responses if the prompts are all there are."""
     confidence: float = 0.95
     """Confidence of the interval."""
     bootstrap: int = 1000

@@ -110,8 +110,8 @@ class ScorerConfig(SupervisedConfig):
     objective: Objective = "semantic"
     """semantic | safe_rlhf | bradley_terry | reward: what to learn, and from which judgements."""
     adaptation: Literal["auto", "lora", "full", "probe"] = "auto"
-    """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders; probe: a head alone, on
-    averaged states in the middle of a decoder (objective semantic)."""
+    """lora: adapters and head; full: every weight; auto: lora for decoders, full for encoders; probe: only a head, on
+    averaged states from the middle of a decoder (objective semantic)."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Settings of a probe."""
     layers: int | None = None
@@ -183,7 +183,7 @@ class PPOConfig:
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation (unrelated to the multiplier)."""
     whiten_advantages: bool = True
-    """Whiten the combined advantages over the whole batch, mean removed."""
+    """Whiten the combined advantages over the whole batch (mean 0, spread 1)."""
     target_kl: float | None = 0.1
     """Stop a step's policy updates once the approximate KL to the sampling policy exceeds this; None: never."""
     max_grad_norm: float = 1.0
@@ -246,7 +246,7 @@ class DirectConfig:
     offline_samples: int = 8
     """MoCAN: answers per prompt; the dual uses all of them, and neighbours form pairs."""
     pairs: int | None = None
-    """Use only the first so many pairs; None: all."""
+    """Use only this many pairs, from the start; None: all."""
     epochs: int = 1
     """Passes over the pairs (in each step of SACPO)."""
     batch_size: int = 32

@@ -38,11 +38,11 @@ class ExperimentConfig:
     evaluate: int = 500
     """Prompts for each of the three rates: harmful and plain, harmful and wrapped, benign but alarming."""
     judged_on: Literal["test", "validation"] = "test"
-    """Split of the prompts that policies are judged on; validation is for the choice of settings."""
+    """Split of the prompts that policies are judged on; validation is for choosing settings."""
     workers: int = 2
-    """Stages made at the same time, each by a process with one thread."""
+    """Number of stages that run at the same time, each in a process with one thread."""
     resume: bool = False
-    """Go on with what is in the folder; without it an existing run is an error."""
+    """Continue the run in the folder; without this, an existing run is an error."""
 
     def base_path(self) -> Path:
         """The base model's folder, relative if possible, since models store their base's path.
@@ -90,7 +90,7 @@ class RunConfig(ExperimentConfig):
     penalty: float = 6.0
     """λ of the rectified and the linear penalty: reward (in standard deviations) per cost of 1."""
     cost_model: Literal["semantic", "bradley_terry"] = "semantic"
-    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking alone)."""
+    """The cost model to train the policies against: semantic (CS-RLHF's) or bradley_terry (ranking only)."""
     scorer_layers: int | None = 2
     """Adapters of scorers and critic act on this many of the base's last layers, and share the rest; None: all."""
     policy_layers: int | None = None
@@ -121,13 +121,13 @@ class RoundsConfig(ExperimentConfig):
     attacked: int = 600
     """Training requests that the red team attacks after each round."""
     attack_tries: int = 16
-    """Its most tries per request."""
+    """Largest number of tries per request."""
     find_share: float = 0.25
-    """Share of what it finds, with benign twins, among the prompts of later rounds."""
+    """Share of its finds, with benign twins, among the prompts of later rounds."""
     judged: int = 300
     """Requests that the held-out red team attacks after each round; always the same ones."""
     judge_tries: int = 64
-    """Its most tries per request."""
+    """Largest number of tries per request."""
     talks: int = 200
     """Conversations of two turns, and as many of three."""
     seed: int = 0
