@@ -195,7 +195,7 @@ class Claims:
 
         def enter(check: Callable[[Figure], None]) -> Callable[[Figure], None]:
             titles, captions = zip((title, caption), *([mended] if mended else []), strict=True)
-            for one in set(titles):
+            for one in dict.fromkeys(titles):
                 assert (notebook, one) not in self.entered, f"{one!r} is entered twice"
                 self.entered[notebook, one] = Claim(captions, solved, check, wrong)
             return check

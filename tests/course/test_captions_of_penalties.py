@@ -26,6 +26,10 @@ def the_highest_points(f: Figure):
     "03",
     "The price of the constraint is where the falling curve meets the dotted threshold",
     "Every λ to the left of λ* leaves a violation. To the right the tilt is safer than was asked.",
+    mended=(  # the second sentence answers a prediction that comes later
+        "The price of the constraint is where the falling curve meets the dotted threshold",
+        "Every λ to the left of λ* leaves a violation.",
+    ),
 )
 def where_the_falling_curve_meets_the_threshold(f: Figure):
     town = f["the town"]
