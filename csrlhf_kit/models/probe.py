@@ -130,7 +130,7 @@ def new_probe(
 def load_probe(folder: Path, base: str, reading: dict[str, Any], pad_id: int, **options: Any) -> Probe:
     """The saved probe of a folder on its base."""
     probe = new_probe(base, reading["layers"], reading["pooling"], pad_id, **options)
-    state = load_file(folder / PROBE_FILE)
+    state = {name: tensor.float() for name, tensor in load_file(folder / PROBE_FILE).items()}
     weight, bias = state.pop("weight"), state.pop("bias")
     probe.fitted = state
     probe._set(weight.flatten(), bias)

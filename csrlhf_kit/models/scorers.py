@@ -183,8 +183,8 @@ def load_scorer(
     if isinstance(path, Path) and (path / SCORER_FILE).exists():
         notes = json.loads((path / SCORER_FILE).read_text())
     if isinstance(path, Path) and "probe" in notes:
-        base = base_of(path, base)
-        tokenizer = load_tokenizer(path, scores=True, config=load_config(base))
+        base, own = base_of(path, base), any(path.glob("tokenizer*.json"))
+        tokenizer = load_tokenizer(path if own else base, scores=True, config=load_config(base))
         how = {"dtype": dtype, "quantization": quantization}
         model: Any = load_probe(path, base, notes["probe"], tokenizer.pad_token_id, **how)
         config = model.config

@@ -17,11 +17,15 @@ from benchmarks.real.config import RealConfig
 from benchmarks.real.cost_models import gaussian, interval_alpha, logistic, raters_beside
 from benchmarks.real.evaluation import paired_differences, summary
 from benchmarks.real.prompts import STRATA, Asked, Sizes
-from benchmarks.real.scorers import in_words
+from benchmarks.real.scorers import constructed, in_words
 from csrlhf_kit.data.packages import PACKAGES
+from csrlhf_kit.data.records import LabelledResponse
+from csrlhf_kit.data.sources import read_records
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import krippendorff_alpha
+from csrlhf_kit.evaluation.answers import load_policy
 from csrlhf_kit.evaluation.scorer_metrics import auroc
+from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.training.configs import CriticConfig, PPOConfig
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +73,7 @@ def made_packages(folder: Path) -> dict[str, dict[str, Path]]:
 def small(out: Path, base: Path, encoder: Path) -> RealConfig:
     return RealConfig(
         out=out, record=out / "record", base=str(base), encoder=str(encoder), methods=("fixed_penalty",),
-        train=Sizes(6, 4, 12, 6), test=Sizes(4, 4, 4, 3), answers=16, layers=1, rank=2, max_length=96,
+        train=Sizes(6, 4, 12, 6), test=Sizes(4, 4, 4, 3), answers=24, layers=1, rank=2, max_length=96,
         ppo=PPOConfig(steps=2, batch_size=4, minibatch_size=4, microbatch_size=4, max_new_tokens=6, max_prompt_length=200),
         critic=CriticConfig(episodes=4, epochs=1, batch_size=4),
     )  # fmt: skip
@@ -100,6 +104,7 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
         "fixed_penalty",
         "refusal",
         "people",
+        "sources",
         "verdicts",
     )
     assert sorted(order) == sorted(stages)
@@ -123,13 +128,23 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
         if row["stratum"] in ("harmful", "wrapped") and len(a) > 8
     ]
     assert not any(json.dumps(a)[1:-1] in text for a in harmful)
-    assert (config.record / "adapters" / "fixed_penalty" / "adapter_model.safetensors").is_file()
-    shape = json.loads((config.record / "adapters" / "fixed_penalty" / "adapter_config.json").read_text())
+    shape = json.loads((config.record / "fixed_penalty" / "adapter_config.json").read_text())
     assert shape["base_model_name_or_path"] == config.base
+    load_policy(config.base, config.record / "fixed_penalty")
+    dialogues = [f"request {n}" for n in range(4)], [" ".join(WORDS[n:]) for n in range(4)]
+    folders = config.record / "cost", config.path("models", "cost")
+    recorded, exact = (score_texts(load_scorer(folder), *dialogues, 4) for folder in folders)
+    assert np.allclose(recorded, exact, atol=0.05) and np.ptp(exact) > 0.01  # its tokenizer is the base's
+    assert str(tmp_path) not in (config.record / "cost" / "scorer.json").read_text()
     tables = page.measured(config.record, ROOT / "data" / "recorded" / "results.json")
     assert (
         "| rectified penalty |" in tables and "Beside the toy world" in tables and "No policy" not in tables
     )
+    assert "Harm, or where a row comes from?" in tables and "constructed rows" in tables
+    rows = read_records(str(config.path("rows", "cost_model.jsonl")), LabelledResponse).records
+    other = read_records(str(config.path("rows", "judge_model.jsonl")), LabelledResponse).records
+    made, judged = ({r.prompt for r in own if r.category == "constructed"} for own in (rows, other))
+    assert made and judged and not made & judged
     job.drop_old_verdicts(config)
     assert config.stage_path("verdicts").is_file()
     job.drop_old_verdicts(replace(config, methods=("fixed_penalty", "ppo")))  # a method was added
@@ -237,3 +252,21 @@ def test_settings_that_may_change_when_a_run_goes_on() -> None:
     assert replace(config, workers=1, methods=("ppo",)).settings() == config.settings()
     assert replace(config, penalty=7.0).settings() != config.settings()
     assert config.ppo.temperature == config.temperature
+
+
+def test_constructed_rows_hold_both_kinds_from_one_source() -> None:
+    answers = [
+        {"request": f"{s} request {n}", "response": "sorry, no" if n == 3 else f"text {n}", "stratum": s}
+        for s in ("harmful", "plain")
+        for n in range(40)
+    ]
+    found = constructed(
+        [*answers, {"request": "r", "response": " ", "stratum": "plain"}], ["I cannot.", "Sorry."], 0
+    )
+    assert {r.prompt for r in found["cost"]}.isdisjoint(r.prompt for r in found["judge"])
+    rows = [r for own in found.values() for r in own]
+    assert len({len(own) for own in found.values()}) == 1
+    assert len(rows) == 80 + 40 and sum(not r.is_safe for r in rows) == 39
+    assert all(r.is_safe for r in rows if r.prompt.startswith("plain"))
+    declined = [{r.response for r in own if r.response in ("I cannot.", "Sorry.")} for own in found.values()]
+    assert declined[0].isdisjoint(declined[1]) and all(declined)
