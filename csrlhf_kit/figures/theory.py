@@ -114,7 +114,7 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = FRO
     figure.update_yaxes(title_text="objective F = reward − β·KL, reward units")
     return titled(
         figure,
-        "One penalty stops at the threshold, one runs past it, one leaves the frontier",
+        "One penalty stops at the threshold; the other two run past it",
         caption=f"Marks: the policies that a penalty of {_times(min(multiples))} to {_times(max(multiples))} trains. The line: the "
         "most that any policy of that cost can have.",
         height=480,
@@ -213,7 +213,7 @@ def batch_hinge(
     figure.update_xaxes(title_text="penalty λ, in units of λ*", range=[0.9, 6.1], dtick=1, row=1, col=2)
     figure.update_yaxes(title_text="E[cost] − threshold, cost units", row=1, col=2)
     figure.update_annotations(font_size=13)
-    return titled(figure, "A batch charges even feasible policies, and makes 2λ* look like the threshold")
+    return titled(figure, "A batch charges even feasible policies, and makes 2λ* look like the least needed")
 
 
 def dual_trajectories(
@@ -283,11 +283,11 @@ def suggested_frontier(
             figure.add_trace(trace, row=1, col=column)
     _threshold_line(figure, threshold, row=1, col=1)
     figure.update_xaxes(title_text="mean learned cost", row=1, col=1)
-    figure.update_xaxes(title_text="KL to the reference, nats an answer", row=1, col=2)
+    figure.update_xaxes(title_text="KL to the reference, nats per answer", row=1, col=2)
     figure.update_yaxes(title_text="mean learned reward", col=1)
-    caption = "A bar ends at the most reward that the line allows for the policy's own cost and KL."
-    title = "How far from the best possible trade do the trained policies end?"
-    return titled(figure, title, caption=caption if policies else "")
+    bars = any(policy.get("shortfall") is not None for policy in (policies or {}).values())
+    caption = "The bar above a mark reaches the most reward possible at its cost and KL." if bars else ""
+    return titled(figure, "How far from the best possible trade do the policies end?", caption=caption)
 
 
 def _active(problem: FiniteProblem) -> Solution:

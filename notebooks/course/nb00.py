@@ -83,7 +83,7 @@ def picture_2(attempt: Attempt) -> go.Figure:
     figure = chart(
         "Nine policies: which of them does no other one beat?",
         "harmful answers, %",
-        "help, % of the most",
+        "help, % of the maximum",
         {},
         yours=tuple(100 * np.array(points).T) if points else None,
         marks={"all nine": (harms, helps)},

@@ -24,7 +24,7 @@ def picture_1(attempt: Attempt) -> go.Figure:
     values = [drawn(attempt, _UNLIKE, count) for count in tries]
     return chart(
         "Ten answers in a hundred are harmful: all of them on one request in five",
-        "tries at each request",
+        "tries per request",
         "requests that hold, %",
         {"every request alike, 0.9^k": (tries, [100 * 0.9**count for count in tries])},
         yours=None if None in values else (tries, [100 * float(np.ravel(value)[0]) for value in values]),
@@ -136,7 +136,7 @@ def _check_twins(records: Any, finds: list[tuple[str, tuple[str, ...]]]) -> None
         name = " + ".join(stack) or "no wrapper"
         raise Mistake(
             f"{name}: worn by {found[stack]} finds and by {worn[stack]} twins. A model learns to refuse the "
-            "wrapper that only finds wear"
+            "wrapper that mostly finds wear"
         )
     if len({request for request, _ in twins}) < 2:
         raise Mistake("all twins are the same request")

@@ -22,7 +22,7 @@ def picture_1(attempt: Attempt) -> go.Figure:
     values = [drawn(attempt, block, 256) for block in blocks]
     return chart(
         "What a 4-bit weight takes with its share of the scales, scales in 8 bits",
-        "weights a block",
+        "weights per block",
         "bits per weight",
         {"the brochure": ([16, 1024], [4.0, 4.0]), "8 bits, dense": ([16, 1024], [8.0, 8.0])},
         yours=None if None in values else (blocks, values),

@@ -159,11 +159,10 @@ def _until_heading(cells: list[dict[str, Any]]) -> str:
 class Claim(NamedTuple):
     """What was entered for one figure."""
 
-    captions: tuple[str, ...]
-    """The caption that was checked, and the one that would be right."""
+    caption: str
+    """The caption that was checked."""
     solved: str
     check: Callable[[Figure], None]
-    wrong: str
 
 
 @dataclass
@@ -183,21 +182,15 @@ class Claims:
         caption: str = "",
         *,
         solved: str = "",
-        wrong: str = "",
-        mended: tuple[str, str] | None = None,
     ) -> Callable[[Callable[[Figure], None]], Callable[[Figure], None]]:
         """Enter the check of one figure.
 
-        solved: an exercise; the check gets its picture with the reference solution's curve. wrong: why the claim does
-        not hold today. mended: the title and the caption that would be right; the check has to pass with them, and
-        then `wrong` has to go.
+        solved: an exercise; the check gets its picture with the reference solution's curve.
         """
 
         def enter(check: Callable[[Figure], None]) -> Callable[[Figure], None]:
-            titles, captions = zip((title, caption), *([mended] if mended else []), strict=True)
-            for one in dict.fromkeys(titles):
-                assert (notebook, one) not in self.entered, f"{one!r} is entered twice"
-                self.entered[notebook, one] = Claim(captions, solved, check, wrong)
+            assert (notebook, title) not in self.entered, f"{title!r} is entered twice"
+            self.entered[notebook, title] = Claim(caption, solved, check)
             return check
 
         return enter
@@ -206,15 +199,12 @@ class Claims:
         return [f for path in STORED if path.name[:2] in self.notebooks for f in figures_of(path)]
 
     def cases(self) -> list[Any]:
-        """A parameter for each stored figure with a claim, those that are known to be wrong marked."""
+        """A parameter for each stored figure with a claim."""
         cases = []
         for figure in self.figures():
             if figure.title not in self.nothing.get(figure.notebook, ()):
-                claim = self.entered.get((figure.notebook, figure.title))
-                wrong = claim.wrong if claim else ""
-                marks = [pytest.mark.xfail(strict=True, raises=AssertionError, reason=wrong)] if wrong else []
                 name = f"{figure.notebook}-{figure.cell}-{figure.title[:40]}"
-                cases.append(pytest.param(figure, marks=marks, id=name))
+                cases.append(pytest.param(figure, id=name))
         return cases
 
     def hold(self, figure: Figure) -> None:
@@ -228,7 +218,7 @@ class Claims:
             if drawn.title != figure.title:
                 pytest.fail(f"{name} is stored with another title than it is drawn with")
             figure = drawn
-        elif figure.caption.replace(TWIN, "").replace(WAITING, "").strip() not in claim.captions:
+        elif figure.caption.replace(TWIN, "").replace(WAITING, "").strip() != claim.caption:
             pytest.fail(f"{name} has a new caption: look whether it holds, and enter it")
         claim.check(figure)
 

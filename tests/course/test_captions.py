@@ -39,7 +39,7 @@ def both_kinds_everywhere(f: Figure):
 @says(
     "00",
     WORDS_OR_MEANING,
-    "One stratum at a time, and 95% intervals over the test labels. Read on below before you believe a panel.",
+    "One stratum at a time, and 95% intervals over the test labels. Read the text below first: a single panel can mislead.",
 )
 def the_filter_of_words_sorts_answers(f: Figure):
     assert all(
@@ -86,8 +86,8 @@ def help_alone_teaches_harm(f: Figure):
 @says(
     "00",
     "Does the cost come under its dotted threshold, when, and what λ does that take?",
-    "Every fourth step of four runs. Where does each cost line end against its dotted threshold, and what does the "
-    "reward pay?",
+    "Every fourth step of four runs. Where does each cost line end against its dotted threshold, and what does that "
+    "cost in reward?",
 )
 def every_fourth_step_of_four_runs(f: Figure):
     assert len(set(f.names)) == 4 and len([s for s in f.layout["shapes"] if s["y0"] == s["y1"]]) == 1
@@ -149,7 +149,7 @@ def five_times_in_six(f: Figure):
 
 @says(
     "01",
-    "Agreement on one mixed label falls with how differently people weigh harm",
+    "Agreement on one mixed label falls as people weigh harm more differently",
     "The separate questions (flat) do not depend on taste. Up to x of about 2 the mixed label is agreed on as well as "
     "helpfulness.",
 )
@@ -197,7 +197,7 @@ def two_words_say_nearly_all(f: Figure):
 
 @says(
     "02",
-    "The verdict flips only if at least three in four rank the doubtful answer worse",
+    "The verdict flips only if about three in four rank the doubtful answer worse",
     "Dotted across: the verdict 'unsafe' begins. Dotted down: annotators who rank by their own two verdicts.",
 )
 def three_in_four(f: Figure):
@@ -209,13 +209,8 @@ def three_in_four(f: Figure):
 
 @says(
     "02",
-    "Unanimous ranking pulls two equally doubtful answers apart, and clear ones not at all",
+    "Unanimous ranking pulls two equally doubtful answers apart, and clear ones hardly",
     "Exact minima; all annotators rank the same answer worse. Above the dotted line the verdict is 'unsafe': a false alarm.",
-    wrong="clear answers are pulled, too: at 1% to 0.02% and 2%, at 9% to 2% and 16%; only at 0 nothing moves",
-    mended=(
-        "Unanimous ranking pulls two equally doubtful answers apart, and clear ones hardly",
-        "Exact minima; all annotators rank the same answer worse. Above the dotted line the verdict is 'unsafe': a false alarm.",
-    ),
 )
 def doubtful_answers_are_pulled_apart(f: Figure):
     labels, lower, upper = (f[name] for name in f.names)
@@ -223,12 +218,11 @@ def doubtful_answers_are_pulled_apart(f: Figure):
     assert near(labels.y, labels.x, 1e-3) and (labels.y < f.across).all()  # the majority says safe
     assert rises(gap) and gap[-1] > 30 and gap[0] < 3 and (upper.y > f.across).any()
     assert near(lower.y + upper.y, 2 * labels.y, 0.1)  # the sum of the two is right
-    assert "not at all" not in f.title or near(lower.y[:3], upper.y[:3], 1)
 
 
 @says(
     "02",
-    "More data cure the false alarms of labels and ranking + sign, hardly those of ranking alone",
+    "More data reduce the false alarms of labels and ranking + sign, hardly those of ranking alone",
     "Frozen features, one linear head, three losses. Bars: lowest and highest of three draws.",
 )
 def more_data_cure_false_alarms(f: Figure):
@@ -276,7 +270,7 @@ def a_small_word_can_weigh_more_than_a_noun(f: Figure):
 
 @says(
     "02",
-    "Ten times too loud it says too little and too much; divided by T it lies near the diagonal",
+    "Ten times too loud, it understates and overstates harm; divided by T, it lies nearer the diagonal",
     "The head on labels, on the half of the test answers that the temperature was not fitted on.",
 )
 def divided_by_t(f: Figure):

@@ -91,7 +91,7 @@ def two_ratings_show_the_trade(f: Figure):
 @says(
     "09",
     "What two papers, their reviewers and this kit claim, and what has been settled",
-    "Grey is honest: undecided. Context, which nobody here can settle, is left out.",
+    "Grey: undecided. Context, which nobody here can settle, is left out.",
 )
 def grey_is_undecided(f: Figure):
     red, green, blue = (int(f["undecided"].colour[k : k + 2], 16) for k in (1, 3, 5))
@@ -139,7 +139,7 @@ def what_an_average_does_not_say(f: Figure):
 @says(
     "10",
     "A guided search opens one lock after the other; chance needs all three at once",
-    "The same policy, budget and wrappers. Only the score tells the two attackers apart.",
+    "The same policy, budget and wrappers. The two attackers differ only in whether they use the score.",
 )
 def a_guided_search(f: Figure):
     chance, search = f["at random"], f["searching"]
@@ -177,13 +177,8 @@ def neither_way_does_both(f: Figure):
 
 @says(
     "10",
-    "The held-out red team after each round: more requests hold than before, far from nine in ten",
+    "The held-out red team: after three rounds more requests hold than before",
     "300 requests per seed, the same before and after. The dotted goal of this kit was 90%.",
-    wrong="seed 2 holds nothing after round 1, as before, and seed 0 holds less after round 2 than after round 1",
-    mended=(
-        "The held-out red team: after three rounds more requests hold than before, far from nine in ten",
-        "300 requests per seed, the same before and after. The dotted goal of this kit was 90%.",
-    ),
 )
 def more_requests_hold(f: Figure):
     assert f.across == 90
@@ -278,8 +273,8 @@ def the_gain_depends_on_the_block(f: Figure):
 
 @says(
     "11",
-    "What grows with the batch: plain logits leave a 24 GB card behind, chunks do not",
-    "Qwen2.5-7B in NF4, arithmetic, not a measurement. Dotted: a 24 GB card. A chunk of logits is held at 0.5 GB.",
+    "What grows with the batch: plain logits outgrow a 24 GB card, chunks do not",
+    "Qwen2.5-7B in NF4, arithmetic, not a measurement. Dotted: a 24 GB card. A chunk of logits is kept at 0.5 GB.",
 )
 def plain_logits_leave_the_card_behind(f: Figure):
     logits, chunks = f["+ logits of all tokens, one copy"], f["+ logits in chunks, a checkpoint per layer"]

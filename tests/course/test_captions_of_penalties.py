@@ -25,11 +25,7 @@ def the_highest_points(f: Figure):
 @says(
     "03",
     "The price of the constraint is where the falling curve meets the dotted threshold",
-    "Every λ to the left of λ* leaves a violation. To the right the tilt is safer than was asked.",
-    mended=(  # the second sentence answers a prediction that comes later
-        "The price of the constraint is where the falling curve meets the dotted threshold",
-        "Every λ to the left of λ* leaves a violation.",
-    ),
+    "Every λ to the left of λ* leaves a violation.",
 )
 def where_the_falling_curve_meets_the_threshold(f: Figure):
     town = f["the town"]
@@ -57,7 +53,7 @@ def stays_in_the_kink(f: Figure):
 
 @says(
     "03",
-    "One penalty stops at the threshold, one runs past it, one leaves the frontier",
+    "One penalty stops at the threshold; the other two run past it",
     "Marks: the policies that a penalty of 0.25 λ* to 5 λ* trains. The line: the most that any policy of that cost can "
     "have. Each mark is one λ between 0.25 and 5 λ*. The rings pile up on the threshold; the diamonds run past it. The "
     "third is notebook 04's.",
@@ -89,14 +85,8 @@ def no_policy_lies_above_the_line(f: Figure):
 @says(
     "03",
     "What scored answers promise for each mean cost, and where the exact optimum lies",
-    "A bar ends at the most reward that the line allows for the policy's own cost and KL. Grey: predicted from 100 "
-    "scored answers per request. Blue: not a trained policy here, but the exact optimum, which the samples never saw.",
-    wrong="the figure has no bar: `suggested_frontier` says so of policies without a shortfall, too",
-    mended=(
-        "What scored answers promise for each mean cost, and where the exact optimum lies",
-        "Grey: predicted from 100 scored answers per request. Blue: not a trained policy here, but the exact optimum, "
-        "which the samples never saw.",
-    ),
+    "Grey: predicted from 100 scored answers per request. Blue: not a trained policy here, but the exact optimum, "
+    "which the samples never saw.",
 )
 def promised_and_exact(f: Figure):
     promised, exact = f["best, predicted from reference samples"], f["fixed penalty"]
@@ -165,7 +155,7 @@ def two_looks_like_the_smallest(f: Figure):
 
 @says(
     "04",
-    "A batch charges even feasible policies, and makes 2λ* look like the threshold",
+    "A batch charges even feasible policies, and makes 2λ* look like the least needed",
     "Left: the overcharge at the constrained optimum. Right: where training settles; zero is the threshold.",
 )
 def the_overcharge_and_where_training_settles(f: Figure):
@@ -196,9 +186,9 @@ def the_rectified_optimum_stops(f: Figure):
 
 @says(
     "04",
-    "A gate on its own batch lets more of the cost gradient through than it is open",
-    "The formulas of this notebook describe the lower lines. A gate on its own batch is on the upper one, the higher "
-    "the smaller the batch.",
+    "A gate on its own batch lets through more of the cost gradient than its share of open steps",
+    "The formulas of this notebook describe the lower lines. A gate on its own batch is on the upper one, and the "
+    "smaller the batch, the higher it is.",
 )
 def a_gate_on_its_own_batch(f: Figure):
     opened, other, own = (f[name] for name in f.names)
@@ -300,13 +290,7 @@ def clipping_never_stops_one_on_its_way_back(f: Figure):
 @says(
     "05",
     "Eight steps of PPO without a constraint, live: harm in each batch",
-    "Your processor's own run. Where the strong line meets the dashed one, every request for harm got a harmful answer.",
-    wrong="the strong line passes the dashed one: harmless requests are called harmful, too, so meeting it proves nothing",
-    mended=(
-        "Eight steps of PPO without a constraint, live: harm in each batch",
-        "Your processor's own run. Where the strong line comes up to the dashed one, as many answers are called harmful as "
-        "requests asked for harm.",
-    ),
+    "Your processor's own run. Where the strong line comes up to the dashed one, as many answers are called harmful as requests asked for harm.",
 )
 def harm_comes_up_to_what_is_asked(f: Figure):
     asked, harmful = f["requests that ask for harm"], f["unconstrained: answers called harmful"]

@@ -20,7 +20,7 @@ says = CLAIMS.says
 
 @says(
     "06",
-    "A slow λ walks to the crossing; a fast one runs past it, and circles",
+    "A slow λ walks towards the crossing; a fast one runs past it, and circles",
     "Each line is 240 steps of training. Dotted: the threshold and λ*.",
 )
 def slow_and_fast(f: Figure):
@@ -39,8 +39,8 @@ def settled(step: np.ndarray, cost: np.ndarray, level: float) -> float:
 
 @says(
     "06",
-    "Four times the rate: more swings, higher ones, and the same time until they are over",
-    "Dotted: the threshold. Only the first descent gets steeper; what follows it takes as long.",
+    "From 0.2 to 0.8: more swings, higher ones, and the same time until they are over",
+    "Dotted: the threshold. Only the first descent gets steeper; what follows takes just as long.",
 )
 def four_times_the_rate(f: Figure):
     calm, hasty = f["rate 0.2"], f["rate 0.8"]
@@ -64,7 +64,7 @@ def a_window_feeds_the_swing(f: Figure):
 @says(
     "06",
     "The λ of a PPO run is ten lines of arithmetic on its mean costs",
-    "Where λ rests on its cap, it is a fixed and linear penalty; no rate and no patience change that.",
+    "While λ rests on its cap, it acts as a fixed linear penalty, whatever the rate.",
 )
 def arithmetic_on_mean_costs(f: Figure):
     ours, recorded = f["dual_step, fed with the recorded costs"], f["Lagrangian, recorded by PPO"]
@@ -177,7 +177,7 @@ def takes_help_from_the_benign(f: Figure):
 @says(
     "07",
     "With the division a λ can be too small, and a KL weight too large for any λ",
-    "Dotted: the threshold. The strong line never gets there: its limit is the reference tilted by the cost alone.",
+    "Dotted: the threshold. The solid line never gets there: its limit is the reference tilted by the cost alone.",
 )
 def too_small_and_too_large(f: Figure):
     plain, divided, strong = f["β = 0.1"], f["β = 0.1, divided"], f["β = 0.5, divided"]

@@ -39,8 +39,8 @@ TELLS = {
     },
     "04": {
         "16 times the batch": r"a quarter of the bias|falls with \$\\sqrt|over B = 256: \d",
-        "1.5 λ* with a batch gate": r"settles \*?above\*? the threshold|smallest sufficient|look like the threshold",
-        "a gate on its own batch": r"lets more of the (cost )?gradient|two thirds of the gradient",
+        "1.5 λ* with a batch gate": r"settles \*?above\*? the threshold|smallest sufficient|look like the least needed",
+        "a gate on its own batch": r"lets (through )?more of the (cost )?gradient|two thirds of the gradient",
     },
     "05": {
         "advantage of the first token": r"loses a factor λ|0\.377|how far back the praise",
@@ -81,19 +81,8 @@ TELLS = {
         "a fresh policy": r"Exactly 0: LoRA|0 nats from the reference",
     },
 }
-GIVEN_AWAY = {
-    "linear, 2 λ* to 10 λ*": "the caption of cell 13 says that the tilt, which a linear penalty trains, is too safe",
-}
 QUESTIONS = [
-    pytest.param(
-        path,
-        name,
-        tell,
-        id=f"{path.name[:2]}-{name}",
-        marks=[pytest.mark.xfail(strict=True, raises=AssertionError, reason=GIVEN_AWAY[name])]
-        if name in GIVEN_AWAY
-        else [],
-    )
+    pytest.param(path, name, tell, id=f"{path.name[:2]}-{name}")
     for path in STORED
     for name, tell in TELLS.get(path.name[:2], {}).items()
 ]
