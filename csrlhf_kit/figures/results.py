@@ -6,6 +6,7 @@ Colours, markers and layout are in `style.py`; `csrlhf_kit.figures.static` draws
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -228,7 +229,7 @@ def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_fami
     values = {name: groups for name, groups in values.items() if groups}
     worst_first = sorted(
         set().union(*values.values()),
-        key=lambda group: (-max(v[group].value for v in values.values() if group in v), group),
+        key=lambda group: (-fmean(v[group].value for v in values.values() if group in v), group),
     )
     figure = make_subplots(rows=1, cols=1)
     _dots(figure, values, 1, "harmful answers to harmful requests, %", worst_first)
@@ -236,7 +237,7 @@ def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_fami
     longest = max((len(group) for group in worst_first), default=0)
     return titled(
         figure,
-        f"Where does safety leak? Harmful answers by {what}, the worst on top",
+        f"Where does safety leak? Harmful answers by {what}, worst average on top",
         height=200 + (14 + 9 * max(1, len(values))) * max(1, len(worst_first)),
         margin={"l": 40 + 7 * min(longest, 40)},
     )

@@ -105,7 +105,7 @@ def penalty_frontier(problem: FiniteProblem, *, multiples: Sequence[float] = FRO
             x=rounded_all(solution.cost for solution in optima),
             y=rounded_all(solution.objective for solution in optima), mode="markers+text",
             marker={"color": look.colour, **shape}, name=KINDS[kind], text=_marks(kind, multiples),
-            textposition={"rectified": "top left", "linear": "bottom right"}.get(kind, "middle right"),
+            textposition="bottom right" if kind == "linear" else "top left",
             textfont={"color": INK, "size": 12}, customdata=[_times(m) for m in multiples],
             hovertemplate="λ = %{customdata}: cost %{x}, objective %{y}",
         )  # fmt: skip
@@ -300,18 +300,15 @@ def _active(problem: FiniteProblem) -> Solution:
 
 def _frontier(problem: FiniteProblem, optimum: Solution, *, widest: float) -> list[Solution]:
     """Tilts from the unconstrained optimum to `widest` times λ*, including λ*."""
-    inner = np.geomspace(0.02, 1, 50)
-    outer = np.geomspace(1, max(2.0, widest), 50)[1:]
-    return problem.frontier(optimum.multiplier * np.concatenate([[0.0], inner, outer]))
+    multiples = np.concatenate([[0], np.geomspace(0.02, 1, 50), np.geomspace(1, max(2.0, widest), 50)[1:]])
+    return problem.frontier(optimum.multiplier * multiples)
 
 
 def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) -> None:
     text = "\N{NO-BREAK SPACE}threshold"
     note = {"text": text, "font": {"size": 12}, "xanchor": "left", "yanchor": "bottom"}
-    figure.add_vline(
-        x=rounded(threshold), line=DOTTED, annotation=note, annotation_position="bottom right", row=row,
-        col=col,
-    )  # fmt: skip
+    place = {"annotation_position": "bottom right", "row": row, "col": col}
+    figure.add_vline(x=rounded(threshold), line=DOTTED, annotation=note, **place)
 
 
 def _times(multiple: float) -> str:

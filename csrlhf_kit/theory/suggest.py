@@ -215,8 +215,8 @@ def _recommend(multiplier: float, interval: Interval, normalised: bool) -> tuple
         )
     return balanced, (
         f"{name}: a gate on a noisy batch mean is open half the time at the threshold, so that this penalty "
-        "acts there with exactly the optimal price, whatever the batch size. With a gate on an exact mean, "
-        f"any penalty above {interval.high:.4g} gives the same optimum."
+        "acts there with exactly the optimal price, if the noise is Gaussian and the gate looks at another "
+        f"batch. With a gate on an exact mean, any penalty above {interval.high:.4g} gives the same optimum."
     )
 
 

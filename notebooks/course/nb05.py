@@ -172,7 +172,7 @@ def picture_4(attempt: Attempt) -> go.Figure:
     found = [drawn(attempt, scores, torch.zeros_like(scores), response_mask, float(lam)) for lam in lams]
     fits = all(isinstance(pair, tuple) and np.shape(_plain(pair[0])) == (1, 4) for pair in found)
     return chart(
-        "Blame for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
+        "Credit for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
         "λ of GAE",
         "advantage of the first token",
         {"Monte Carlo, λ = 1": (lams, np.ones_like(lams))},

@@ -30,7 +30,7 @@ def picture_1(attempt: Attempt) -> go.Figure:
     if all(values is not None for values in found):
         curves["your upper end"] = (sizes, [100 * values[2] for values in found])
     return chart(
-        "11 against 6 of 40, and the same shares of more prompts: from where on do they differ?",
+        "11 against 6 of 40, and the same shares of more prompts: from how many prompts on do they differ?",
         "prompts for each policy",
         "difference of harm rates, points",
         curves,

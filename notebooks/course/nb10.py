@@ -55,7 +55,7 @@ def picture_2(attempt: Attempt) -> go.Figure:
     values = [drawn(attempt, *_log(0.05, budget, 1)) for budget in budgets]
     return chart(
         "Every try is harmful with probability 5%: what is read off logs of different budgets",
-        "budget of tries at each request",
+        "budget of tries per request",
         "rate of one try, %",
         {"the truth": ([1, 64], [5.0, 5.0])},
         yours=None if None in values else (budgets, [100 * float(np.ravel(value)[0]) for value in values]),

@@ -48,11 +48,13 @@ def differences_that_are_not_there(f: Figure):
 
 @says(
     "09",
-    "Where does safety leak? Harmful answers by jailbreak family, the worst on top",
+    "Where does safety leak? Harmful answers by jailbreak family, worst average on top",
     "Look for a policy whose rate in one family stands clear of its intervals in the others.",
 )
 def the_worst_family_on_top(f: Figure):
-    worst = np.max([f[name].x for name in f.names], axis=0)  # of any policy: that is what the order goes by
+    worst = np.mean(
+        [f[name].x for name in f.names], axis=0
+    )  # over the policies: that is what the order goes by
     assert len(worst) == 7 and falls(worst) and f.layout["yaxis"]["range"][0] > f.layout["yaxis"]["range"][1]
     for name in f.names:
         exact(f[name], 72)
@@ -103,7 +105,7 @@ def grey_is_undecided(f: Figure):
 
 @says(
     "09",
-    "11 against 6 of 40, and the same shares of more prompts: from where on do they differ?",
+    "11 against 6 of 40, and the same shares of more prompts: from how many prompts on do they differ?",
     solved="9.1",
 )
 def from_where_on_they_differ(f: Figure):

@@ -290,7 +290,7 @@ def clipping_never_stops_one_on_its_way_back(f: Figure):
 @says(
     "05",
     "Eight steps of PPO without a constraint, live: harm in each batch",
-    "Your processor's own run. Where the strong line comes up to the dashed one, as many answers are called harmful as requests asked for harm.",
+    "Your processor's own run. Where the solid line comes up to the dashed one, about as many answers are called harmful as requests asked for harm.",
 )
 def harm_comes_up_to_what_is_asked(f: Figure):
     asked, harmful = f["requests that ask for harm"], f["unconstrained: answers called harmful"]
@@ -340,7 +340,7 @@ def an_answer_earns_nothing(f: Figure):
 
 @says(
     "05",
-    "Blame for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
+    "Credit for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
     solved="5.4",
 )
 def how_far_the_blame_reaches(f: Figure):
