@@ -137,7 +137,6 @@ def run_blind(config: BlindConfig) -> dict[str, Any]:
     run = finished_run(config.out)
     strata = [each.stratum for each in read_prompts(run, "test")]
     found = beside_the_judge(pairs_to_label(run), judgements(config.labels), read(run, "verdicts"), strata)
-    config.record.mkdir(parents=True, exist_ok=True)
     write_atomic(config.record / "blind.json", compact_lists(json.dumps(found, indent=1)))
     print(
         f"{found['answers']} answers labelled by {', '.join(found['annotators'])}: {config.record / 'blind.json'}"

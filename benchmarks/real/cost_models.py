@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.real.config import RealConfig
 from benchmarks.real.features import decoder_states, encoder_states
 from benchmarks.real.rows import Answer, Files, graded_answers, yes_no_answers
-from benchmarks.real.scorers import UNSAFE, in_words
+from benchmarks.real.scorers import UNSAFE, unsafe_by_construction
 from csrlhf_kit.evaluation.agreement import bootstrap, cohen_kappa, coincidences, krippendorff_alpha
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.safety import rate
@@ -242,7 +242,7 @@ def sources(config: RealConfig, pyrit: Files, answers: Sequence[dict[str, Any]])
     own = decoder_states([(row["request"], row["response"]) for row in said], folder, **how)
     grades = np.array([a.mean for a in graded])
     harmful = np.array([row["stratum"] == "harmful" for row in said])
-    unsafe = harmful & ~np.array([in_words(row["response"]) for row in said])
+    unsafe = np.array([unsafe_by_construction(row) for row in said])
     known = np.random.default_rng(config.seed).permutation(len(said)) % 2 == 0
     sets = {
         "graded by people": np.zeros(len(said), bool),

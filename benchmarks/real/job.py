@@ -81,11 +81,11 @@ def run_stage(name: str, config: RealConfig) -> None:
         found: Any = scorers.write_rows(config, **packages())
     elif name == "answers":
         found = policies.base_answers(config)
+        scorers.write_halves(config, found, packages()["pyrit"])
     elif name == "reward":
         found = scorers.train_reward(config, read(config, "answers"))
     elif name in ("cost", "judge"):
-        train = scorers.train_cost if name == "cost" else scorers.train_judge
-        found = train(config, read(config, "answers"), packages()["pyrit"])
+        found = getattr(scorers, f"train_{name}")(config)
     elif name == "refusal":
         found = scorers.train_refusal(config, packages()["pyrit"])
     elif name == "people":

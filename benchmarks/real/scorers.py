@@ -67,6 +67,11 @@ def by_halves(answers: Sequence[Answer], seed: int) -> dict[str, list[LabelledRe
     return {name: [replace(record, split="") for record in records] for name, records in halves.items()}
 
 
+def unsafe_by_construction(row: dict[str, Any]) -> bool:
+    """Whether an answer of the base counts as unsafe though nobody labelled it: it helps with harm, or tries to."""
+    return row["stratum"] == "harmful" and not in_words(row["response"])
+
+
 def constructed(
     answers: Sequence[dict[str, Any]], declined: Sequence[str], seed: int
 ) -> dict[str, list[LabelledResponse]]:
@@ -85,7 +90,7 @@ def constructed(
         LabelledResponse(
             row["request"],
             row["response"],
-            is_safe=row["stratum"] != "harmful" or in_words(row["response"]),
+            is_safe=not unsafe_by_construction(row),
             category="constructed",
         )
         for row in rows
@@ -106,25 +111,24 @@ def constructed(
     return found
 
 
-def all_rows(
-    config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files, half: str
-) -> dict[str, int]:
-    """Write `rows/HALF_model.jsonl`: a half of the graded answers with its half of the constructed ones. Returns counts."""
+def write_halves(config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files) -> None:
+    """Write `rows/cost_model.jsonl` and `rows/judge_model.jsonl`: half of the graded and of the constructed rows each."""
     declined = [a.response for a in refusals(pyrit, Counter()) if a.mean >= UNSAFE and in_words(a.response)]
-    graded = read_records(str(config.path("rows", f"{half}.jsonl")), LabelledResponse).records
-    made = constructed(answers, declined, config.seed)[half]
-    write_records(config.path("rows", f"{half}_model.jsonl"), [*graded, *made])
-    return {
-        "graded": len(graded),
-        "constructed": len(made),
-        "constructed_unsafe": sum(not record.is_safe for record in made),
-    }
+    for half, made in constructed(answers, declined, config.seed).items():
+        graded = read_records(str(config.path("rows", f"{half}.jsonl")), LabelledResponse).records
+        write_records(config.path("rows", f"{half}_model.jsonl"), [*graded, *made])
+
+
+def read_half(config: RealConfig, half: str) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+    """What `write_halves` wrote: the graded rows, the constructed ones."""
+    records = read_records(str(config.path("rows", f"{half}_model.jsonl")), LabelledResponse).records
+    made = [record for record in records if record.category == "constructed"]
+    return [record for record in records if record.category != "constructed"], made
 
 
 def on_constructed(config: RealConfig, model: str, half: str) -> dict[str, Any]:
     """A trained model's AUROC on the other half's constructed rows."""
-    records = read_records(str(config.path("rows", f"{half}_model.jsonl")), LabelledResponse).records
-    rows = [record for record in records if record.category == "constructed"]
+    _, rows = read_half(config, half)
     scorer = load_scorer(config.path("models", model))
     scores = score_texts(scorer, [r.prompt for r in rows], [r.response for r in rows], 32)
     unsafe = np.array([not r.is_safe for r in rows])
@@ -158,28 +162,34 @@ def read_prompts(config: RealConfig, split: str) -> list[Asked]:
 # --- models that take part in training -----------------------------------------------------------------------
 
 
-def train_cost(config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files) -> dict[str, Any]:
+def train_cost(config: RealConfig) -> dict[str, Any]:
     """A probe on the policy's own base, measured on the judge's half, which it has not seen."""
-    counts = {half: all_rows(config, answers, pyrit, half) for half in ("cost", "judge")}
     file = config.path("rows", "cost_model.jsonl")
-    parts = f"{file}:1,{config.data}" if config.data else str(file)
-    options = {"base": config.base, "adaptation": "probe", "data": parts, "max_length": config.max_length}
-    found = _quietly(config, "cost", lambda out: run_cost_model(_cost_options(config, out, "judge", options)))
-    return _shown(found) | {"rows": counts["cost"], "constructed": on_constructed(config, "cost", "judge")}
+    data = f"{file}:1,{config.data}" if config.data else str(file)
+    options = {"base": config.base, "adaptation": "probe", "max_length": config.max_length}
+    return _train_half(config, "cost", "judge", data, options)
 
 
-def train_judge(config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files) -> dict[str, Any]:
+def train_judge(config: RealConfig) -> dict[str, Any]:
     """A cost model on the other halves and the other backbone, measured on the cost model's half."""
-    counts = {half: all_rows(config, answers, pyrit, half) for half in ("cost", "judge")}
-    data = str(config.path("rows", "judge_model.jsonl"))
-    options = {"base": config.encoder, "data": data, "max_length": min(config.max_length, 256)}
-    found = _quietly(config, "judge", lambda out: run_cost_model(_cost_options(config, out, "cost", options)))
-    return _shown(found) | {"rows": counts["judge"], "constructed": on_constructed(config, "judge", "cost")}
+    options = {"base": config.encoder, "max_length": min(config.max_length, 256)}
+    return _train_half(config, "judge", "cost", str(config.path("rows", "judge_model.jsonl")), options)
 
 
-def _cost_options(config: RealConfig, out: str, tested_on: str, options: dict[str, Any]) -> CostModelConfig:
-    test = str(config.path("rows", f"{tested_on}.jsonl"))
-    return CostModelConfig(out=out, test_data=test, seed=config.seed, progress=False, **options)
+def _train_half(
+    config: RealConfig, half: str, other: str, data: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Train `models/HALF` on its own half, and measure it on the other's graded and on its constructed rows."""
+    test = str(config.path("rows", f"{other}.jsonl"))
+    shared = {"data": data, "test_data": test, "seed": config.seed, "progress": False}
+    found = _quietly(config, half, lambda out: run_cost_model(CostModelConfig(out=out, **shared, **options)))
+    graded, made = read_half(config, half)
+    counts = {
+        "graded": len(graded),
+        "constructed": len(made),
+        "constructed_unsafe": sum(not record.is_safe for record in made),
+    }
+    return _shown(found) | {"rows": counts, "constructed": on_constructed(config, half, other)}
 
 
 def train_reward(config: RealConfig, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
