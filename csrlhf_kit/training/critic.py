@@ -88,10 +88,8 @@ def fit_critic(
     targets = [returns(batch, ppo) for batch in batches]
     places = torch.tensor([(b, row) for b, batch in enumerate(batches) for row in range(len(batch.ids))])
     optimizer = torch.optim.AdamW(roles.trainable("critic"), lr=config.learning_rate, weight_decay=0.0)
-    per_epoch = -(-len(places) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: cosine_to_a_tenth(i / (config.epochs * per_epoch))
-    )
+    steps = config.epochs * sum(-(-len(batch.ids) // config.batch_size) for batch in batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: cosine_to_a_tenth(i / steps))
     history = []
     for _ in tqdm(range(config.epochs), desc="critic", unit="epoch", **distributed.bar()):
         total, tokens = torch.zeros(2), 0

@@ -86,6 +86,24 @@ def test_the_critic_learns_what_the_prompt_tells_and_nothing_else_changes(
     assert torch.equal(other.values(ids, mask), roles.values(ids, mask))
 
 
+def test_the_rate_falls_to_a_tenth_however_few_answers_are_sampled_at_once(
+    random_base, sentences, settings, monkeypatch
+):
+    rates = []
+
+    class Noted(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Noted)
+    config = CriticConfig(episodes=18, epochs=3, batch_size=18, learning_rate=1e-3)
+    roles, tokenizer = make_roles(random_base), load_tokenizer(random_base)
+    fit_critic(roles, tokenizer, sentences * 3, settings, config, rollout_size=6)
+    assert len(rates) == 9 and rates[0] == 1e-3
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.2e-3
+
+
 def test_the_fit_is_a_function_of_the_seed(random_base, sentences, settings):
     tokenizer, config = load_tokenizer(random_base), CriticConfig(episodes=6, epochs=2, batch_size=3)
     histories = [
