@@ -22,7 +22,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.scorer_metrics import metric_entry, share_entry
-from csrlhf_kit.theory.intervals import Interval
+from csrlhf_kit.theory.intervals import Interval, clopper_pearson
 from csrlhf_kit.world.annotators import ANNOTATORS
 from csrlhf_kit.world.oracle import judge
 
@@ -88,13 +88,21 @@ def fleiss_kappa(ratings: np.ndarray) -> float:
 def bootstrap(
     statistic: Callable[[np.ndarray], float], ratings: np.ndarray, *, resamples: int = 500, seed: int = 0
 ) -> dict[str, Any]:
-    """A statistic of ratings (raters, items) with its 95% percentile interval over resampled items."""
+    """A measure of agreement of ratings (raters, items) with its 95% percentile interval over resampled items.
+
+    Without any disagreement, or with one item, all resamples are alike, which says nothing about further items. Then
+    as much disagreement is allowed as Clopper and Pearson's interval for 0 of `items` does, or any.
+    """
     ratings = np.asarray(ratings, dtype=np.float64)
     items = ratings.shape[1]
     generator = np.random.default_rng(seed)
     draws = [statistic(ratings[:, generator.integers(items, size=items)]) for _ in range(resamples)]
     known = [value for value in draws if not np.isnan(value)]
     interval = Interval(*np.percentile(known, [2.5, 97.5])) if known else Interval(-1.0, 1.0)
+    if interval.width == 0:
+        shares = np.unique(ratings[~np.isnan(ratings)], return_counts=True)[1] / (~np.isnan(ratings)).sum()
+        lost = clopper_pearson(0, items).high / (1 - shares @ shares) if interval.low == 1 else 2.0
+        interval = Interval(max(1 - lost, -1.0), 1.0)
     return metric_entry(statistic(ratings), interval, items)
 
 

@@ -57,13 +57,13 @@ def rate_over_seeds(entries: Sequence[Mapping[str, float]]) -> Estimate:
 def difference(first: Estimate, second: Estimate, factor: float = 1.0) -> Estimate:
     """first - factor * second, with its 95% interval.
 
-    Prompt by prompt where both have the outcomes on the same prompts; else Welch's over the seeds' own figures. A
+    Prompt by prompt where both have the outcomes on the same prompts, at least two; else Welch's over the seeds' own figures. A
     figure without seeds (a count, or a value computed exactly) brings its own interval, and squared errors add up.
     """
     value = first.value - factor * second.value
     seeds = min((e.seeds for e in (first, second) if e.seeds is not None), default=None)
-    if first.outcomes and second.outcomes and first.outcomes.prompts == second.outcomes.prompts:
-        parts = _crossed(first.outcomes.values, factor * second.outcomes.values)
+    if (a := first.outcomes) and (b := second.outcomes) and a.prompts == b.prompts and a.values.shape[1] > 1:
+        parts = _crossed(a.values, factor * b.values)
     elif len(first.runs) > 1 and len(second.runs) > 1:
         parts = [_of_seeds(first), _of_seeds(second, factor)]
     else:

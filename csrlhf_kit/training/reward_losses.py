@@ -11,10 +11,7 @@ from csrlhf_kit.data.records import Objective
 def semantic_loss(costs: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy on absolute labels: −u log σ(C) − (1 − u) log σ(−C), mean over the batch.
 
-    Args:
-        costs: Scores C, (batch,).
-        unsafe: 1 for unsafe, 0 for safe, (batch,).
-
+    costs: scores C, (batch,). unsafe: u, 1 for unsafe, 0 for safe, (batch,).
     Source: CS-RLHF, arXiv 2510.03520, and the cost-model training of its released code.
     """
     return F.binary_cross_entropy_with_logits(costs, unsafe.to(costs.dtype))
@@ -26,11 +23,8 @@ def bradley_terry_loss(winners: torch.Tensor, losers: torch.Tensor) -> torch.Ten
     It does not change if a constant is added to every score. So the sign of a score means nothing, and such a
     cost model cannot tell "safe" from "unsafe".
 
-    Args:
-        winners: Scores S_w of the more harmful (cost) or more helpful (reward) responses, (batch,).
-        losers: Scores S_l of the others, (batch,).
-
-    Source: Bradley & Terry 1952; Christiano et al. 2017, arXiv 1706.03741.
+    winners, losers: scores S_w of the more harmful (cost) or more helpful (reward) responses and S_l of the others,
+    (batch,). Source: Bradley & Terry 1952; Christiano et al. 2017, arXiv 1706.03741.
     """
     return -F.logsigmoid(winners - losers).mean()
 
@@ -45,11 +39,8 @@ def reward_loss(
 ) -> torch.Tensor:
     """−log σ(R_w − R_l) + regularization · (R_w² + R_l²) / 2, mean over the pairs.
 
-    Args:
-        winners: Rewards R_w of the more helpful responses, (batch,).
-        losers: Rewards R_l of the others, (batch,).
-        regularization: Weight of the squared scores.
-
+    winners, losers: rewards R_w of the more helpful responses and R_l of the others, (batch,).
+    regularization: weight of the squared scores.
     Source: Safe RLHF, arXiv 2310.12773, and safe-rlhf's reward trainer (0.001).
     """
     return bradley_terry_loss(winners, losers) + regularization * score_regularizer(winners, losers)

@@ -286,10 +286,7 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     Labels are smoothed to (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2) (Platt 1999), so that T stays away from 0 if the
     scores separate the classes without error.
 
-    Args:
-        scores: Logits, (rows,).
-        labels: 1 or 0, (rows,).
-
+    scores: logits, (rows,). labels: 1 or 0, (rows,).
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599.
     """
     scores = np.asarray(scores, dtype=np.float64)

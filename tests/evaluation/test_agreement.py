@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import (
@@ -140,6 +141,15 @@ def test_the_interval_holds_the_value(seed):
     table = np.random.default_rng(seed).random((2, 80)) < 0.5
     entry = bootstrap(fleiss_kappa, table, resamples=100, seed=seed)
     assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] == 80
+
+
+def test_agreement_without_a_slip_is_no_certainty():
+    found = agreement({"a": [1, 0] * 5, "b": [1, 0] * 5}, resamples=50)
+    slips = stats.binomtest(0, 10).proportion_ci().high  # of two labels drawn at random, half differ
+    for entry in (found["krippendorff"], found["fleiss"], found["pairs"]["a | b"]["cohen"]):
+        assert entry["value"] == entry["high"] == 1 and entry["low"] == pytest.approx(1 - slips / 0.5)
+    one = agreement({"a": [1], "b": [0]}, resamples=50)["krippendorff"]
+    assert one["value"] == 0 and (one["low"], one["high"]) == (-1, 1)
 
 
 def test_missing_labels_leave_fleiss_out():

@@ -96,6 +96,12 @@ def test_figures_without_seeds_bring_their_own_intervals():
     assert found.low == pytest.approx(0.125 - down) and found.seeds is None
 
 
+def test_one_prompt_is_no_pair_and_no_certainty():
+    found = difference(answers(np.array([[1.0]])), answers(np.array([[0.0]])))
+    error = 1 - clopper_pearson(1, 1).low
+    assert found.value == 1 and found.low == pytest.approx(1 - math.hypot(error, error)) and found.low < 0
+
+
 # --- two methods, prompt by prompt -----------------------------------------------------------------------
 
 
