@@ -36,7 +36,7 @@ class SupervisedConfig:
     batch_size: int | None = None
     """Records per optimiser step; None: by the size of the data."""
     micro_batch_size: int | None = None
-    """Records per forward pass, to save memory; None: the whole batch."""
+    """Most records per forward pass, to save memory; None: the whole batch."""
     max_length: int = 512
     """Most tokens per dialogue; longer ones lose the beginning of their prompt."""
     weight_decay: float = 0.01
@@ -135,7 +135,7 @@ class CriticConfig:
     epochs: int = 4
     """Passes over these answers."""
     batch_size: int = 64
-    """Episodes per optimiser step."""
+    """Most episodes per optimiser step; they were sampled together, so never more than `ppo.batch_size`."""
     learning_rate: float = 3e-3
     """Adam's learning rate at the start; falls to a tenth along a cosine."""
 

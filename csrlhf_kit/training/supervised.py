@@ -46,11 +46,12 @@ def training_arguments(
     """
     distributed.check_divisible(batch_size=batch_size)
     each = batch_size // distributed.count()
-    micro = min(config.micro_batch_size or each, each)
+    most = config.micro_batch_size or each
+    micro = max(n for n in range(1, each + 1) if each % n == 0 and n <= max(most, 1))
     return TrainingArguments(
         output_dir=str(checkpoint_folder(config)),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=-(-each // micro),
+        gradient_accumulation_steps=each // micro,
         num_train_epochs=epochs,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",

@@ -39,7 +39,7 @@ from csrlhf_kit.training.reward_modeling import (
     fit_temperature,
     train_scorer,
 )
-from csrlhf_kit.training.supervised import checkpoint_folder
+from csrlhf_kit.training.supervised import checkpoint_folder, training_arguments
 
 # --- objectives ----------------------------------------------------------------------------------------
 
@@ -250,6 +250,13 @@ def test_validation_that_cannot_calibrate_stops_nothing(
     assert expected in notes["uncalibrated"]
     both = train_scorer(config, train, train)
     assert "uncalibrated" not in json.loads((both / "scorer.json").read_text())
+
+
+@pytest.mark.parametrize(("most", "read"), [(None, 32), (40, 32), (12, 8), (5, 4), (1, 1)])
+def test_a_step_reads_the_whole_batch_and_no_more(tmp_path: Path, most: int | None, read: int) -> None:
+    config = ScorerConfig(out=str(tmp_path / "m"), micro_batch_size=most)
+    made = training_arguments(config, learning_rate=1e-3, epochs=1, batch_size=32)
+    assert made.per_device_train_batch_size == read and read * made.gradient_accumulation_steps == 32
 
 
 def test_accumulated_micro_batches_are_the_whole_batch(random_base: Path, tmp_path: Path) -> None:
