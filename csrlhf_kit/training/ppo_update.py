@@ -156,7 +156,7 @@ def update(
     groups: the group (batch,) of each episode's prompt. imitate: adds a supervised gradient to the policy's,
     once per optimiser step, and returns its loss.
 
-    Losses are means over a mini-batch's response tokens, however it is split into micro-batches. Once the
+    Losses are means over a mini-batch's response tokens, however it is split into micro-batches (but see P3O). Once the
     approximate KL of a mini-batch exceeds `target_kl`, the policy stays as it is until the next step; the critic
     continues, since its targets remain valid.
     """

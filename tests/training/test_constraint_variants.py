@@ -242,6 +242,9 @@ def test_shapes_are_each_groups_own():
         lambda: RewardShaping(weight=-1.0),
         lambda: PerGroup(constraints={"a": LinearPenalty()}),
         lambda: PerGroup(constraints={"": P3O()}),
+        lambda: PerGroup(
+            constraints={"": RectifiedPrompt()}
+        ),  # it would not see which answers share a prompt
         lambda: per_group().observe(UNSAFE),
         lambda: per_group().load_state_dict(FixedPenalty().state_dict()),
         lambda: PPOConfig(batch_size=8, samples_per_prompt=3),

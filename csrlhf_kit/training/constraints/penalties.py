@@ -233,7 +233,8 @@ class P3O(Constraint):
     switches off once the predicted cost reaches the threshold. Of the clipped and the unclipped ratio the more
     pessimistic counts, as in PPO (Zhang et al. 2022, arXiv 2205.11814; kappa 20 as in OmniSafe). The paper has
     ratio instead of ratio - 1; but E(A_C) = 0 holds only for a perfect critic, and an early critic's error would
-    count as a violation. Costs include no KL term here, since nothing divides it out again.
+    count as a violation. Costs include no KL term here, since nothing divides it out again. Each micro-batch has a
+    hinge of its own, so that this method alone depends on `microbatch_size`, unless it is `minibatch_size`.
     """
 
     penalty: float = 20.0

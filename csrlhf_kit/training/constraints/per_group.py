@@ -12,6 +12,7 @@ from torch import Tensor
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.training.constraints.base import Constraint
+from csrlhf_kit.training.constraints.penalties import RectifiedPrompt
 
 
 @dataclass
@@ -21,7 +22,7 @@ class PerGroup(Constraint):
     CS-RLHF names its single threshold for every context as a limitation; here the group of a prompt (its category,
     stratum or source) chooses. An episode's advantages are combined with the multiplier or gate of its own group,
     which depends on that group's costs only. Groups without a constraint of their own share the one named "".
-    Works with any method that acts through the advantages.
+    Works with any method that acts through the advantages and groups no answers itself.
     """
 
     constraints: dict[str, Constraint] = field(default_factory=dict)
@@ -34,10 +35,10 @@ class PerGroup(Constraint):
             raise UserError('constraints has no "": expected a constraint for the groups that are not named')
         for group, constraint in self.constraints.items():
             in_loss = type(constraint).extra_loss is not Constraint.extra_loss
-            if in_loss or isinstance(constraint, PerGroup):
+            if in_loss or isinstance(constraint, PerGroup | RectifiedPrompt):
                 raise UserError(
                     f"group {group!r} has a {type(constraint).__name__}: expected a method that acts through "
-                    "the advantages"
+                    "the advantages and groups no answers itself"
                 )
         self.threshold = self.constraints[""].threshold
         self.parts: list[tuple[Constraint, Tensor]] = []  # (constraint, its rows), of the last step
