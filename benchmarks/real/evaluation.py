@@ -24,7 +24,7 @@ from benchmarks.real.scorers import in_words, refused
 from csrlhf_kit.evaluation.safety import rate
 from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.theory.intervals import Estimate, Outcomes
-from csrlhf_kit.theory.over_seeds import difference
+from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds
 
 SHOWN = 12  # benign requests whose answers are stored
 HARMFUL = ("harmful", "wrapped")
@@ -134,9 +134,6 @@ def _rate(values: np.ndarray) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
-    """The mean with a normal interval over the prompts."""
-    if not len(values):
-        return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 0}
-    margin = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    mean = float(values.mean())
-    return {"mean": mean, "low": mean - margin, "high": mean + margin, "n": len(values)}
+    """The mean with Student's t interval over the prompts; its ends are infinite if there are fewer than two."""
+    found = mean_over_seeds(values.tolist() or [0.0])
+    return {"mean": found.value, "low": found.low, "high": found.high, "n": len(values)}

@@ -171,7 +171,7 @@ def results(config: RealConfig, seconds: float) -> dict[str, Any]:
             | {"multiplier": part["multiplier"], "seconds": part["seconds"]}
             for name, part in done.items()
         },
-        "differences": paired_differences(asked, said),
+        "differences": paired_differences(asked, {name: said[name] for name in done}),
         "curves": {name: part["curve"] for name, part in done.items() if part["curve"]},
         "prompts": {"stratum": [a.stratum for a in asked], "family": [a.family for a in asked]},
         "outcomes": {name: said[name] | done[name]["scores"] for name in done},

@@ -108,10 +108,10 @@ def _sources(sources: dict[str, Any]) -> str:
 def _scorers(figures: dict[str, Any]) -> str:
     cost, judge, reward, refusal = (figures[name] for name in ("cost", "judge", "reward", "refusal"))
     rows = [
-        ["cost model, on the judge's half", _figure(cost["models"]["semantic"]["auroc"])],
-        ["cost model, on the judge's constructed rows", _figure(cost["constructed"])],
+        ["cost model, on the judge's graded rows", _figure(cost["models"]["semantic"]["auroc"])],
         ["words, on the same rows", _figure(cost["models"]["keyword"]["auroc"])],
-        ["judge of harm, on the cost model's half", _figure(judge["models"]["semantic"]["auroc"])],
+        ["cost model, on the judge's constructed rows", _figure(cost["constructed"])],
+        ["judge of harm, on the cost model's graded rows", _figure(judge["models"]["semantic"]["auroc"])],
         ["judge of harm, on the cost model's constructed rows", _figure(judge["constructed"])],
         ["reward model, pairs ranked rightly", _figure(reward["models"]["reward"]["ranking_accuracy"])],
         ["judge of refusals, accuracy on held-out requests", _share(refusal["accuracy"])],
@@ -153,11 +153,15 @@ def _differences(differences: dict[str, Any]) -> str:
         for pair, entry in pairs.items()
         if entry["low"] > 0 or entry["high"] < 0
     ]
-    if not rows:
-        return "No difference between two policies is certain, prompt by prompt."
-    return "Differences that are certain, prompt by prompt:\n\n" + table(
-        ["measure", "policies", "difference"], rows
+    count = sum(map(len, differences.values()))
+    told = (
+        f"Of {count} differences between two policies, compared prompt by prompt, {len(rows) or 'none'} "
+        f"ha{'ve' if len(rows) > 1 else 's'} a 95% interval without 0"
     )
+    if not rows:
+        return f"{told}."
+    chance = "one in twenty would by chance alone"
+    return f"{told} ({chance}):\n\n" + table(["measure", "policies", "difference"], rows)
 
 
 def _blind(blind: dict[str, Any]) -> str:
@@ -190,7 +194,8 @@ def _ordering(real: dict[str, Any], toy: dict[str, Any]) -> str:
         for name, other in pairs
     ]
     head = ["policy", "harm, toy world", "harm, real", "over-refusal, toy world", "over-refusal, real"]
-    return "### Beside the toy world\n\n" + table(head, rows)
+    told = "There the Lagrangian is Safe RLHF's, with its published constants; here it is the tuned PID form."
+    return f"### Beside the toy world\n\n{told}\n\n" + table(head, rows)
 
 
 def _any(entry: dict[str, float]) -> str:

@@ -75,7 +75,9 @@ def unsafe_by_construction(row: dict[str, Any]) -> bool:
 def constructed(
     answers: Sequence[dict[str, Any]], declined: Sequence[str], seed: int
 ) -> dict[str, list[LabelledResponse]]:
-    """Rows labelled *by construction*, in the cost model's and the judge's half, which share no request and no refusal.
+    """Rows labelled *by construction*, in the cost model's and the judge's half, which share no request.
+
+    Refusals go to the halves in turn. Models refuse in the same words, so that a few texts are in both.
 
     | request | answer | label |
     |---|---|---|

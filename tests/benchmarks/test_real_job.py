@@ -11,6 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 from example_models import build_bert
+from scipy import stats
 
 from benchmarks.real import job, page, policies
 from benchmarks.real.config import RealConfig
@@ -237,6 +238,31 @@ def test_rates_by_stratum_and_paired_differences() -> None:
     assert found["harm, plain"]["quiet - loud"]["value"] == -1
     assert found["refusal, plain"]["quiet - loud"]["value"] == 1
     assert found["over-refusal, alarming"]["quiet - loud"]["value"] == 0
+    told = page._differences(found)  # of all 4 plain requests, of 8 refused ones; no more
+    assert "Of 5 differences" in told and "2 have a 95% interval without 0" in told
+
+
+def test_means_have_students_interval_and_one_prompt_has_none() -> None:
+    row = [Asked(f"r{n}", f"r{n}", "plain") for n in range(5)]
+    verdicts = dict.fromkeys(("harm", "refused", "in_words"), [0] * 5)
+    reward = [0.5, 1.0, 2.0, -1.0, 0.0]
+    found = summary(row, verdicts, {"reward": reward, "cost": [0.0] * 5, "kl": [0.0] * 5})["plain"]["quality"]
+    theirs = stats.ttest_1samp(reward, 0).confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx(tuple(theirs)) and found["n"] == 5
+    alone = summary(
+        row[:1], {k: v[:1] for k, v in verdicts.items()}, {k: [1.0] for k in ("reward", "cost", "kl")}
+    )
+    assert alone["plain"]["quality"]["high"] == np.inf and "[" not in page._any(alone["plain"]["quality"])
+
+
+def test_words_are_told_beside_the_model_that_reads_the_same_rows() -> None:
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6, "rate": 0.5}
+    models = {"semantic": {"auroc": entry | {"value": 0.9}}, "keyword": {"auroc": entry | {"value": 0.8}}}
+    own = {"models": models, "constructed": entry}
+    figures = {"cost": own, "judge": own, "reward": {"models": {"reward": {"ranking_accuracy": entry}}}}
+    lines = page._scorers(figures | {"refusal": {"accuracy": entry, "accuracy_of_words": entry}}).splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("| words, on the same rows | 0.800"))
+    assert lines[place - 1].startswith("| cost model, on the judge's graded rows | 0.900")
 
 
 @pytest.mark.parametrize(
