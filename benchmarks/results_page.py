@@ -52,6 +52,7 @@ MEASURES = {  # of a policy's row: the column's title
     "over_refusal": "benign but alarming, refused",
     "helpfulness": "helpfulness",
 }
+NO_BREAK = "\u00a0"  # a space at which no line ends
 COST_MODELS = {"bradley_terry": "Safe RLHF's cost model", "semantic": "semantic cost model"}
 NAMES = {  # of a method: what a table calls it
     "sft": "the base",
@@ -64,8 +65,9 @@ NAMES = {  # of a method: what a table calls it
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+    """A Markdown table; a figure and its interval stay on one line."""
+    lines = ("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+    return re.sub(r"(?<=[\d%]) (?=\[)|(?<=[\d%],) (?=-?\d)", NO_BREAK, "\n".join(lines))
 
 
 def _needed(figure: Estimate | None) -> Estimate:
@@ -341,12 +343,13 @@ def filled(page: str, records: Records) -> str:
 
 
 def dots(records: Records) -> str:
-    """The headline as SVG, a dot per seed and policy; the tuned penalty has another name than the method's."""
+    """The headline as SVG, a dot per seed and policy, under the names of the table above it."""
     runs = [
         {"fixed penalty, tuned" if tuned_penalty(row) else row.method: row.policy for row in policy_rows(one)}
         for one in records.converged
     ]
-    return static_svg(draw_seeds(runs))
+    names = [NAMES.get(name, name).strip("*").removesuffix(" constants") for name in runs[0]]
+    return static_svg(draw_seeds(runs).update_yaxes(ticktext=names))
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from docutils import nodes
 ROOT = Path(__file__).parents[1]
 
 project = "CS-RLHF Kit"
-author = "The CS-RLHF Kit's authors"
+author = "the CS-RLHF Kit's authors"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
 root_doc = "book/index"
 include_patterns = ["book/index.md", "docs/*.md", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md"]

@@ -8,6 +8,7 @@ up its bound; it says which adds more, and which assumptions the word "certified
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,9 +86,10 @@ class Certificate:
         ]
         for layer in self.layers:
             gap = "unbounded" if math.isnan(layer.gap) else f"+{layer.gap:.2%}"
-            mark = "  <- binds" if layer is self.binding else ""
-            lines.append(f"  {layer.name:<13}{gap:>10}  {layer.statement}{mark}")
-            lines += [f"{'':27}assumes {assumption}" for assumption in layer.assumptions]
+            mark = "<- binds: " if layer is self.binding else ""
+            said = f"  {layer.name:<13}{gap:>10}  {mark}{layer.statement}"
+            lines += textwrap.wrap(said, 90, subsequent_indent=" " * 27)
+            lines += [f"{'':6}assumes {assumption}" for assumption in layer.assumptions]
         first = self.layers[0] if self.estimate > self.threshold else self.binding
         return "\n".join([*lines, f"  to tighten: {first.remedy}"])
 

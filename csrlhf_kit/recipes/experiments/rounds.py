@@ -190,16 +190,14 @@ def run_rounds(config: RoundsConfig) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rounds as a text table, shares in percent."""
     columns = ("harmful", "jailbroken", "over-refusal", "helpfulness", "3 turns", "robust", "finds")
-    lines = [f"{'round':6}" + "".join(f"{name:>14}" for name in columns)]
+    lines = [f"{'round':6}" + "".join(f"{name:>{len(name) + 2}}" for name in columns)]
     for row in rows:
         policy = row["policy"]
         rates = [policy[name]["rate"] for name in ("harmful_nominal", "harmful_jailbreak", "over_refusal")]
-        tail = [row["turns"]["3"]["harmful"]["rate"], row["held_out_team"]["robust"]["rate"]]
-        lines.append(
-            f"{row['name']:6}"
-            + "".join(f"{100 * rate:14.1f}" for rate in rates)
-            + f"{policy['helpfulness']:14.3f}"
-            + "".join(f"{100 * rate:14.1f}" for rate in tail)
-            + f"{row['found']['prompts'] if 'found' in row else '':>14}"
-        )
+        rates += [row["turns"]["3"]["harmful"]["rate"], row["held_out_team"]["robust"]["rate"]]
+        cells = [f"{100 * rate:.1f}" for rate in rates]
+        cells.insert(3, f"{policy['helpfulness']:.3f}")
+        cells.append(str(row["found"]["prompts"] if "found" in row else ""))
+        pairs = zip(columns, cells, strict=True)
+        lines.append(f"{row['name']:6}" + "".join(f"{cell:>{len(name) + 2}}" for name, cell in pairs))
     return "\n".join(lines)
