@@ -152,7 +152,7 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Fig
             thresholds = {step.get("constraint/threshold") for steps in curves.values() for step in steps}
             for threshold in sorted(t for t in thresholds if t is not None):
                 figure.add_hline(y=rounded(threshold), line=DOTTED, row=row, col=column)
-    title = "Does the cost come under its dotted threshold, when, and what λ does that take?"
+    title = "Does the cost come under its dotted threshold, and what λ does that take?"
     return titled(figure, title, height=120 + 250 * rows_of_panels)
 
 

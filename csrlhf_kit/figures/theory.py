@@ -306,8 +306,8 @@ def _frontier(problem: FiniteProblem, optimum: Solution, *, widest: float) -> li
 
 def _threshold_line(figure: go.Figure, threshold: float, *, row: int, col: int) -> None:
     text = "\N{NO-BREAK SPACE}threshold"
-    note = {"text": text, "font": {"size": 12}, "xanchor": "left", "yanchor": "bottom"}
-    place = {"annotation_position": "bottom right", "row": row, "col": col}
+    note = {"text": text, "font": {"size": 12}, "xanchor": "left", "y": 0.96}
+    place = {"annotation_position": "top right", "row": row, "col": col}
     figure.add_vline(x=rounded(threshold), line=DOTTED, annotation=note, **place)
 
 
@@ -319,7 +319,7 @@ def _marks(kind: str, multiples: Sequence[float]) -> list[str]:
     """Labels of the marks of `penalty_frontier`; few, since the marks lie close together below λ*."""
     if kind == "rectified":  # the last of the rings at the same place
         return ["" for _ in multiples[:-1]] + ["every λ ≥ λ*" if multiples[-1] >= 1 else ""]
-    wanted = {"linear": (2.0, 5.0), "per_sample": (multiples[-1],)}[kind]
+    wanted = (2.0, 5.0) if kind == "linear" else ()  # the per-sample marks lie too close to these
     return [_times(m) if m in wanted else "" for m in multiples]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import linecache
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from types import CodeType
@@ -81,7 +82,8 @@ def check(name: str, attempt: Attempt) -> None:
     found = verdict(name, attempt)
     _STATES[name] = found.state
     message = keep(name, attempt) if found.state == "solved" else found.message
-    print(f"Exercise {name} · {found.state}" + (f": {message}" if message else "."))
+    said = f"Exercise {name} · {found.state}" + (f": {message}" if message else ".")
+    print("\n".join(textwrap.fill(line, 100, break_on_hyphens=False) for line in said.splitlines()))
 
 
 def verdict(name: str, attempt: Attempt) -> Verdict:

@@ -64,12 +64,12 @@ def picture_2(attempt: Attempt) -> go.Figure:
     raters = [_raters(share, 0.05) for share in shares]
     values = [drawn(attempt, *pair) for pair in raters]
     return chart(
-        "The same two annotators, wrong in 5% of cases each, on data with more and more unsafe answers",
+        "Two annotators, each wrong in 5% of cases, on data with more and more unsafe answers",
         "unsafe answers, %",
         "agreement",
         {"equal labels": ([100 * s for s in shares], [float((a == b).mean()) for a, b in raters])},
         yours=None if None in values else ([100 * s for s in shares], [float(value) for value in values]),
-    )
+    ).update_yaxes(range=[-0.05, 1.05])
 
 
 def check_2(attempt: Attempt) -> None:

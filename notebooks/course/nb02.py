@@ -78,7 +78,7 @@ def picture_2(attempt: Attempt) -> go.Figure:
         {"a perfect statement": ([0.25, 8.0], [0.0, 0.0])},
         yours=None if None in values else (temperatures, [float(value) for value in values]),
         log_x=True,
-    )
+    ).update_yaxes(range=[-0.02, 0.5])
 
 
 def check_2(attempt: Attempt) -> None:
@@ -148,7 +148,7 @@ def check_3(attempt: Attempt) -> None:
         found = answer(attempt, states, mask)
         same(np.shape(found), (2, 6), "the shape of what you return", hint="Two rows: last state, then mean.")
         found, wanted = np.asarray(found, dtype=float), _wanted(states, mask)
-        what = f"a neighbour that is {padding} tokens longer"
+        what = f"a neighbour that is longer by {padding} token{'s' * (padding != 1)}"
         for name, part in (("the last real token's state", slice(0, 3)), ("the mean state", slice(3, 6))):
             if not np.allclose(found[:, part], wanted[:, part]):
                 raise Mistake(f"{what}: {name} is not what it is without padding")

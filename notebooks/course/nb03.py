@@ -154,7 +154,7 @@ def picture_4(attempt: Attempt) -> go.Figure:
         {"of the linear penalty": (violations, np.full(violations.shape, 6.0))},
         yours=None if None in values else (violations, np.asarray(values, dtype=float)),
         down=0.0,
-    )
+    ).update_yaxes(rangemode="tozero")
 
 
 def check_4(attempt: Attempt) -> None:

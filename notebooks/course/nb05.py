@@ -172,12 +172,12 @@ def picture_4(attempt: Attempt) -> go.Figure:
     found = [drawn(attempt, scores, torch.zeros_like(scores), response_mask, float(lam)) for lam in lams]
     fits = all(isinstance(pair, tuple) and np.shape(_plain(pair[0])) == (1, 4) for pair in found)
     return chart(
-        "Credit for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
+        "Credit for the first of four tokens when only the last is scored: how far λ lets it reach",
         "λ of GAE",
         "advantage of the first token",
         {"Monte Carlo, λ = 1": (lams, np.ones_like(lams))},
         yours=(lams, [float(_plain(pair[0])[0, 0]) for pair in found]) if fits else None,
-    )
+    ).update_yaxes(rangemode="tozero")
 
 
 def check_4(attempt: Attempt) -> None:

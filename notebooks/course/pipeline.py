@@ -7,6 +7,7 @@ stands between them is of a middle grey.
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -116,9 +117,14 @@ def diagram(number: str) -> str:
             weight = ' font-weight="bold"' if place == 0 else ' font-size="12"'
             parts.append(
                 f'<text x="{box.x + box.width / 2:g}" y="{first + 18 * place:g}" text-anchor="middle" '
-                f'fill="{ink}"{weight}>{escape(line)}</text>'
+                f'fill="{ink}"{weight}>{_lowered(escape(line))}</text>'
             )
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _lowered(text: str) -> str:
+    """`A_R and` with the R as an index; what follows it returns to the line."""
+    return re.sub(r"_(\w)([^_]*)", r'<tspan dy="3" font-size="9.5">\1</tspan><tspan dy="-3">\2</tspan>', text)
 
 
 def image(number: str) -> str:

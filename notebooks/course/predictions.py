@@ -60,7 +60,7 @@ class Predictions:
         """Print each prediction beside its outcome, and how many were right."""
         known = {name: p for name, p in self.made.items() if p.outcome is not None}
         made = [p for p in known.values() if p.choice]
-        width = max([28, *map(len, known)])
+        width = max([28, *(len(name) + 1 for name in known)])
         for name, p in known.items():
             right = "no prediction" if not p.choice else "right" if p.choice == p.outcome else "a surprise"
             print(f"{name:<{width}} you ({p.choice or ' '})  outcome ({p.outcome})  {right}")

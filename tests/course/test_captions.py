@@ -85,9 +85,8 @@ def help_alone_teaches_harm(f: Figure):
 
 @says(
     "00",
-    "Does the cost come under its dotted threshold, when, and what λ does that take?",
-    "Every fourth step of four runs. Where does each cost line end against its dotted threshold, and what does that "
-    "cost in reward?",
+    "Does the cost come under its dotted threshold, and what λ does that take?",
+    "Every fourth step of four runs. Where does each cost line end, and what does that cost in reward?",
 )
 def every_fourth_step_of_four_runs(f: Figure):
     assert len(set(f.names)) == 4 and len([s for s in f.layout["shapes"] if s["y0"] == s["y1"]]) == 1
@@ -150,7 +149,7 @@ def five_times_in_six(f: Figure):
 @says(
     "01",
     "Agreement on one mixed label falls as people weigh harm more differently",
-    "The separate questions (flat) do not depend on taste. Up to x of about 2 the mixed label is agreed on as well as "
+    "The two flat lines do not depend on taste. Up to x of about 2, the mixed label is agreed on as well as "
     "helpfulness.",
 )
 def agreement_falls(f: Figure):
@@ -168,7 +167,7 @@ def a_majority_is_wrong_more_rarely(f: Figure):
 
 @says(
     "01",
-    "The same two annotators, wrong in 5% of cases each, on data with more and more unsafe answers",
+    "Two annotators, each wrong in 5% of cases, on data with more and more unsafe answers",
     solved="1.2",
 )
 def agreement_stays_and_kappa_does_not(f: Figure):
@@ -222,7 +221,7 @@ def doubtful_answers_are_pulled_apart(f: Figure):
 
 @says(
     "02",
-    "More data reduce the false alarms of labels and ranking + sign, hardly those of ranking alone",
+    "More data cut the false alarms of labels and ranking + sign, hardly those of ranking alone",
     "Frozen features, one linear head, three losses. Bars: lowest and highest of three draws.",
 )
 def more_data_cure_false_alarms(f: Figure):
@@ -270,7 +269,7 @@ def a_small_word_can_weigh_more_than_a_noun(f: Figure):
 
 @says(
     "02",
-    "Ten times too loud, it understates and overstates harm; divided by T, it lies nearer the diagonal",
+    "Ten times too loud, it misstates harm both ways; divided by T, it lies nearer the diagonal",
     "The head on labels, on the half of the test answers that the temperature was not fitted on.",
 )
 def divided_by_t(f: Figure):

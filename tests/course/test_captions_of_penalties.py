@@ -36,9 +36,9 @@ def where_the_falling_curve_meets_the_threshold(f: Figure):
 @says(
     "03",
     "Past λ* the rectified optimum stays in the kink; the linear one slides past it",
-    "A line: the most that a policy of that mean cost can get under the penalty. Its dot: where training goes. Left: "
-    "once λ exceeds λ*, the top of every curve is the kink at the dotted threshold. Right: the top slides further and "
-    "further to the left of it.",
+    "A line: the most that a policy of that mean cost can get under the penalty. Its dot: where training "
+    "goes. Left: once λ exceeds λ*, every curve peaks in the kink. Right: the peak slides further and "
+    "further to the left.",
 )
 def stays_in_the_kink(f: Figure):
     for axis in ("x", "x2"):
@@ -54,9 +54,9 @@ def stays_in_the_kink(f: Figure):
 @says(
     "03",
     "One penalty stops at the threshold; the other two run past it",
-    "Marks: the policies that a penalty of 0.25 λ* to 5 λ* trains. The line: the most that any policy of that cost can "
-    "have. Each mark is one λ between 0.25 and 5 λ*. The rings pile up on the threshold; the diamonds run past it. The "
-    "third is notebook 04's.",
+    "Marks: the policies that a penalty of 0.25 λ* to 5 λ* trains. The line: the most that any policy of "
+    "that cost can have. The rings pile up on the threshold; the diamonds run past it. The triangles are "
+    "notebook 04's.",
 )
 def one_stops_one_runs_past_one_leaves(f: Figure):
     best, rings, diamonds, third = (f[name] for name in f.names)
@@ -85,11 +85,11 @@ def no_policy_lies_above_the_line(f: Figure):
 @says(
     "03",
     "What scored answers promise for each mean cost, and where the exact optimum lies",
-    "Grey: predicted from 100 scored answers per request. Blue: not a trained policy here, but the exact optimum, "
-    "which the samples never saw.",
+    "Grey: predicted from 100 scored answers per request. Blue: the exact optimum, which the samples never "
+    "saw.",
 )
 def promised_and_exact(f: Figure):
-    promised, exact = f["best, predicted from reference samples"], f["fixed penalty"]
+    promised, exact = f["best, predicted from reference samples"], f["the exact optimum"]
     assert (promised.colour, exact.colour) == ("#57606a", "#0072B2")
     assert near(exact.x[0], f.down, 1e-4) and near(exact.y[0], promised.line(f.down), 0.05)
     assert "bar" not in f.caption or len(exact.ends[0])
@@ -140,8 +140,8 @@ def even_feasible_policies_are_charged(f: Figure):
 @says(
     "04",
     "With a batch gate, 2 λ* looks like the smallest sufficient penalty",
-    "An exact gate is on the dotted threshold for every λ > λ*. The predicted curves meet it at 2 λ* only; small batches "
-    "end above them.",
+    "An exact gate is on the dotted threshold for every λ > λ*. The curves meet it at 2 λ* only; small "
+    "batches end above them.",
 )
 def two_looks_like_the_smallest(f: Figure):
     assert f.down == 2
@@ -187,8 +187,8 @@ def the_rectified_optimum_stops(f: Figure):
 @says(
     "04",
     "A gate on its own batch lets through more of the cost gradient than its share of open steps",
-    "The formulas of this notebook describe the lower lines. A gate on its own batch is on the upper one, and the "
-    "smaller the batch, the higher it is.",
+    "The formulas above describe the lower lines. A gate on its own batch is the upper one, and higher for "
+    "smaller batches.",
 )
 def a_gate_on_its_own_batch(f: Figure):
     opened, other, own = (f[name] for name in f.names)
@@ -202,8 +202,8 @@ def a_gate_on_its_own_batch(f: Figure):
 @says(
     "04",
     "Only the rectified penalty is both feasible and free of charge right of the dotted λ*",
-    "Given up: against the constrained optimum. What is below 0 is bought with a violation. Above: who is feasible. "
-    "Below: what it costs. Only the hinge of the mean is both feasible and free of charge.",
+    "Given up: against the constrained optimum. What is below 0 is bought with a violation. Above: who is "
+    "feasible. Below: what it costs.",
 )
 def feasible_and_free_of_charge(f: Figure):
     assert f.down == 1
@@ -247,7 +247,7 @@ def divided_before_the_gate_opens(f: Figure):
 @says(
     "05",
     "One score at the end becomes an advantage for every token",
-    "Grey: paid at once. Brown: expected from here on. Blue: what the policy gradient multiplies each token's "
+    "Grey: paid at once. Brown: expected from here on. Blue: what the gradient multiplies each token's "
     "log-probability by.",
 )
 def an_advantage_for_every_token(f: Figure):
@@ -290,7 +290,8 @@ def clipping_never_stops_one_on_its_way_back(f: Figure):
 @says(
     "05",
     "Eight steps of PPO without a constraint, live: harm in each batch",
-    "Your processor's own run. Where the solid line comes up to the dashed one, about as many answers are called harmful as requests asked for harm.",
+    "Your processor's own run. Where the lines meet, as many answers are called harmful as requests asked "
+    "for harm.",
 )
 def harm_comes_up_to_what_is_asked(f: Figure):
     asked, harmful = f["requests that ask for harm"], f["unconstrained: answers called harmful"]
@@ -340,7 +341,7 @@ def an_answer_earns_nothing(f: Figure):
 
 @says(
     "05",
-    "Credit for the first of four tokens, when only the last one is scored: λ decides how far it reaches",
+    "Credit for the first of four tokens when only the last is scored: how far λ lets it reach",
     solved="5.4",
 )
 def how_far_the_blame_reaches(f: Figure):
