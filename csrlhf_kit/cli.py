@@ -6,6 +6,7 @@ Nothing is imported before a command is chosen: `csrlhf --help` waits for neithe
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -14,97 +15,57 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from csrlhf_kit.errors import UserError
+from csrlhf_kit.errors import UserError, check_numbers
 
-# Group -> command -> (its options, its function, what it does).
+# Group -> command -> (its options, its function, what it does); both are `module:name` in this package.
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "train": {
-        "run": (
-            "csrlhf_kit.recipes.experiments.configs:RunConfig", "csrlhf_kit.cli:run_and_report",
-            "Train and judge every method on the toy world, and write a report page",
-        ),
-        "sft": (
-            "csrlhf_kit.training.configs:SFTConfig", "csrlhf_kit.recipes.sft:run_sft",
-            "Fine-tune a policy on dialogues",
-        ),
-        "reward-model": (
-            "csrlhf_kit.recipes.options:RewardModelConfig", "csrlhf_kit.recipes.scorers:run_reward_model",
-            "Train a model that scores how helpful an answer is",
-        ),
-        "cost-model": (
-            "csrlhf_kit.recipes.options:CostModelConfig", "csrlhf_kit.recipes.scorers:run_cost_model",
-            "Train a model that scores how harmful an answer is",
-        ),
-        "ppo": (
-            "csrlhf_kit.recipes.options:PPORunConfig", "csrlhf_kit.recipes.ppo:run_ppo",
-            "Train a policy with PPO under a constraint on harm",
-        ),
-        "direct": (
-            "csrlhf_kit.recipes.options:DirectRunConfig", "csrlhf_kit.recipes.dpo:run_direct",
-            "Train a policy on preference pairs, without a reward model",
-        ),
-        "sweep": (
-            "csrlhf_kit.recipes.experiments.plans:SweepConfig", "csrlhf_kit.recipes.experiments.sweep:run_sweep",
-            "Train every method at several settings and seeds on the toy world",
-        ),
-        "rounds": (
-            "csrlhf_kit.recipes.experiments.configs:RoundsConfig", "csrlhf_kit.recipes.experiments.rounds:run_rounds",
-            "Alternate training and red-teaming on the toy world",
-        ),
+        "run": ("recipes.experiments.configs:RunConfig", "cli:run_and_report",
+            "Train and judge every method on the toy world, and write a report page"),
+        "sft": ("training.configs:SFTConfig", "recipes.sft:run_sft",
+            "Fine-tune a policy on dialogues"),
+        "reward-model": ("recipes.options:RewardModelConfig", "recipes.scorers:run_reward_model",
+            "Train a model that scores how helpful an answer is"),
+        "cost-model": ("recipes.options:CostModelConfig", "recipes.scorers:run_cost_model",
+            "Train a model that scores how harmful an answer is"),
+        "ppo": ("recipes.options:PPORunConfig", "recipes.ppo:run_ppo",
+            "Train a policy with PPO under a constraint on harm"),
+        "direct": ("recipes.options:DirectRunConfig", "recipes.dpo:run_direct",
+            "Train a policy on preference pairs, without a reward model"),
+        "sweep": ("recipes.experiments.plans:SweepConfig", "recipes.experiments.sweep:run_sweep",
+            "Train every method at several settings and seeds on the toy world"),
+        "rounds": ("recipes.experiments.configs:RoundsConfig", "recipes.experiments.rounds:run_rounds",
+            "Alternate training and red-teaming on the toy world"),
     },
     "judge": {
-        "evaluate": (
-            "csrlhf_kit.recipes.options:EvaluateConfig", "csrlhf_kit.recipes.evaluate:run_evaluate",
-            "Let a policy answer test prompts, and judge its answers",
-        ),
-        "red-team": (
-            "csrlhf_kit.recipes.options:RedTeamConfig", "csrlhf_kit.recipes.red_team:run_red_team",
-            "Attack a policy with searched and composed jailbreaks",
-        ),
-        "arena": (
-            "csrlhf_kit.recipes.options:ArenaConfig", "csrlhf_kit.recipes.arena:run_arena",
-            "Ask two policies and vote, or rate those of finished runs",
-        ),
-        "chat": (
-            "csrlhf_kit.recipes.options:ChatConfig", "csrlhf_kit.recipes.chat:run_chat",
-            "Talk to a trained policy in the terminal",
-        ),
-        "certify": (
-            "csrlhf_kit.recipes.certify:CertifyConfig", "csrlhf_kit.recipes.certify:run_certify",
-            "Bound the harm rates of a finished run's policies",
-        ),
-        "claims": (
-            "csrlhf_kit.recipes.claims:ClaimsConfig", "csrlhf_kit.recipes.claims:run_claims",
-            "Check the papers' claims against the recorded runs",
-        ),
+        "evaluate": ("recipes.options:EvaluateConfig", "recipes.evaluate:run_evaluate",
+            "Let a policy answer test prompts, and judge its answers"),
+        "red-team": ("recipes.options:RedTeamConfig", "recipes.red_team:run_red_team",
+            "Attack a policy with searched and composed jailbreaks"),
+        "arena": ("recipes.options:ArenaConfig", "recipes.arena:run_arena",
+            "Ask two policies and vote, or rate those of finished runs"),
+        "chat": ("recipes.options:ChatConfig", "recipes.chat:run_chat",
+            "Talk to a trained policy in the terminal"),
+        "certify": ("recipes.certify:CertifyConfig", "recipes.certify:run_certify",
+            "Bound the harm rates of a finished run's policies"),
+        "claims": ("recipes.claims:ClaimsConfig", "recipes.claims:run_claims",
+            "Check the papers' claims against the recorded runs"),
     },
     "explain": {
-        "doctor": (
-            "csrlhf_kit.recipes.doctor:DoctorConfig", "csrlhf_kit.recipes.doctor:run_doctor",
-            "Check what this machine has and lacks for the kit",
-        ),
-        "plan": (
-            "csrlhf_kit.recipes.plan:PlanConfig", "csrlhf_kit.recipes.plan:run_plan",
-            "Predict how much memory a PPO run will take",
-        ),
-        "suggest-penalty": (
-            "csrlhf_kit.recipes.suggest_penalty:SuggestPenaltyConfig", "csrlhf_kit.recipes.suggest_penalty:run_suggest_penalty",
-            "Estimate the penalty to train with, from scored answers",
-        ),
+        "doctor": ("recipes.doctor:DoctorConfig", "recipes.doctor:run_doctor",
+            "Check what this machine has and lacks for the kit"),
+        "plan": ("recipes.plan:PlanConfig", "recipes.plan:run_plan",
+            "Predict how much memory a PPO run will take"),
+        "suggest-penalty": ("recipes.suggest_penalty:SuggestPenaltyConfig", "recipes.suggest_penalty:run_suggest_penalty",
+            "Estimate the penalty to train with, from scored answers"),
     },
     "make": {
-        "make-data": (
-            "csrlhf_kit.world.build:DataConfig", "csrlhf_kit.world.build:make_data",
-            "Build the toy world's data files",
-        ),
-        "make-base": (
-            "csrlhf_kit.recipes.options:BaseConfig", "csrlhf_kit.recipes.make_base:make_base",
-            "Train the toy world's tiny base model",
-        ),
-        "export": (
-            "csrlhf_kit.recipes.options:ExportConfig", "csrlhf_kit.recipes.export:run_export",
-            "Give a trained adapter away, alone or merged into its base",
-        ),
+        "make-data": ("world.build:DataConfig", "world.build:make_data",
+            "Build the toy world's data files"),
+        "make-base": ("recipes.options:BaseConfig", "recipes.make_base:make_base",
+            "Train the toy world's tiny base model"),
+        "export": ("recipes.options:ExportConfig", "recipes.export:run_export",
+            "Give a trained adapter away, alone or merged into its base"),
     },
 }  # fmt: skip
 MORE = """csrlhf COMMAND --help lists a command's options.
@@ -118,7 +79,7 @@ def run_and_report(config: Any) -> None:
     from csrlhf_kit.figures.report import write_report
     from csrlhf_kit.recipes.experiments.head_to_head import run_experiment
 
-    results = run_experiment(config)
+    run_experiment(config)
     results = read_results(config.out / "results.json")
     write_report(config.out, results | {"recorded": recorded_policies(results["config"])})
     print(results_table(results))
@@ -155,15 +116,33 @@ def overview() -> str:
 def find(place: str) -> Any:
     """What `module:name` stands for."""
     module, name = place.split(":")
-    return getattr(import_module(module), name)
+    return getattr(import_module(f"csrlhf_kit.{module}"), name)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn a `UserError` into one sentence and exit status 2.
 
-    Of several processes (torchrun), only the main one prints.
+    Characters that the terminal cannot show are printed as their code. A closed output (`| head`) ends the
+    command without a word. Of several processes (torchrun), only the main one prints.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _main(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python will flush once more
+        if error.errno == errno.ENOSPC:
+            print("csrlhf: the output cannot be written: no space left on device", file=sys.stderr)
+        return 1 if error.errno == errno.EPIPE else 2
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -184,8 +163,12 @@ def main(arguments: list[str] | None = None) -> int:
     import tyro
 
     options, function, _ = OPTIONS[name]
-    config = tyro.cli(find(options), args=rest, prog=f"csrlhf {name}")
-    return run_command(find(function), config)  # only now is torch loaded: not for --help, nor for a typo
+
+    def work(config: Any) -> None:
+        check_numbers(config)
+        find(function)(config)  # only now is torch loaded: not for --help, nor for a typo
+
+    return run_command(work, tyro.cli(find(options), args=rest, prog=f"csrlhf {name}"))
 
 
 def run_command(function: Callable[[Any], Any], config: Any) -> int:
@@ -212,8 +195,11 @@ def run_command(function: Callable[[Any], Any], config: Any) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("csrlhf: stopped; --resume goes on from here", file=sys.stderr)
+        more = "; --resume goes on from here" if hasattr(config, "resume") else ""
+        print(f"csrlhf: stopped{more}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         from csrlhf_kit.outputs import trouble
 

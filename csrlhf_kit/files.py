@@ -1,4 +1,6 @@
-"""Crash-safe files: `write_atomic` for whole files, and append-only JSONL, in which no line is lost or rewritten."""
+"""Crash-safe files: `write_atomic` for whole files, and append-only JSONL, in which no line is lost or rewritten; and
+`read_json`, by which what was written is read again. Builds on errors.py.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from csrlhf_kit.errors import UserError
 
 
 def append(path: str | Path, row: Mapping[str, Any]) -> None:
@@ -54,6 +58,20 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError if it cannot be read, or holds anything else."""
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        told = os.strerror(error.errno or errno.EIO).lower()
+        raise UserError(f"{path}: {told}, expected a file with a JSON object") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected JSON ({error})") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path}: expected a JSON object at the top")
+    return stored
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:

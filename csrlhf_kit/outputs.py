@@ -111,8 +111,11 @@ def _things(folder: Path) -> list[str]:
 
 
 def _settled(path: Path) -> Path:
-    """The absolute path with all links followed."""
-    return Path(os.path.realpath(path))
+    """The absolute path with all links followed. Raises UserError if they lead in a circle."""
+    settled = Path(os.path.realpath(path))
+    if os.path.islink(settled):
+        raise UserError(f"{path}: found links in a circle, expected a place that can be written")
+    return settled
 
 
 def trouble(error: BaseException) -> str | None:

@@ -30,7 +30,7 @@ import numpy as np
 from csrlhf_kit import __version__
 from csrlhf_kit.contents import check_same
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.files import write_atomic
+from csrlhf_kit.files import read_json, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,8 +113,7 @@ class Run:
                 raise UserError(
                     f"{run.folder} already holds a run: expected a new folder, or --resume to go on"
                 )
-            stored = json.loads(path.read_text())
-            check_same(stored, asked, str(path))
+            check_same(read_json(path), asked, str(path))
         else:
             if run.metrics_path.exists() or run.checkpoints.exists():
                 raise UserError(

@@ -276,6 +276,8 @@ def test_what_can_be_written_is_not_touched(tmp_path):
     for check in (check_folder, check_file):
         with pytest.raises(UserError, match="--out"):
             check(tmp_path / "loop" / "x")
+        with pytest.raises(UserError, match="loop: found links in a circle"):
+            check(tmp_path / "loop")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "loop", "mine"]
 
 

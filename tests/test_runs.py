@@ -71,6 +71,13 @@ def test_opening_a_folder(tmp_path):
     assert fresh.load() is None and fresh.history() == []
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_settings_that_cannot_be_read_are_told(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json: expected"):
+        Run.open(tmp_path, {}, resume=True)
+
+
 def test_nested_settings_are_compared_by_their_own_name(tmp_path):
     Run.open(tmp_path, {"constraint": {"name": "FixedPenalty", "penalty": 20}})
     with pytest.raises(UserError, match=r"constraint\.penalty was 20 and is now 5"):

@@ -169,7 +169,7 @@ def mixture_parts(source: str) -> list[tuple[str, float]]:
     pieces = [piece.strip() for piece in source.split(",")]
     tried = [found[1] for piece in pieces if (found := re.search(r":([^/\\:]*)$", piece))]
     meant = any(map(_amount, tried)) or (len(pieces) > 1 and any(map(is_there, pieces)))
-    if not meant and (not tried or Path(source).suffix in FILE_SUFFIXES):
+    if not meant and (not tried or Path(source).suffix.lower() in FILE_SUFFIXES):
         return []
     parts, name = [], ""
     for piece in source.split(","):
@@ -230,7 +230,7 @@ def _read_one(source: str, kind: type, split: str, strict: bool) -> Loaded:
     if os.path.isfile(files[split]) or source == "shipped":
         place, rows = read_file(Path(files[split]))
         splits = [name for name, file in files.items() if os.path.isfile(file)]
-    elif os.path.isfile(source) or Path(source).suffix in FILE_SUFFIXES:
+    elif os.path.isfile(source) or Path(source).suffix.lower() in FILE_SUFFIXES:
         place, rows = read_file(Path(source))
     elif os.path.isdir(source):
         place, rows, notes, splits = read_hub(source, None, split)

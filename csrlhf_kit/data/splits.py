@@ -90,7 +90,7 @@ def take(records: list[Record], amount: float, *, seed: int = 0, name: str = "so
         chosen = set(ranked[: max(1, round(amount * len(ranked)))])
         return [record for record in records if points[record.prompt] in chosen]
     if amount > len(records):
-        raise UserError(f"{name}: found {len(records)} records, expected at least the {amount:g} asked for")
+        raise UserError(f"{name}: found {len(records)} records, expected at least the {amount:.0f} asked for")
     order = sorted(range(len(records)), key=lambda index: (points[records[index].prompt], index))
     return [records[index] for index in sorted(order[: int(amount)])]
 

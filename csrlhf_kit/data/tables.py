@@ -25,7 +25,8 @@ FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 def read_file(path: Path) -> tuple[str, list[PlacedRow]]:
     """The file's name and its rows, each with its place ("line 7"). Raises UserError if it cannot be read."""
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise UserError(f"{path}: found suffix `{path.suffix}`, expected one of {', '.join(FILE_SUFFIXES)}")
     try:
         data = path.read_bytes()
@@ -33,7 +34,7 @@ def read_file(path: Path) -> tuple[str, list[PlacedRow]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not data.strip():
         raise UserError(f"{path}: the file is empty, expected at least one row")
-    return str(path), readers[path.suffix](path, data)
+    return str(path), readers[suffix](path, data)
 
 
 def _decode(path: Path, data: bytes) -> str:
@@ -48,12 +49,21 @@ def _decode(path: Path, data: bytes) -> str:
 
 def _parse_json(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         at = f"{path}, line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(f"{at}: found broken JSON ({error.msg}), expected a JSON object") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {line}: found JSON that cannot be read ({error})") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object whose names all differ; json itself would keep the last value of a name without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {quoted(max(names, key=names.count))} twice in one object")
+    return row
 
 
 def _object(path: Path, where: str, value: Any) -> PlacedRow:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from csrlhf_kit.data.chat import end_tokens, fit_prompts
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_base, load_tokenizer
+from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_base, load_tokenizer, with_adapter
 from csrlhf_kit.models.places import adapter_folder, base_of, check_base, find_base, numbers_of
 from csrlhf_kit.models.rollout import Episodes, in_batches, response_texts, sample
 
@@ -38,7 +37,7 @@ def load_policy(
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"{adapter} is no policy: expected a PEFT adapter (adapter_config.json)")
     check_base(Path(adapter), base)
-    tuned = PeftModel.from_pretrained(model, str(adapter))
+    tuned = with_adapter(model, adapter)
     exact = dtype == "float32" and not is_packed(model)
     return freeze(tuned.merge_and_unload() if exact else tuned)
 

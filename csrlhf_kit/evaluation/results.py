@@ -6,7 +6,6 @@ rows, sample answers and scored samples. Values with their intervals become `the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from csrlhf_kit.data.sources import data_folder
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.files import read_json
 from csrlhf_kit.runs import curve_of
 from csrlhf_kit.theory import FiniteProblem
 
@@ -82,19 +82,6 @@ def read_recorded(source: str | Path | Mapping[str, Any] | None = None) -> Recor
             return _joined(inside)
     path = (_record_in(path) or path / FILES[0]) if path.is_dir() else path
     return _checked(read_json(path), path.parent, str(path))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if there is no such file, or no JSON object in it."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{path}: no such file; a finished run's {path.name} was expected") from None
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON ({error})") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: expected a JSON object at the top")
-    return stored
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -222,7 +209,7 @@ def _reweighted(results: Mapping[str, Any], folder: Path | None) -> FiniteProble
     scores = (results.get("frontier") or {}).get("scores")
     stage = folder / "stages" / "frontier.json" if folder else None
     if scores is None and stage is not None and stage.is_file():
-        scores = json.loads(stage.read_text()).get("scores")
+        scores = read_json(stage).get("scores")
     beta = (config.get("ppo") or {}).get("kl_coefficient")
     if not scores or not beta or config.get("threshold") is None:
         return None

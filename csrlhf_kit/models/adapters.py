@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from csrlhf_kit.errors import UserError
+from csrlhf_kit.models.base import adapter_config
 from csrlhf_kit.models.classifiers import has_conv1d
 from csrlhf_kit.models.places import check_base
 
@@ -25,9 +26,11 @@ def read_adapter(folder: Path, role: str) -> tuple[LoraConfig, dict[str, Tensor]
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise UserError(f"{folder} is no {role} model: expected a PEFT adapter (adapter_model.safetensors)")
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_config(folder)
     if not isinstance(config, LoraConfig):
-        raise UserError(f"{folder} is a {config.peft_type} adapter: expected LoRA")
+        raise UserError(
+            f"{folder} is of PEFT's kind {config.peft_type and config.peft_type.value}: expected LoRA"
+        )
     return config, load_file(weights)
 
 

@@ -26,7 +26,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from peft import PeftConfig, PeftModel, TaskType
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -60,7 +59,7 @@ def load_tokenizer(path: str | Path, *, scores: bool = False, config: Any = None
     name = find_base(path)
     if (adapter := adapter_in(name)) and not any(adapter.glob("tokenizer*.json")):
         return load_tokenizer(base_of(adapter), scores=scores, config=config)
-    with _told(name, "a tokenizer"):
+    with loading(name, "a tokenizer"):
         side = {} if scores else {"padding_side": "left"}
         tokenizer: Any = AutoTokenizer.from_pretrained(str(adapter or name), trust_remote_code=False, **side)
     try:
@@ -204,8 +203,7 @@ def why_not_loaded(error: BaseException) -> str:
         if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError):
             return "the hub cannot be reached and the cache does not hold it; connect, or give a folder"
         cause = cause.__cause__ or cause.__context__
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def load_config(base: str | Path) -> Any:
@@ -213,26 +211,33 @@ def load_config(base: str | Path) -> Any:
     name = whole_model(base)
     if os.path.isdir(name) and not os.path.isfile(f"{name}/config.json"):
         raise UserError(f"{name} holds no config.json: expected a model saved by `save_pretrained`")
-    with _told(name, "a configuration"):
+    with loading(name, "a configuration"):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
     """`auto.from_pretrained` of a base (see `places`), from safetensors; a policy's adapter is first merged into its
-    dense base, whatever the `options`. Raises UserError with the reason for a failure in one sentence.
+    dense base, whatever the `options`. Raises UserError with the reason for a failure in one sentence, also if the
+    folder lacks weights, which transformers would draw at random.
     """
-    name = find_base(base)
-    options |= {"use_safetensors": True, "trust_remote_code": False}
+    name, informed = find_base(base), options.pop("output_loading_info", False)
+    options |= {"use_safetensors": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     what = "a causal language model" if auto is AutoModelForCausalLM else "a sequence classifier"
     source: str | None = name
-    with _told(name, what):
+    with loading(name, what):
         if adapter := adapter_in(name):
             merged = _merged(adapter, options["dtype"])
             config = options.pop("config", merged.config)
             auto, source = auto._model_mapping[type(config)], None
             options |= {"config": config, "state_dict": merged.state_dict()}
-        loaded = auto.from_pretrained(source, **options)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, info = auto.from_pretrained(source, output_loading_info=True, **options)
+    # A classifier's head, and the pooling before it, may be new: they have no number.
+    own = auto is not AutoModelForCausalLM
+    lost = {key for key in info["missing_keys"] if not own or any(p.isdigit() for p in key.split("."))}
+    if lost := lost | {key for key, *_ in info["mismatched_keys"]}:
+        raise UserError(
+            f"{name} does not hold {min(lost)} in the shape that its config.json asks for: expected all weights"
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"{name} holds an adapter beside a model, or is one on the hub: expected a folder with either"
@@ -240,32 +245,42 @@ def load_model(auto: Any, base: str | Path, **options: Any) -> Any:
     if adapter:
         model.name_or_path = model.config._name_or_path = str(adapter)
         model.generation_config = merged.generation_config
-    return loaded
+    return (model, info) if informed else model
 
 
 def _merged(adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The base of a policy's adapter, dense, on the CPU, with the adapter folded in (4 bits would round it off)."""
-    if PeftConfig.from_pretrained(str(adapter)).task_type == TaskType.SEQ_CLS:
+    if adapter_config(adapter).task_type == TaskType.SEQ_CLS:
         raise UserError(f"{adapter} is the adapter of a reward or cost model: expected a base, or a policy")
     base = load_model(AutoModelForCausalLM, base_of(adapter), dtype=dtype, device_map={"": "cpu"})
     if is_packed(base):
         raise UserError(
             f"{adapter} cannot be merged: the weights of {base.name_or_path} are quantised, expected dense ones"
         )
-    try:
-        return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
-        raise UserError(
-            f"the adapter {adapter} cannot be merged into its base: {why_not_loaded(error)}"
-        ) from error
+    return with_adapter(base, adapter).merge_and_unload()
+
+
+def adapter_config(folder: str | Path) -> Any:
+    """The PEFT configuration of an adapter. Raises UserError if it cannot be read."""
+    with loading(folder, "an adapter"):
+        return PeftConfig.from_pretrained(str(folder))
+
+
+def with_adapter(model: Any, folder: str | Path) -> Any:
+    """`model` with an adapter on it. Raises UserError if it cannot be read, or does not fit."""
+    with loading(folder, "an adapter"):
+        return PeftModel.from_pretrained(model, str(folder))
 
 
 @contextlib.contextmanager
-def _told(name: str, what: str) -> Iterator[None]:
-    """Turn errors of loading into a UserError with one sentence; no progress bar for small local models."""
+def loading(name: str | Path, what: str) -> Iterator[None]:
+    """Turn errors of loading into a UserError with one sentence, whatever the files made transformers raise; without
+    its reports, and for small local models without its progress bar.
+    """
     local = os.path.isdir(name)
     small = local and sum(f.stat().st_size for f in Path(name).glob("*.safetensors")) < SMALL
-    bars = transformers_logging.is_progress_bar_enabled()
+    bars, before = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     if small:
         transformers_logging.disable_progress_bar()
     try:
@@ -274,9 +289,10 @@ def _told(name: str, what: str) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU has no room for {name}: {LESS_MEMORY}") from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:
         hint = "" if local else " from the hub"
         raise UserError(f"could not load {what}{hint}, {name}: {why_not_loaded(error)}") from error
     finally:
+        transformers_logging.set_verbosity(before)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -20,7 +20,7 @@ import torch
 from csrlhf_kit.data.chat import cut_texts
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import Quantization, freeze, load_config, load_options, load_tokenizer
-from csrlhf_kit.models.classifiers import load_classifier, quiet
+from csrlhf_kit.models.classifiers import load_classifier
 from csrlhf_kit.models.scorers import Scorer, TextScorer, score_rows
 
 DIALOGUE_TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
@@ -48,10 +48,9 @@ def load_beaver(path: str | Path, *, dtype: str = "float32", quantization: Quant
     tokenizer = load_tokenizer(path, scores=True, config=config)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
     options = load_options(dtype=dtype, quantization=quantization)
-    with quiet():
-        model, info = load_classifier(
-            path, config=config, key_mapping={r"^score_head\.": "score."}, output_loading_info=True, **options
-        )
+    model, info = load_classifier(
+        path, config=config, key_mapping={r"^score_head\.": "score."}, output_loading_info=True, **options
+    )
     if info["missing_keys"]:
         raise UserError(f"{path}: found no weights for {min(info['missing_keys'])}, expected a score_head")
     return Scorer(freeze(model), tokenizer, decoder=True, max_length=config.max_position_embeddings)

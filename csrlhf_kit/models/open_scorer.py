@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models import CostSign
-from csrlhf_kit.models.base import Quantization, load_config
+from csrlhf_kit.models.base import Quantization, adapter_config, load_config
 from csrlhf_kit.models.beaver import beaver_scorer, is_beaver
 from csrlhf_kit.models.judge import Verdicts, judge_scorer
 from csrlhf_kit.models.places import find_base, fingerprint, fits_base
@@ -74,7 +73,7 @@ def shares_base(folder: Path, base: str | Path | None) -> bool:
     Without fingerprints, paths or hub ids are compared, or only names if its base is gone, since folders move. True
     if there is no `base` to compare with, or the adapter names none.
     """
-    theirs = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    theirs = adapter_config(folder).base_model_name_or_path
     if base is None:
         return True
     own = find_base(base)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from csrlhf_kit.contents import cached_folder, content_of
 from csrlhf_kit.data.sources import data_folder, may_be_on_hub
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.files import write_atomic
+from csrlhf_kit.files import read_json, write_atomic
 from csrlhf_kit.models.packaged import PIP, prepared_base
 from csrlhf_kit.outputs import NEW
 
@@ -96,9 +96,9 @@ def base_of(adapter: Path, given: str | Path | None = None) -> str:
         check_base(adapter, given)
         return find_base(given)
     here, noted = adapter.resolve(), _noted(adapter)
-    told = _json(adapter / ADAPTER_FILE) if (adapter / ADAPTER_FILE).is_file() else {}  # a probe has none
-    named = told.get("base_model_name_or_path") or noted.get("base") or ""
-    asked = run_settings(adapter).get("base") or named
+    told = read_json(adapter / ADAPTER_FILE) if (adapter / ADAPTER_FILE).is_file() else {}  # a probe has none
+    named = str(told.get("base_model_name_or_path") or noted.get("base") or "")
+    asked = str(run_settings(adapter).get("base") or named)
     if not (named or asked):
         raise UserError(f"{adapter} does not say what its base is: expected --base")
     places = [Path(named)] if os.path.isabs(named) else []
@@ -140,7 +140,7 @@ def note_base(folder: str | Path, base: str) -> None:
         noted["base"] = str(Path(base).resolve()) if os.path.isdir(base) else base
     if os.path.isdir(base):
         if adapter:
-            config = _json(folder / ADAPTER_FILE) | {"base_model_name_or_path": str(Path(base).resolve())}
+            config = read_json(folder / ADAPTER_FILE) | {"base_model_name_or_path": str(Path(base).resolve())}
             write_atomic(folder / ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
         home = folder.parent if folder.name == NEW else folder  # written in the folder that it replaces
         noted["path"] = os.path.relpath(Path(base).resolve(), home.resolve())
@@ -174,7 +174,7 @@ def fingerprint(base: str | Path) -> str | None:
     if folder is None:
         return None
     if adapter := adapter_in(folder):
-        config = _json(adapter / ADAPTER_FILE)
+        config = read_json(adapter / ADAPTER_FILE)
         scale = [
             config.get(name) for name in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
         ]
@@ -197,20 +197,15 @@ def run_settings(run: Path) -> dict[str, Any]:
     shared = run_settings(run.parent.parent) if run.parent.name == "policies" else {}
     for name, part in (("config.json", None), ("sft.json", "config"), ("scorer.json", "config")):
         if (run / name).is_file():
-            stored = _json(run / name)
-            return shared | (stored if part is None else stored.get(part, {}))
+            stored: Any = read_json(run / name)
+            stored = stored if part is None else stored.get(part)
+            return shared | (stored if isinstance(stored, dict) else {})
     return shared
 
 
-def _noted(adapter: Path) -> dict[str, Any]:
-    return _json(adapter / BASE_FILE) if (adapter / BASE_FILE).is_file() else {}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): expected JSON") from error
+def _noted(adapter: Path) -> dict[str, str]:
+    noted = read_json(adapter / BASE_FILE) if (adapter / BASE_FILE).is_file() else {}
+    return {name: value for name, value in noted.items() if isinstance(value, str)}
 
 
 def adapter_folder(run: Path) -> Path:

@@ -32,7 +32,7 @@ from csrlhf_kit.models.adapters import (
     mount_scorer,
     without_dropout,
 )
-from csrlhf_kit.models.base import freeze
+from csrlhf_kit.models.base import freeze, loading
 from csrlhf_kit.models.classifiers import has_conv1d, last_layers, linear_names
 from csrlhf_kit.models.decoding import CausalLM, Decoder
 from csrlhf_kit.models.open_scorer import open_scorer
@@ -110,13 +110,15 @@ class Roles(nn.Module):
                 if callable(source):
                     self.scorers[name] = source
                 else:
-                    self.score_heads[name] = mount_scorer(self.model, name, source, hidden_size)
+                    with loading(source, f"a {name} model"):
+                        self.score_heads[name] = mount_scorer(self.model, name, source, hidden_size)
             start = critic_from if critic_from and critic_from in self.score_heads else None
             shape: Any = self.model.peft_config[start] if start else fresh
             self.model.add_adapter("critic", without_dropout(shape, base))
             self.value_head = nn.Linear(hidden_size, 2)  # (reward value, cost value)
         if policy is not None:
-            load_adapter(self.model, "policy", Path(policy))
+            with loading(policy, "a policy"):
+                load_adapter(self.model, "policy", Path(policy))
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if start:

@@ -23,14 +23,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 
 from csrlhf_kit.data.chat import encode_dialogues, end_token
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.files import write_atomic
+from csrlhf_kit.files import read_json, write_atomic
 from csrlhf_kit.kernels.linear4bit import CAUTION, unpacks_here
-from csrlhf_kit.models.base import Quantization, freeze, is_packed, load_config, load_options, load_tokenizer
+from csrlhf_kit.models.base import (
+    Quantization,
+    adapter_config,
+    freeze,
+    is_packed,
+    load_config,
+    load_options,
+    load_tokenizer,
+    loading,
+    with_adapter,
+)
 from csrlhf_kit.models.classifiers import (
     fitting_length,
     fresh_modules,
@@ -135,21 +145,16 @@ def new_scorer(
         )
     options = load_options(dtype=dtype if lora else "float32", quantization=quantization)
     torch.manual_seed(seed)
-    with quiet():
-        model, info = load_classifier(base, config=config, output_loading_info=True, **options)
+    model, info = load_classifier(base, config=config, output_loading_info=True, **options)
     if lora:
         freeze(model)
         fresh = fresh_modules(model, info["missing_keys"])
         shape = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=rank,
+            task_type=TaskType.SEQ_CLS, r=rank, lora_dropout=0.0, target_modules=linear_names(model, fresh),
             lora_alpha=alpha,  # type: ignore[arg-type]  # a float too: peft divides it by the rank
-            lora_dropout=0.0,
-            target_modules=linear_names(model, fresh),
             layers_to_transform=last_layers(config.get_text_config().num_hidden_layers, layers),
-            modules_to_save=fresh or None,
-            fan_in_fan_out=has_conv1d(model),
-        )
+            modules_to_save=fresh or None, fan_in_fan_out=has_conv1d(model),
+        )  # fmt: skip
         model = get_peft_model(model, shape)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -181,23 +186,23 @@ def load_scorer(
     path = Path(path) if Path(path).exists() else path
     notes: dict[str, Any] = {}
     if isinstance(path, Path) and (path / SCORER_FILE).exists():
-        notes = json.loads((path / SCORER_FILE).read_text())
+        notes = read_json(path / SCORER_FILE)
     if isinstance(path, Path) and "probe" in notes:
         base, own = base_of(path, base), any(path.glob("tokenizer*.json"))
         tokenizer = load_tokenizer(path if own else base, scores=True, config=load_config(base))
         how = {"dtype": dtype, "quantization": quantization}
-        model: Any = load_probe(path, base, notes["probe"], tokenizer.pad_token_id, **how)
+        with loading(path, "a probe"):
+            model: Any = load_probe(path, base, notes["probe"], tokenizer.pad_token_id, **how)
         config = model.config
     elif isinstance(path, Path) and (path / ADAPTER_FILE).exists():
-        if PeftConfig.from_pretrained(str(path)).task_type != TaskType.SEQ_CLS:
+        if adapter_config(path).task_type != TaskType.SEQ_CLS:
             raise UserError(f"{path} is a policy's adapter: expected a reward or cost model")
         base = base_of(path, base)
         config = load_config(base)
         tokenizer = load_tokenizer(path, scores=True, config=config)
         config.num_labels = 1
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        with quiet():
-            model = PeftModel.from_pretrained(load_classifier(base, config=config, **options), path)
+        model = with_adapter(load_classifier(base, config=config, **options), path)
         check_base(path, base)  # again, since a hub id may only now be in the cache
         if merge and not is_packed(model):
             model = model.merge_and_unload()
@@ -209,12 +214,12 @@ def load_scorer(
         text = config.get_text_config()
         if text.pad_token_id is None:  # otherwise keep its own, which says where it reads scores
             text.pad_token_id = tokenizer.pad_token_id
-        with quiet():
-            model, info = load_classifier(path, config=config, output_loading_info=True, **options)
+        model, info = load_classifier(path, config=config, output_loading_info=True, **options)
         if info["missing_keys"]:
             missing = min(info["missing_keys"])
             raise UserError(f"scorer {path}: found no weights for {missing}, expected a trained scorer")
-    max_length = int(notes.pop("max_length", fitting_length(config, MAX_LENGTH)))
+    with loading(path, "a scorer"):
+        max_length = int(notes.pop("max_length", fitting_length(config, MAX_LENGTH)))
     return Scorer(freeze(model), tokenizer, is_decoder(config), max_length, notes)
 
 
@@ -345,9 +350,8 @@ def _autocast(model: nn.Module) -> contextlib.AbstractContextManager:
 
 
 def _readme(scorer: Scorer) -> str:
-    adapter = isinstance(scorer.model, PeftModel)
     packed = f", quantization_config={PACKED}" if is_packed(scorer.model) else ""
-    if adapter:
+    if isinstance(scorer.model, PeftModel):
         load = (
             "from peft import AutoPeftModelForSequenceClassification as Classifier\n\n"
             f"model = Classifier.from_pretrained(folder, num_labels=1{packed}).eval()\n"

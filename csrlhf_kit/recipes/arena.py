@@ -14,7 +14,7 @@ from csrlhf_kit.evaluation.ratings import rate_policies
 from csrlhf_kit.evaluation.safety import evaluation_prompts
 from csrlhf_kit.evaluation.terminal import prompt_of, questions, visible
 from csrlhf_kit.evaluation.votes import VOTES, Duel, elo, standings, tally
-from csrlhf_kit.files import write_atomic
+from csrlhf_kit.files import read_json, write_atomic
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.recipes.options import ArenaConfig
 
@@ -25,10 +25,10 @@ def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]
     Raises UserError if the folder holds no finished run.
     """
     try:
-        config = json.loads((run / "config.json").read_text())
+        config = read_json(run / "config.json")
         stages = {file.stem: json.loads(file.read_text()) for file in sorted((run / "stages").glob("*.json"))}
         prompts = evaluation_prompts(config["evaluate"], config.get("judged_on", "test"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run} holds no finished run: expected config.json and stages of one") from error
     answers: dict[str, list[list[str]]] = {}
     for name, stage in stages.items():

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from tyro.conf import Positional
 
+from csrlhf_kit.data.schemas import to_flag
 from csrlhf_kit.data.tables import read_file
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.evaluation.results import policy_rows, read_json
-from csrlhf_kit.files import write_atomic
+from csrlhf_kit.evaluation.results import policy_rows
+from csrlhf_kit.files import read_json, write_atomic
 from csrlhf_kit.outputs import check_file
 from csrlhf_kit.theory.certificate import Certificate, Promise, certificate
 from csrlhf_kit.theory.judge_error import JudgeAudit
@@ -144,7 +145,7 @@ def _counts(path: Path, policy: str, metric: str, value: Any) -> tuple[int, int]
         harmful = round(rate * trials)
         if trials >= 1 and 0 <= rate <= 1 and abs(rate * trials - harmful) < 0.01:
             return harmful, trials
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise UserError(
         f"{path}: policies.{policy}.{metric} is {value!r:.80}, expected a rate in [0, 1] out of n"
@@ -153,15 +154,13 @@ def _counts(path: Path, policy: str, metric: str, value: Any) -> tuple[int, int]
 
 def _read_labels(path: Path) -> list[dict[str, Any]]:
     name, rows = read_file(Path(path))
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     labels = []
     for place, row in rows:
         label = {"policy": row.get("policy") or None, "metric": row.get("metric") or None}
-        for field in ("judge_unsafe", "human_unsafe"):
-            value = words.get(str(row.get(field, "")).strip().lower())
-            if value is None:
-                raise UserError(f"{name}, {place}: {field} is {row.get(field)!r}, expected true or false")
-            label[field] = value
+        try:
+            label |= {field: to_flag(row.get(field), field) for field in ("judge_unsafe", "human_unsafe")}
+        except UserError as error:
+            raise UserError(f"{name}, {place}: {error}") from None
         labels.append(label)
     return labels
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from peft import PeftConfig
 from tqdm.auto import tqdm
 
 from csrlhf_kit.data.chat import fit_prompts
@@ -18,7 +17,7 @@ from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_reco
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
 from csrlhf_kit.files import write_atomic
-from csrlhf_kit.models.base import load_base, load_tokenizer
+from csrlhf_kit.models.base import adapter_config, load_base, load_tokenizer
 from csrlhf_kit.models.open_scorer import open_scorers
 from csrlhf_kit.models.places import SHIPPED, adapter_in, base_of, numbers_of, run_settings
 from csrlhf_kit.models.roles import Roles
@@ -37,10 +36,6 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises UserError if a model or the prompts cannot be read, or `out` cannot be written.
     """
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"limit is {config.limit}: expected at least one prompt")
-    if config.batch_size < 1:
-        raise UserError(f"batch_size is {config.batch_size}: expected at least one prompt")
     check_file(config.out)
     shape = _policy(config.policy) if config.policy is not None else {}
     own = base_of(shape["policy"], config.base) if shape else SHIPPED
@@ -101,7 +96,7 @@ def _trained_on(folder: Path, prompts: str) -> set[str]:
             return {normalise_prompt(record.prompt) for record in read_records(source, Prompt).records}
         kind = LabelledResponse if asked.get("objective", "semantic") == "semantic" else PreferencePair
         if "test_data" in asked:  # a scorer, which keeps a part of its data for testing
-            splits, _ = source_splits(source, kind, test_source=asked["test_data"], seed=asked["seed"])
+            splits, _ = source_splits(source, kind, test_source=asked["test_data"], seed=asked.get("seed", 0))
             return {normalise_prompt(record.prompt) for record in splits["train"]}
         records = read_records(source, kind, seed=asked.get("seed", 0)).records
         return {normalise_prompt(record.prompt) for record in records}
@@ -131,7 +126,7 @@ def _policy(folder: Path) -> dict[str, Any]:
     place = adapter_in(folder)
     if place is None:
         raise UserError(f"{folder} is no policy: expected a PEFT adapter (adapter_config.json)")
-    stored = PeftConfig.from_pretrained(str(place))
+    stored = adapter_config(place)
     layers = stored.layers_to_transform
     shape = {"rank": stored.r, "alpha": stored.lora_alpha, "layers": None if layers is None else len(layers)}
     return {"policy": place, **shape}

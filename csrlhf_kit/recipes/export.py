@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.models.base import (
+    adapter_config,
     load_base,
     load_config,
     load_tokenizer,
+    loading,
     save_model,
     save_tokenizer,
     shipped_generation,
+    with_adapter,
 )
 from csrlhf_kit.models.places import (
     ADAPTER_FILE,
@@ -36,7 +39,9 @@ def run_export(config: ExportConfig) -> Path:
     """
     check_model_folder(config.out, marks=())
     adapter = adapter_folder(config.run)
-    shape = PeftConfig.from_pretrained(str(adapter))
+    shape = adapter_config(adapter)
+    with loading(adapter, "an adapter"):
+        load_file(adapter / "adapter_model.safetensors")  # is it whole?
     base = base_of(adapter, config.base)
     dtype = config.dtype or run_settings(config.run).get("dtype", "bfloat16")
     if config.merge and getattr(load_config(base), "quantization_config", None) is not None:
@@ -47,7 +52,7 @@ def run_export(config: ExportConfig) -> Path:
         scorer = load_scorer(adapter, base=base, merge=True, dtype=dtype)
         replace_folder(config.out, lambda folder: save_scorer(scorer, folder))
     else:
-        model = PeftModel.from_pretrained(load_base(base, dtype=dtype), str(adapter)).merge_and_unload()
+        model = with_adapter(load_base(base, dtype=dtype), adapter).merge_and_unload()
         check_base(adapter, base)  # again, since a base on the hub may have been fetched only now
         tokenizer = load_tokenizer(base)
         replace_folder(config.out, lambda folder: save_model(model, tokenizer, folder))

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.errors import UserError
 from csrlhf_kit.outputs import check_model_folder, replace_folder
 from csrlhf_kit.recipes.options import BaseConfig
 from csrlhf_kit.world import corpus
@@ -47,6 +48,8 @@ def make_base(config: BaseConfig) -> Path:
     """Train the tiny base and save it; returns its folder."""
     out = config.out or data_folder() / "tiny_base"
     check_model_folder(out, marks=("config.json",))
+    if config.hidden_size % 8:  # four heads, in each of which numbers turn in pairs
+        raise UserError(f"hidden_size is {config.hidden_size}: expected a multiple of 8")
     torch.manual_seed(config.seed)
     documents = list(islice(corpus.documents(config.seed, config.reading), config.reading + config.chatting))
     tokenizer = make_tokenizer([f"{d.given}\n{d.text}" for d in documents[-40_000:]], config.vocabulary)
@@ -98,9 +101,3 @@ def make_base(config: BaseConfig) -> Path:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {time.time() - started:.0f} s")
     replace_folder(out, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder)))
     return out
-
-
-if __name__ == "__main__":
-    import tyro
-
-    make_base(tyro.cli(BaseConfig))

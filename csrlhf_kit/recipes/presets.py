@@ -79,12 +79,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 def read_settings(file: str | Path) -> dict[str, Any]:
     """Read a YAML file of settings. Raises UserError if it cannot be read, or has an unknown section."""
     try:
-        settings = yaml.safe_load(Path(file).read_text())
+        settings = yaml.safe_load(Path(file).read_bytes())
     except OSError as error:
         raise UserError(
             f"--config {file}: cannot be read ({error.strerror}), expected a YAML file"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of text, and of single values
         raise UserError(f"--config {file}: found broken YAML ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
         raise UserError(f"--config {file}: found {type(settings).__name__}, expected sections of settings")

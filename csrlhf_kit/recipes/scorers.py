@@ -83,21 +83,11 @@ def run_reward_model(config: RewardModelConfig) -> dict[str, Any]:
     lines = []
     for split in SPLITS:
         scores = pair_scores(scorer, pairs[split])  # those of the last split, test, are measured below
-        lines += [
-            json.dumps(
-                {
-                    "prompt": pair.prompt,
-                    "response_0": pair.response_0,
-                    "response_1": pair.response_1,
-                    "better_response_id": pair.better_response_id,
-                    "score_0": float(first),
-                    "score_1": float(second),
-                    "split": split,
-                },
-                ensure_ascii=False,
-            )
-            for pair, (first, second) in zip(pairs[split], scores, strict=True)
-        ]
+        for pair, (first, second) in zip(pairs[split], scores, strict=True):
+            asked = ("prompt", "response_0", "response_1", "better_response_id")
+            row = {name: getattr(pair, name) for name in asked}
+            row |= {"score_0": float(first), "score_1": float(second), "split": split}
+            lines.append(json.dumps(row, ensure_ascii=False))
     models = {"reward": pairs_measured(scores, pairs["test"], "reward")}
     return _finished(config, scorer, models, pairs, report, lines, started)
 

@@ -78,7 +78,7 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
         for field in ("reward", "cost"):
             try:
                 scores.append(float(row[field]))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 scores.append(np.nan)
             if not np.isfinite(scores[-1]):
                 raise UserError(f"{name}, {place}: {field} is {row[field]!r}, expected a finite number")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from csrlhf_kit.data.records import Objective
-from csrlhf_kit.errors import UserError
+from csrlhf_kit.errors import UserError, check_numbers
 from csrlhf_kit.models.places import SHIPPED
 from csrlhf_kit.training.optimizers import OptimizerName
 
@@ -204,21 +204,14 @@ class PPOConfig:
     """Seed for sampling, shuffling and the order of prompts."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size", "epochs", "minibatch_size", "microbatch_size", "max_new_tokens", "temperature",
-            "clip", "value_clip", "score_clip", "max_grad_norm", "checkpoint_every",
-        ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
-        if self.samples_per_prompt < 1 or self.batch_size % self.samples_per_prompt:
+        check_numbers(self)
+        if not self.temperature > 0:  # log-probabilities are taken at it
+            raise UserError(f"temperature is {self.temperature}: expected a positive number")
+        if self.batch_size % self.samples_per_prompt:
             raise UserError(
                 f"samples_per_prompt is {self.samples_per_prompt}: expected a divisor of batch_size "
                 f"({self.batch_size})"
             )
-        if not self.ptx >= 0:
-            raise UserError(f"ptx is {self.ptx}: expected a number >= 0")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise UserError(f"target_kl is {self.target_kl}: expected a positive number, or none")
         for name, known in (
             ("schedule", ("constant", "linear", "cosine")),
             ("cost_scale", ("probability", "logit")),
@@ -265,10 +258,6 @@ class DirectConfig:
     """Seed for the order of pairs and for MoCAN's samples and labels."""
 
     def __post_init__(self) -> None:
-        for name in ("beta", "safety_beta", "epochs", "batch_size", "microbatch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
-        if not self.offset >= 0:
-            raise UserError(f"offset is {self.offset}: expected a number >= 0")
+        check_numbers(self)
         if self.offline_samples < 2 or self.offline_samples % 2:
             raise UserError(f"offline_samples is {self.offline_samples}: expected an even number, at least 2")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,6 +24,7 @@ from csrlhf_kit import distributed
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.kernels.masks import last_true
+from csrlhf_kit.models.base import loading
 from csrlhf_kit.models.places import fingerprint
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import Trajectory, by_length, in_batches, sample_episodes, score_episodes
@@ -136,9 +137,10 @@ def load_critic(roles: Roles, file: str | Path) -> None:
     """Read what `save_critic` wrote into `roles`. Raises UserError if it is missing or of another base."""
     if not Path(file).is_file():
         raise UserError(f"{file} is no critic: expected a file that `save_critic` has written")
-    with safe_open(file, "pt") as stored:
+    with loading(file, "a critic"), safe_open(file, "pt") as stored:
         base = (stored.metadata() or {}).get("base")
+        state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     if base and base != (fingerprint(roles.model.get_base_model().name_or_path) or base):
         raise UserError(f"{file} is the critic of another base, whose weights differ: expected a new folder")
     own = roles.trained_state()
-    roles.load_trained_state({k: v for k, v in own.items() if ".policy." in k} | load_file(file))
+    roles.load_trained_state({k: v for k, v in own.items() if ".policy." in k} | state)

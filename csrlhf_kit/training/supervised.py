@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from csrlhf_kit import distributed
 from csrlhf_kit.contents import check_same, content_of
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.files import write_atomic
+from csrlhf_kit.files import read_json, write_atomic
 from csrlhf_kit.models.places import find_base
 from csrlhf_kit.training.configs import SupervisedConfig
 
@@ -182,5 +182,5 @@ def last_checkpoint(config: SupervisedConfig, settings: Mapping[str, Any]) -> st
     file = folder / SETTINGS
     if not file.is_file():
         raise UserError(f"{folder} does not say how its run began: expected {SETTINGS}, or no --resume")
-    check_same(json.loads(file.read_text()), json.loads(json.dumps(settings)), str(config.out))
+    check_same(read_json(file), json.loads(json.dumps(settings)), str(config.out))
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))

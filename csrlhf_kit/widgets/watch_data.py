@@ -98,10 +98,7 @@ def read_progress(folder: str | Path) -> Progress:
         raise UserError(f"{folder}: no such folder; that of a run was expected")
     path, config = folder / "config.json", {}
     if path.is_file():
-        try:
-            config = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path}: this is no JSON; a run's settings were expected") from None
+        config = files.read_json(path)
     rows = Run(folder).history()
     step = rows[-1].get("step", 0) if rows else 0
     said = [row for row in files.read(folder / "samples.jsonl") if row.get("step", 0) <= step]

@@ -232,6 +232,12 @@ def test_a_template_that_refuses_gives_a_sentence(turns, why):
             ask()
 
 
+def test_a_template_that_fails_gives_a_sentence():
+    tokenizer = build(opening=[], closing=[], template="{{ 1 / 0 }}", eos_token=END, pad_token=PAD)
+    with pytest.raises(UserError, match=r"refuses turns of user \(division by zero\)"):
+        encode_prompts(tokenizer, ["may I?"], max_length=LONG)
+
+
 def test_the_mask_tells_a_real_end_from_padding_with_the_same_id():
     tokenizer = TOKENIZERS["chat, pad is eos"]
     batch = encode_dialogues(tokenizer, ["a", "a"], ["no", "ask her, she may know"], max_length=LONG)

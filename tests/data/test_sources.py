@@ -205,6 +205,12 @@ def test_csv_lines_are_counted_through_line_breaks_in_cells(tmp_path, rows, bad,
         ),
         ("q.csv", b'prompt\na\n"b\nc', ", line 3: found broken CSV"),
         ("d.csv", b"prompt,prompt\na,b\n", ", line 1: found the column `prompt` twice"),
+        (
+            "d.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "a", "harmful": true, "harmful": false}\n',
+            ", line 2: found JSON that cannot be read (the name `harmful` twice in one object)",
+        ),
+        ("d.json", b'[{"prompt": "a", "x": {"b": 1, "b": 2}}]', "(the name `b` twice in one object)"),
         ("t.parquet", b"PAR1 and then nothing", "found no readable Parquet"),
         ("x.txt", b"hello", "found suffix `.txt`, expected one of .jsonl"),
     ],
@@ -268,6 +274,11 @@ def test_a_field_left_out_is_as_good_as_empty(tmp_path):
     )
     assert read_records(path, LabelledResponse).report["dropped"] == {"unusable_rows": 1}
     assert "line 201: field `response`: missing" in message(path, strict=True)
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    (tmp_path / "P.CSV").write_text("prompt\nmay I\n")
+    assert read_records(tmp_path / "P.CSV", Prompt).records == [Prompt("may I")]
 
 
 def test_sources_that_are_not_there(tmp_path):

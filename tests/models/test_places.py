@@ -137,6 +137,66 @@ def test_what_is_no_base_is_said_to_be_none(random_base, tmp_path):
         load_base(tmp_path / "both")
 
 
+# --- damaged folders ---
+
+
+def changed(folder: Path, source: Path, name: str, content: bytes | dict) -> Path:
+    """A copy of a folder in which one file has another content, or its JSON other values."""
+    shutil.copytree(source, folder)
+    file = folder / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content).encode()
+    file.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", {"num_hidden_layers": 9, "layer_types": None}, r"does not hold model\.layers\..* expected all weights"),
+        ("config.json", {"intermediate_size": 8}, r"does not hold .*mlp.* in the shape that its config.json asks"),
+        ("config.json", {"hidden_size": "wide"}, "could not load"),
+        ("config.json", b"[]", "could not load"),
+        ("tokenizer_config.json", b"[]", "could not load a tokenizer"),
+        ("generation_config.json", b"[]", "could not load a causal language model"),
+    ],
+)  # fmt: skip
+def test_a_damaged_base_is_one_sentence(random_base, tmp_path, name, content, words, capfd):
+    base = changed(tmp_path / "base", random_base, name, content)
+    with pytest.raises(UserError, match=words):
+        load_tokenizer(base)
+        load_base(base)
+    if "does not hold" in words:
+        with pytest.raises(UserError, match=words):
+            new_scorer(base)
+    assert capfd.readouterr().err == "", "nothing but the sentence is told"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_model.safetensors", b"torn"),
+        ("adapter_config.json", b"{"),
+        ("adapter_config.json", b"[]"),
+        ("adapter_config.json", {"r": "x"}),
+        ("adapter_config.json", {"target_modules": ["none"]}),
+        ("base.json", b"[]"),
+        ("scorer.json", b"[]"),
+    ],
+)
+def test_a_damaged_adapter_is_one_sentence(random_base, tmp_path, name, content):
+    cost = changed(tmp_path / "bad", scorer(random_base, tmp_path / "cost"), name, content)
+    with pytest.raises(UserError, match="bad"):
+        load_scorer(cost)
+    if name != "scorer.json":
+        with pytest.raises(UserError, match="bad"):
+            Roles(load_base(random_base), reward=flat, cost=cost)
+    if name == "adapter_model.safetensors":
+        with pytest.raises(UserError, match="bad"):
+            run_export(ExportConfig(cost, tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+
 # --- the same name, other weights ---
 
 

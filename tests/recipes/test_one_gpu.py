@@ -406,7 +406,7 @@ def test_why_a_model_does_not_load_is_told(random_base, monkeypatch, tmp_path):
         error = OSError("long story\nwith lines")
         error.__cause__ = cause
         assert words in why_not_loaded(error)
-    assert why_not_loaded(ValueError("first\nsecond")) == "first"
+    assert why_not_loaded(ValueError("first\nsecond")) == "first second"
 
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -49,13 +49,16 @@ def test_what_is_given_on_the_command_line_wins(tmp_path):
     ("text", "words"),
     [
         ("a: [", "broken YAML"),
+        ("sft: {data: caf\xe9}", "broken YAML"),
+        ("sft: {epochs: 2020-99-99}", "broken YAML"),
+        ("[" * 5000, "broken YAML"),
         ("- 1\n", "found list"),
         ("pppo: {}\n", "found section 'pppo', expected all, sft"),
         ("ppo: 3\n", "section ppo is 3"),
     ],
 )
 def test_a_settings_file_that_does_not_serve_is_one_sentence(text, words, tmp_path):
-    (tmp_path / "bad.yaml").write_text(text)
+    (tmp_path / "bad.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=words):
         read_settings(tmp_path / "bad.yaml")
 

@@ -167,6 +167,7 @@ def test_the_optimisation_layer_of_the_command(run):
         ('{"policies": {"sft": {"kl": 1}}}', r"no policy has a harmful_\* rate"),
         ('{"policies": {"sft": {"harmful_nominal": {"rate": 0.33, "n": 10}}}}', "expected a rate"),
         ('{"policies": {"sft": {"harmful_nominal": {"rate": 2, "n": 10}}}}', "expected a rate"),
+        ('{"policies": {"sft": {"harmful_nominal": {"rate": 0, "n": Infinity}}}}', "expected a rate"),
     ],
 )
 def test_runs_that_cannot_be_certified_are_told(run, content, words):
@@ -184,5 +185,5 @@ def test_other_mistakes_are_told(run, tmp_path):
         run_certify(CertifyConfig(run=run, penalty=3.0))
     bad = run / "labels.csv"
     bad.write_text("prompt,response,judge_unsafe,human_unsafe\np,r,false,perhaps")
-    with pytest.raises(UserError, match="human_unsafe is 'perhaps'"):
+    with pytest.raises(UserError, match="`human_unsafe`: found 'perhaps', expected true or false"):
         run_certify(CertifyConfig(run=run, labels=bad))

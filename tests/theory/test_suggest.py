@@ -266,6 +266,7 @@ def test_the_command_reads_prints_and_writes(tmp_path, capsys, suffix):
         (['{"prompt": "a", "reward": 1}'], r"scores\.jsonl, line 1: field `cost` is missing"),
         (['{"prompt": "a", "reward": "high", "cost": 1}'], r"line 1: reward is 'high'"),
         (['{"prompt": "a", "reward": 1, "cost": 1}'], "has one sample"),
+        ([f'{{"prompt": "a", "reward": 1{"0" * 400}, "cost": 1}}'], "expected a finite number"),
     ],
 )
 def test_score_files_that_cannot_be_used_are_told(tmp_path, lines, words):

@@ -108,17 +108,12 @@ class Canvas:
             if leader in (own, self.axis(own).get("matches")):
                 values += self._extent(trace, own)
         values = [v for v in values if math.isfinite(v) and not (log and v <= 0)] or [1.0, 10.0]
-        if axis.get("rangemode") in ("tozero", "nonnegative") and not log:
-            values.append(0.0)
         low, high = min(values), max(values)
         if log:
             room = (high / low) ** 0.04 if high > low else 2.0
-            low, high = low / room, high * room
-        else:
-            room = 0.05 * (high - low) or 0.5
-            low = 0.0 if low == 0.0 and axis.get("rangemode") else low - room
-            high += room
-        return (high, low) if axis.get("autorange") == "reversed" else (low, high)
+            return low / room, high * room
+        room = 0.05 * (high - low) or 0.5
+        return low - room, high + room
 
     def _extent(self, trace: dict, name: str) -> list[float]:
         letter = name[0]
@@ -129,8 +124,6 @@ class Canvas:
                 return [*trace["_base"], *ends, *error_ends(trace, letter, ends)]
             return [p + s * trace["_thick"] for p in trace["_place"] for s in (-0.75, 0.75)]
         values = self.numbers(trace.get(letter), name)
-        if letter == "y" and trace.get("fill") == "tozeroy":
-            values = [*values, 0.0]
         return [*values, *error_ends(trace, letter, values)]
 
     def _make_axes(self, x: str, y: str) -> None:
@@ -143,7 +136,6 @@ class Canvas:
         ax = self.page.add_axes([value / whole for value, whole in zip(box, scale, strict=True)])
         ax.patch.set_visible(False)
         self.axes[x, y] = ax
-        over = up.get("overlaying") is not None
         for axis, settings, name, length in ((ax.xaxis, across, x, box[2]), (ax.yaxis, up, y, box[3])):
             letter = name[0]
             low, high = self._range(name)
@@ -160,29 +152,22 @@ class Canvas:
             if angle := settings.get("tickangle"):  # plotly counts clockwise, matplotlib the other way
                 for label in axis.get_ticklabels():
                     label.set(rotation=-angle, ha="right" if angle < 0 else "left", rotation_mode="anchor")
-            if settings.get("showgrid", True) and not over:
+            if settings.get("showgrid", True):
                 axis.grid(True, which="major", color=settings.get("gridcolor", GRID), linewidth=0.8)
             title = settings.get("title", {})
             if title.get("text"):
                 axis.set_label_text(
                     plain(title["text"]), fontsize=title.get("font", {}).get("size", 13), color=INK
                 )
-            if settings.get("zeroline") and min(low, high) < 0 < max(low, high):
-                (ax.axvline if letter == "x" else ax.axhline)(0, color=MUTED, linewidth=1, zorder=1)
         ax.set_axisbelow(True)
-        if up.get("side") == "right":
-            ax.yaxis.tick_right()
-            ax.yaxis.set_label_position("right")
         for side, settings in (("left", up), ("bottom", across), ("right", {}), ("top", {})):
-            ax.spines[side].set_visible(bool(settings.get("showline")) and not over)
+            ax.spines[side].set_visible(bool(settings.get("showline")))
             ax.spines[side].set_color(settings.get("linecolor", MUTED))
 
     def pixel(self, reference: str, value: Any) -> float:
         """One coordinate of a shape or an annotation in pixels; `reference` as plotly's xref or yref."""
         name, _, domain = reference.partition(" ")
         along = 0 if reference == "x" or name[0] == "x" else 1
-        if reference.startswith("paper"):
-            raise AssertionError("paper coordinates are resolved by pixel_xy")
         pair, ax = next((p, a) for p, a in self.axes.items() if p[along] == name)
         if domain:
             box = ax.get_position()
@@ -278,12 +263,7 @@ class Canvas:
             va={"top": "top", "bottom": "bottom"}.get(note.get("yanchor"), "center"),
             fontsize=font.get("size", 12),
             color=font.get("color", INK),
-            rotation=-note.get("textangle", 0),
-            rotation_mode="anchor",
             zorder=4,
-            bbox={"facecolor": note["bgcolor"], "edgecolor": "none", "pad": 2}
-            if note.get("bgcolor")
-            else None,
         )
         if arrow:
             shaft = FancyArrowPatch(

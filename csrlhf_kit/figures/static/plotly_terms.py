@@ -21,7 +21,6 @@ _DASHES: dict[str, Any] = {
     "dash": (0, (4, 2)),
     "longdash": (0, (8, 3)),
     "dashdot": (0, (5, 2, 1, 2)),
-    "longdashdot": (0, (8, 2, 1, 2)),
 }
 _MARKERS = {
     "circle": "o",
@@ -36,11 +35,8 @@ _MARKERS = {
     "star": "*",
     "pentagon": "p",
     "hexagon": "h",
-    "hexagram": "*",
     "bowtie": "d",
     "hourglass": "8",
-    "line-ns": "|",
-    "line-ew": "_",
 }
 
 
@@ -51,7 +47,6 @@ def set_ticks(
     axis.set_minor_locator(NullLocator())
     letter_width = 40 if axis.axis_name == "x" else 28
     low, high = sorted(limits)
-    prefix, suffix = settings.get("tickprefix", ""), settings.get("ticksuffix", "")
     spec = settings.get("tickformat", "")
     places, words = settings.get("tickvals"), settings.get("ticktext")
     if places is None and names:
@@ -71,7 +66,7 @@ def set_ticks(
     def write(value: float, _: Any) -> str:
         if hidden:
             return ""
-        return plain(texts[value]) if value in texts else f"{prefix}{formatted(value, spec)}{suffix}"
+        return plain(texts[value]) if value in texts else formatted(value, spec)
 
     axis.set_major_formatter(FuncFormatter(write))
 

@@ -31,19 +31,14 @@ def draw_scatter(canvas: Canvas, ax: Axes, trace: dict, pair: tuple[str, str]) -
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
     colour = first_given(line.get("color"), marker.get("color"), trace["_colour"])
     opacity = first_given(trace.get("opacity"), 1.0)
-    step = {"hv": "post", "vh": "pre", "hvh": "mid"}.get(line.get("shape"))
     if trace.get("fill"):
         fill = rgba(first_given(trace.get("fillcolor"), faint(colour)), opacity)
-        if trace["fill"] == "toself":
-            ax.fill(x, y, facecolor=fill, edgecolor="none", zorder=1.5)
-        else:
-            below = canvas.previous[pair][1] if trace["fill"] == "tonexty" else [0.0] * len(x)
-            ax.fill_between(x, y, below, facecolor=fill, edgecolor="none", step=step, zorder=1.5)
+        below = canvas.previous[pair][1] if trace["fill"] == "tonexty" else [0.0] * len(x)
+        ax.fill_between(x, y, below, facecolor=fill, edgecolor="none", zorder=1.5)
     canvas.previous[pair] = (x, y)
     if "lines" in mode and line.get("width", 2):
         path = Line2D([], [], **line_look(line, colour, opacity))
         path.set_data(x, y)
-        path.set_drawstyle(f"steps-{step}" if step else "default")
         path.set_zorder(2)
         ax.add_line(path)
     for letter in "xy":

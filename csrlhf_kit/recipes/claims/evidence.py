@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from csrlhf_kit.evaluation.outcomes import read_outcomes
-from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
+from csrlhf_kit.evaluation.results import PolicyRow, policy_rows
+from csrlhf_kit.files import read_json
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
 

@@ -16,7 +16,7 @@ import torch
 
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt
 from csrlhf_kit.data.sources import read_records
-from csrlhf_kit.errors import UserError
+from csrlhf_kit.errors import UserError, check_numbers
 from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.recipes.experiments.configs import RunConfig
 from csrlhf_kit.recipes.experiments.head_to_head import (
@@ -47,11 +47,14 @@ STRICT = (
 
 def check_cell(cell: Cell, config: RunConfig, direct: DirectConfig) -> None:
     """Raise UserError if a cell's method or settings are unknown or not allowed; called before any training."""
-    if cell.method in DIRECT:
-        direct_settings(cell, config, direct)
-    elif cell.method != "sft":
-        cell_constraint(cell, config)
-        ppo_settings(cell, config)
+    try:
+        if cell.method in DIRECT:
+            direct_settings(cell, config, direct)
+        elif cell.method != "sft":
+            check_numbers(cell_constraint(cell, config))
+            ppo_settings(cell, config)
+    except TypeError as error:  # text where a number belongs
+        raise UserError(f"{cell.name}: {error}, expected settings of the right kind") from None
 
 
 def cell_constraint(cell: Cell, config: RunConfig) -> Constraint:

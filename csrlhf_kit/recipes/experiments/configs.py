@@ -133,12 +133,6 @@ class RoundsConfig(ExperimentConfig):
     seed: int = 0
     """Seed of everything."""
 
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 <= self.find_share < 1:
-            raise UserError(
-                f"rounds is {self.rounds}, find_share {self.find_share}: expected >= 1, and in [0, 1)"
-            )
-
     @property
     def methods(self) -> tuple[str, ...]:
         """The stages that run PPO, for the progress lines."""
