@@ -99,7 +99,7 @@ def bootstrap(
     draws = [statistic(ratings[:, generator.integers(items, size=items)]) for _ in range(resamples)]
     known = [value for value in draws if not np.isnan(value)]
     interval = Interval(*np.percentile(known, [2.5, 97.5])) if known else Interval(-1.0, 1.0)
-    if interval.width == 0:
+    if interval.width == 0 and (interval.low == 1 or items == 1):
         shares = np.unique(ratings[~np.isnan(ratings)], return_counts=True)[1] / (~np.isnan(ratings)).sum()
         lost = clopper_pearson(0, items).high / (1 - shares @ shares) if interval.low == 1 else 2.0
         interval = Interval(max(1 - lost, -1.0), 1.0)
