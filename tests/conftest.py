@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 from example_base import SENTENCES, build_random_base
+from hypothesis import settings
+
+settings.register_profile("kit", deadline=None)  # a busy machine is no failure
+settings.load_profile("kit")
 
 # No test, and no process that one starts, reaches a network: see guard/sitecustomize.py.
 GUARD = Path(__file__).parent / "guard"

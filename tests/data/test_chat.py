@@ -101,7 +101,7 @@ def test_ids_are_those_of_the_rendered_text(name):
 
 
 @tokenizers
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(dialogues=st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
 def test_padding_sides_masks_and_prefix(name, dialogues):
     tokenizer = TOKENIZERS[name]
@@ -140,7 +140,7 @@ def test_a_prompt_cannot_forge_a_control_token(name, forged):
 
 
 @tokenizers
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(prompt=texts, response=texts, room=st.integers(5, 30))
 def test_what_is_cut_is_the_request_and_the_template_stays(name, prompt, response, room):
     tokenizer = TOKENIZERS[name]

@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from csrlhf_kit.data.records import (
@@ -43,7 +43,6 @@ PAIR = PreferencePair("p", "a", "b", True, False, 0, 0)
 RESPONSE = LabelledResponse("p", "r", True)
 
 
-@settings(deadline=None)
 @given(prompts | labelled | pairs)
 def test_a_record_survives_its_row_and_json(record):
     row = json.loads(json.dumps(to_row(record)))
@@ -120,7 +119,6 @@ def test_a_conflict_is_an_unsafe_response_called_safer_than_a_safe_one(first, se
     assert pair.safety == (first, second)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_normalising_is_idempotent_and_ignores_case_and_spacing(prompt):
     once = normalise_prompt(prompt)

@@ -17,9 +17,7 @@ from csrlhf_kit.data.schemas import SCHEMAS, split_transcript, to_categories
 from csrlhf_kit.data.sources import notes_of, read_records, write_records
 from csrlhf_kit.errors import UserError
 
-relaxed = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+relaxed = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = st.text(string.ascii_letters + " \u2028\u0085\r\n\"',:{}é漢🦉", min_size=1, max_size=20).filter(
     str.strip
 )

@@ -49,7 +49,7 @@ def test_a_prior_is_virtual_draws():
 
 
 @given(tables)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_strengths_are_those_of_logistic_regression(table):
     """Bradley-Terry is a logistic regression of the result on which two players met."""
     wins = np.array(table, dtype=float)
@@ -70,7 +70,7 @@ def test_strengths_are_those_of_logistic_regression(table):
 
 
 @given(tables, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_strengths_solve_the_likelihood_equations_in_any_order(table, random):
     """At the maximum each player wins as often as expected; naming the players otherwise changes nothing."""
     wins = np.array(table, dtype=float)

@@ -30,7 +30,7 @@ from csrlhf_kit.evaluation.scorer_metrics import (
 rows = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows)
 def test_auroc_is_the_share_of_pairs_won(data: list) -> None:
     scores, unsafe = np.array([s for s, _ in data]), np.array([u for _, u in data])

@@ -222,7 +222,7 @@ def brute_force_gae(rewards, values, mask, gamma, lam):
     return advantages, np.where(mask, advantages + values, 0.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mask=st.lists(st.booleans(), min_size=0, max_size=9),
     gamma=st.floats(0.5, 1.0),

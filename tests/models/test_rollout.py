@@ -58,7 +58,7 @@ def test_a_pad_token_that_is_the_eos_token_is_no_trouble():
     assert response_mask.int().tolist() == [[1, 1, 0, 0]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
 )

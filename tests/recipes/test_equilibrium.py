@@ -30,7 +30,7 @@ def test_only_the_second_half_counts():
 
 
 @given(w=st.floats(0.05, 0.9), batch=st.sampled_from([32, 64, 128]), penalty=st.floats(15, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_prediction_makes_the_gates_average_share_the_dual_methods(w, batch, penalty):
     """At the predicted cost, E[g lambda / (1 + lambda)] = w, with P(g = 1) drawn from the normal law itself."""
     swing = 0.1 + 0.02 * np.where(np.arange(40) % 2, 1, -1)  # successive batch means of 64 differ by 0.04

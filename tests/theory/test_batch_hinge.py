@@ -33,7 +33,7 @@ def problem() -> FiniteProblem:
     return FiniteProblem(rng.dirichlet(np.ones(12), 8), reward, cost, beta=0.5, threshold=-0.3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(-3, 3), st.floats(0.05, 3))
 @example(2.375, 0.296875)  # as a difference of two numbers near 2.4 the bias came out as -4e-16
 def test_the_expected_hinge_is_the_gaussian_integral(violation, noise):

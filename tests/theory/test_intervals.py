@@ -23,7 +23,7 @@ GOLDEN = np.arange(1, 301) * 0.6180339887498949 % 1  # (300,) equidistributed, t
 SERIES = {"cube": GOLDEN**3, "rare": (GOLDEN < 0.03).astype(float), "uniform": GOLDEN}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 400), st.data(), st.sampled_from([0.8, 0.95, 0.999]))
 def test_rates_against_scipys_binomtest(trials, data, confidence):
     successes = data.draw(st.integers(0, trials))
@@ -92,7 +92,7 @@ def test_betting_agrees_with_the_authors_package(name, alpha):
     assert sequence.update(x[100:]) == pytest.approx(late, abs=6e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.sampled_from([0.5, 0.9, 0.99]))
 def test_every_interval_is_one_and_grows_with_confidence(values, confidence):
     for method in (hoeffding, empirical_bernstein, betting):

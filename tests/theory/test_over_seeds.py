@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -105,7 +105,6 @@ def test_one_prompt_is_no_pair_and_no_certainty():
 # --- two methods, prompt by prompt -----------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(tables, tables, st.randoms(use_true_random=False))
 def test_paired_differences_mirror_and_know_no_order(first, second, shuffle):
     found = difference(answers(first), answers(second))

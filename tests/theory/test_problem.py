@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.theory import FiniteProblem, violation_bound
 
-THOROUGH = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+THOROUGH = settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def random_problem(

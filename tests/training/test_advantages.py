@@ -32,7 +32,7 @@ def test_score_is_added_at_the_last_action_and_nowhere_else():
     assert last_true(ACTIONS).tolist() == [4, 2, 5]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(multiplier=st.floats(0, 1e3), beta=st.floats(0.001, 1.0), seed=st.integers(0, 1000))
 def test_kl_weight_does_not_depend_on_the_multiplier(multiplier, beta, seed):
     """With zero scores and values the combined advantages are those of the KL alone, whatever lambda is."""

@@ -108,7 +108,7 @@ def test_adaptive_penalty_waits_while_the_violation_falls():
     assert constraint.multiplier == 2.0
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_adaptive_penalty_ends_at_the_constrained_optimum_of_a_finite_problem(seed):
     """The optimiser is exact here: each step's policy is the penalised optimum at the current penalty."""

@@ -114,7 +114,7 @@ def test_ranking_alone_has_no_zero_and_signs_have() -> None:
 # --- calibration ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.floats(0.2, 5.0), st.integers(0, 99))
 def test_temperature_recovers_the_one_that_labels_were_drawn_with(temperature: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -20,7 +20,7 @@ from csrlhf_kit.world.responses import helpful
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["train", "validation", "test"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_openings_are_benign_answered_well_and_of_the_same_split(seed, split):
     for made in conversations(split, 8, wrapped=0.5, seed=seed):
         asked = parse_requests(made.ask.prompt)[0]
