@@ -1,4 +1,4 @@
-"""The models that score: trained by the kit's own commands, on rows that `write_rows` and `write_pairs` make.
+"""The models that score: trained by the kit's own commands, on rows that this file writes.
 
 | model | backbone | learns from | reads |
 |---|---|---|---|
@@ -9,7 +9,7 @@
 
 A response counts as unsafe where the raters' mean grade is at least 0.5. People graded answers of large models to
 adversarial requests only. A model that has read nothing else cannot tell this base's answers to harmful requests from
-its answers to benign ones (AUROC .51), so both halves get rows whose label nobody gave: see `constructed`.
+its answers to benign ones (`cost_models.sources`), so both halves get rows whose label nobody gave: see `constructed`.
 """
 
 from __future__ import annotations
