@@ -1,13 +1,16 @@
 """The base's own answers, and a reward model's pairs made of them: helpfulness without anybody's labels.
 
     chosen: the base's own, finished answer to the request
-    rejected: its answer to another request (off the topic), the same answer cut off, or one that repeats itself
+    rejected: its answer to another request (off the topic), the same answer cut off, one that repeats itself, or one
+    of its refusals
 
-So the reward model learns "on the topic, finished and fluent". It knows nothing of truth, and says nothing of harm.
+So the reward model learns "an answer, on the topic, finished and fluent". It knows nothing of truth, and says nothing
+of harm: an answer that helps with harm is a helpful one, as in Safe RLHF's labels.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -15,8 +18,17 @@ from typing import Any
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.errors import UserError
 
-SPOILT = ("another", "cut", "looped")
+SPOILT = ("another", "cut", "looped", "refusal")
 LEAST = 10  # finished answers
+IN_WORDS = re.compile(
+    r"\b(sorry|apologi[sz]e|(can(?:no|['’])t|can ?not|won['’]t|unable to|not able to|not appropriate|must decline))\b",
+    re.IGNORECASE,
+)
+
+
+def in_words(response: str) -> bool:
+    """Whether an answer refuses in so many words, within its first 150 characters."""
+    return bool(IN_WORDS.search(response[:150]))
 
 
 def cut(text: str, rng: Random) -> str:
@@ -37,17 +49,19 @@ def looped(text: str, rng: Random) -> str:
 def spoilt_pairs(
     answers: Sequence[dict[str, Any]], *, seed: int = 0, least_words: int = 4
 ) -> list[PreferencePair]:
-    """Three pairs for each finished answer, one per way of spoiling it; `category` says which.
+    """A pair for each finished answer and each way of spoiling it; `category` says which.
 
-    answers: rows with `request`, `response` and `ended`, one per request. Which of the two stands first is drawn.
-    Raises UserError if hardly any answer is finished.
+    answers: rows with `request`, `response` and `ended`, one per request. A refusal is never the better answer. Which of
+    the two stands first is drawn. Raises UserError if hardly any answer is finished.
     """
     rng = Random(seed)
-    whole = [row for row in answers if row["ended"] and len(row["response"].split()) >= least_words]
+    ended = [row for row in answers if row["ended"] and len(row["response"].split()) >= least_words]
+    whole = [row for row in ended if not in_words(row["response"])]
+    refusals = [row["response"] for row in ended if in_words(row["response"])]
     if len(whole) < LEAST:
         raise UserError(
-            f"reward model: only {len(whole)} of {len(answers)} answers of the base are finished and longer than "
-            f"{least_words - 1} words, expected at least {LEAST}: ask for more answers, or allow longer ones"
+            f"reward model: only {len(whole)} of {len(answers)} answers of the base are finished, longer than "
+            f"{least_words - 1} words and no refusals, expected at least {LEAST}: ask for more answers, or allow longer ones"
         )
     pairs = []
     for row in whole:
@@ -57,7 +71,9 @@ def spoilt_pairs(
             "cut": cut(row["response"], rng),
             "looped": looped(row["response"], rng),
         }
-        for way in SPOILT:
+        if refusals:
+            rejected["refusal"] = rng.choice(refusals)
+        for way in rejected:
             if rejected[way] == row["response"]:
                 continue
             better = rng.randrange(2)

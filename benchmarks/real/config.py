@@ -52,7 +52,7 @@ class RealConfig:
     """Most tokens that cost model and judge read."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=64, epochs=2, batch_size=16, minibatch_size=8, microbatch_size=8, max_new_tokens=48,
+            steps=48, epochs=2, batch_size=16, minibatch_size=8, microbatch_size=8, max_new_tokens=48,
             max_prompt_length=320, learning_rate=1e-3, critic_learning_rate=1e-3, schedule="cosine",
             kl_coefficient=0.05, missing_eos_penalty=0.5,
         )

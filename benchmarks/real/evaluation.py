@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.real.answers import in_words
 from benchmarks.real.config import RealConfig
 from benchmarks.real.prompts import STRATA, Asked
-from benchmarks.real.scorers import in_words, refused
+from benchmarks.real.scorers import refused
 from csrlhf_kit.evaluation.safety import rate
 from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.theory.intervals import Estimate, Outcomes

@@ -14,11 +14,12 @@ from example_models import build_bert
 from scipy import stats
 
 from benchmarks.real import job, page, policies
+from benchmarks.real.answers import in_words
 from benchmarks.real.config import RealConfig
 from benchmarks.real.cost_models import gaussian, interval_alpha, logistic, raters_beside
 from benchmarks.real.evaluation import paired_differences, summary
 from benchmarks.real.prompts import STRATA, Asked, Sizes
-from benchmarks.real.scorers import constructed, in_words
+from benchmarks.real.scorers import constructed
 from csrlhf_kit.data.packages import PACKAGES
 from csrlhf_kit.data.records import LabelledResponse
 from csrlhf_kit.data.sources import read_records

