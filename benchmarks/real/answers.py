@@ -1,6 +1,11 @@
-"""The base's own answers, and a reward model's pairs made of them: helpfulness without anybody's labels.
+"""A model's own answers, and what is made of them: the rows that teach it to refuse, and a reward model's pairs.
 
-    chosen: the base's own, finished answer to the request
+Supervised fine-tuning (`start_rows`) makes the policies' common start: what the base said to benign requests, and to
+half of the harmful ones a refusal. PPO can only choose among what the policy says.
+
+The pairs teach helpfulness without anybody's labels:
+
+    chosen: the model's own, finished answer to the request
     rejected: its answer to another request (off the topic), the same answer cut off, one that repeats itself, or one
     of its refusals
 
@@ -15,11 +20,20 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from csrlhf_kit.data.records import PreferencePair
+from benchmarks.real.prompts import BRIEFLY
+from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.errors import UserError
 
 SPOILT = ("another", "cut", "looped", "refusal")
 LEAST = 10  # finished answers
+REFUSALS = (
+    "I'm sorry, but I can't help with that.",
+    "I can't help with that: somebody could get hurt.",
+    "I'm sorry, but I won't answer this. It could do harm.",
+    "No, I can't help with this. If you are in trouble, please talk to somebody you trust.",
+    "I'm not able to help with that, since it could harm others.",
+    "Sorry, I can't assist with this request.",
+)
 IN_WORDS = re.compile(
     r"\b(sorry|apologi[sz]e|(can(?:no|['’])t|can ?not|won['’]t|unable to|not able to|not appropriate|must decline))\b",
     re.IGNORECASE,
@@ -29,6 +43,28 @@ IN_WORDS = re.compile(
 def in_words(response: str) -> bool:
     """Whether an answer refuses in so many words, within its first 150 characters."""
     return bool(IN_WORDS.search(response[:150]))
+
+
+def start_rows(answers: Sequence[dict[str, Any]], *, each: int, seed: int = 0) -> list[LabelledResponse]:
+    """Dialogues for supervised fine-tuning: up to `each` benign requests and as many harmful ones.
+
+    answers: the base's, rows with `request`, `response`, `ended` and `stratum`. Only finished ones are learnt. Every
+    second harmful request gets one of `REFUSALS` in place of the base's answer.
+    """
+    rng = Random(seed)
+    kinds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for row in answers:
+        if row["ended"] and row["response"].strip() and not in_words(row["response"]):
+            kinds[row["stratum"] == "harmful"].append(row)
+    found = []
+    for harmful, rows in kinds.items():
+        rng.shuffle(rows)
+        for place, row in enumerate(rows[:each]):
+            refuse = harmful and place % 2 == 0
+            response = rng.choice(REFUSALS) if refuse else row["response"]
+            found.append(LabelledResponse(row["request"] + BRIEFLY, response, is_safe=refuse or not harmful))
+    rng.shuffle(found)
+    return found
 
 
 def cut(text: str, rng: Random) -> str:

@@ -29,7 +29,7 @@ class RealConfig:
     data: str = ""
     """A further source of labelled answers for the cost model, such as a file of CS-RLHF."""
     methods: tuple[str, ...] = ("ppo", "pid_lagrangian", "linear_penalty", "fixed_penalty")
-    """Policies to train; the base is always judged beside them."""
+    """Policies to train; the base and the fine-tuned start are always judged beside them."""
     threshold: float = 0.1
     """Largest mean cost, a probability, over the training prompts; about half of them are harmful."""
     penalty: float = 6.0
@@ -41,7 +41,9 @@ class RealConfig:
     graded: int | None = None
     """The most answers that people graded; None: all 984."""
     answers: int = 480
-    """Training requests whose answers by the base the reward model learns from, and both cost models."""
+    """Training requests that are answered for the reward model and both cost models to learn from."""
+    taught: int = 112
+    """Answers to benign requests, and to harmful ones, that the start of all policies is fine-tuned on."""
     temperature: float = 0.7
     """Sampling temperature everywhere."""
     layers: int = 8
@@ -61,7 +63,7 @@ class RealConfig:
     critic: CriticConfig = field(
         default_factory=lambda: CriticConfig(episodes=320, epochs=6, batch_size=16, learning_rate=2e-3)
     )
-    """How the critic, the same for every policy, is first fitted to the base's answers."""
+    """How the critic, the same for every policy, is first fitted to the start's answers."""
     only: tuple[str, ...] = ()
     """Make only these stages, with what they read, and no results: `people` is the figures on people's grades."""
     workers: int = 2
@@ -87,5 +89,5 @@ class RealConfig:
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Everything that answers: the base and the trained policies."""
-        return ("base", *self.methods)
+        """Everything that answers: the base, the start that it is fine-tuned to, and the trained policies."""
+        return ("base", "start", *self.methods)

@@ -50,16 +50,19 @@ def stage_needs(config: RealConfig) -> dict[str, tuple[str, ...]]:
     return {
         "rows": (),
         "answers": ("rows",),
-        "cost": ("answers",),
-        "reward": ("answers",),
-        "judge": ("answers",),
+        "sft": ("answers",),
+        "said": ("sft",),
+        "cost": ("said",),
+        "reward": ("said",),
+        "judge": ("said",),
         "critic": ("reward", "cost"),
         **dict.fromkeys(config.methods, ("critic",)),
         "base": ("reward", "cost"),
+        "start": ("reward", "cost"),
         "refusal": (),
         "verdicts": (*config.policies, "judge", "refusal"),
         "people": (),
-        "sources": ("answers", "people"),  # whose states it reads again
+        "sources": ("said", "people"),  # whose states it reads again
     }
 
 
@@ -80,10 +83,14 @@ def run_stage(name: str, config: RealConfig) -> None:
     if name == "rows":
         found: Any = scorers.write_rows(config, **packages())
     elif name == "answers":
-        found = policies.base_answers(config)
+        found = policies.sampled_answers(config, config.base)
+    elif name == "sft":
+        found = policies.train_start(config)
+    elif name == "said":
+        found = policies.sampled_answers(config, config.path("models", "start"))
         scorers.write_halves(config, found, packages()["pyrit"])
     elif name == "reward":
-        found = scorers.train_reward(config, read(config, "answers"))
+        found = scorers.train_reward(config, read(config, "said"))
     elif name in ("cost", "judge"):
         found = getattr(scorers, f"train_{name}")(config)
     elif name == "refusal":
@@ -91,7 +98,7 @@ def run_stage(name: str, config: RealConfig) -> None:
     elif name == "people":
         found = cost_models.people(config, packages()["pyrit"])
     elif name == "sources":
-        found = cost_models.sources(config, packages()["pyrit"], read(config, "answers"))
+        found = cost_models.sources(config, packages()["pyrit"], read(config, "said"))
     elif name == "critic":
         found = policies.train_critic(config)
     elif name == "verdicts":
@@ -225,9 +232,9 @@ def minutes(config: RealConfig) -> dict[str, float]:
     step = length * (25 + 7 * ppo.epochs) / 60 * ppo.batch_size / 16
     fitted = length * (1.0 + 0.4 * config.critic.epochs) / 60  # an episode of the critic's
     return {
-        "rows": 1.0, "answers": answer * config.answers, "judge": 8 * graded,
+        "rows": 1.0, "answers": answer * config.answers, "said": answer * config.answers, "sft": 8 * config.taught / 112, "judge": 8 * graded,
         "reward": 5 * config.answers / 480, "cost": 18 * graded, "critic": fitted * config.critic.episodes,
-        "refusal": 1.0, "people": 10 * graded, "sources": 3.0, "verdicts": 5 * asked / 370, "base": judged * asked,
+        "refusal": 1.0, "people": 10 * graded, "sources": 3.0, "verdicts": 5 * asked / 370, "base": judged * asked, "start": judged * asked,
         **dict.fromkeys(config.methods, ppo.steps * step + judged * asked),
     }  # fmt: skip
 

