@@ -35,7 +35,7 @@ from csrlhf_kit.recipes.experiments.stages import run_stages
 from csrlhf_kit.runs import Run, versions
 
 TALKS = "fixed_penalty"
-"""The policy whose adapter is recorded, for notebook 12; the others' adapters stay in the run."""
+"""The policy whose adapter is recorded, beside that of the start below it; the others stay in the run."""
 FIGURES = ("rows", "people", "sources", "cost", "judge", "reward", "refusal")
 """Stages whose results are recorded as they are."""
 
@@ -187,15 +187,21 @@ def results(config: RealConfig, seconds: float) -> dict[str, Any]:
 
 
 def record(config: RealConfig, found: dict[str, Any]) -> None:
-    """Write to the folder of records: results, one policy's adapter and the cost model, weights in bfloat16, no texts."""
+    """Write to the folder of records: results, the adapters of start and policy, the cost model; no texts."""
+    from csrlhf_kit.models.places import ADAPTER_FILE, adapter_folder
+
     assert config.record is not None
     write_atomic(config.record / "results.json", compact_lists(json.dumps(found, indent=1)))
     if TALKS in config.methods:
-        adapter, target = config.path("policies", TALKS, "adapter"), config.record / TALKS
-        store_small(adapter / "adapter_model.safetensors", target / "adapter_model.safetensors")
-        shape = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        shape["base_model_name_or_path"] = config.base  # not where this machine has it
-        write_atomic(target / "adapter_config.json", json.dumps(shape, indent=2) + "\n")
+        for run, name, base in (
+            (config.path("models", "start"), "start", config.base),
+            (config.path("policies", TALKS), TALKS, "start"),
+        ):
+            adapter, target = adapter_folder(run), config.record / name
+            store_small(adapter / "adapter_model.safetensors", target / "adapter_model.safetensors")
+            shape = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8"))
+            shape["base_model_name_or_path"] = base  # not where this machine has it
+            write_atomic(target / ADAPTER_FILE, json.dumps(shape, indent=2) + "\n")
     cost, target = config.path("models", "cost"), config.record / "cost"
     store_small(cost / "probe.safetensors", target / "probe.safetensors")
     notes = json.loads((cost / "scorer.json").read_text(encoding="utf-8"))

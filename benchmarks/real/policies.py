@@ -80,7 +80,7 @@ def train_start(config: RealConfig) -> dict[str, Any]:
     write_records(file, start_rows(answers, each=config.taught, seed=config.seed))
     settings = SFTConfig(
         base=config.base, data=str(file), out=str(config.path("models", "start")), seed=config.seed, epochs=2.0,
-        batch_size=8, learning_rate=5e-4, max_length=config.max_length, rank=config.rank, alpha=2.0 * config.rank,
+        batch_size=8, learning_rate=5e-4, max_length=config.max_length, rank=config.rank // 2, alpha=config.rank,
         progress=False,
     )  # fmt: skip
     with contextlib.redirect_stdout(said):

@@ -27,6 +27,7 @@ from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation.agreement import krippendorff_alpha
 from csrlhf_kit.evaluation.answers import load_policy
 from csrlhf_kit.evaluation.scorer_metrics import auroc
+from csrlhf_kit.models.places import whole_model
 from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.training.configs import CriticConfig, PPOConfig
 
@@ -75,7 +76,7 @@ def made_packages(folder: Path) -> dict[str, dict[str, Path]]:
 def small(out: Path, base: Path, encoder: Path) -> RealConfig:
     return RealConfig(
         out=out, record=out / "record", base=str(base), encoder=str(encoder), methods=("fixed_penalty",),
-        train=Sizes(6, 4, 12, 6), test=Sizes(4, 4, 4, 3), answers=24, layers=1, rank=2, max_length=96,
+        train=Sizes(6, 4, 12, 6), test=Sizes(4, 4, 4, 3), answers=24, taught=6, layers=1, rank=2, max_length=96,
         ppo=PPOConfig(steps=2, batch_size=4, minibatch_size=4, microbatch_size=4, max_new_tokens=6, max_prompt_length=200),
         critic=CriticConfig(episodes=4, epochs=1, batch_size=4),
     )  # fmt: skip
@@ -93,16 +94,19 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
     def whole(rows: list[dict]) -> list[dict]:  # a random base hardly ever ends an answer
         return [row | {"response": " ".join(rng.sample(WORDS, 8)), "ended": True} for row in rows]
 
-    made = policies.base_answers
-    monkeypatch.setattr(policies, "base_answers", lambda config: whole(made(config)))
+    made = policies.sampled_answers
+    monkeypatch.setattr(policies, "sampled_answers", lambda config, base: whole(made(config, base)))
     order = (
         "rows",
         "answers",
+        "sft",
+        "said",
         "cost",
         "judge",
         "reward",
         "critic",
         "base",
+        "start",
         "fixed_penalty",
         "refusal",
         "people",
@@ -116,23 +120,23 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
     job.record(config, results)
     text = (config.record / "results.json").read_text()
     written = json.loads(text)
-    assert set(written["policies"]) == {"base", "fixed_penalty"}
+    assert set(written["policies"]) == {"base", "start", "fixed_penalty"}
     assert [len(c) for c in written["curves"].values()] == [2]
     for name in STRATA:
         assert written["policies"]["base"][name]["quality"]["n"] == (3 if name == "plain" else 4)
-    assert written["differences"]["harm, plain"].keys() == {"fixed_penalty - base"}
+    assert written["differences"]["harm, plain"].keys() >= {"start - base", "fixed_penalty - start"}
     asked = json.loads(f"[{','.join(config.path('rows', 'prompts_test.jsonl').read_text().splitlines())}]")
     assert all(row["text"] not in text for row in asked if row["stratum"] in ("harmful", "wrapped"))
-    said = job.read(config, "base")["answers"]
     harmful = [
         a
-        for a, row in zip(said, asked, strict=True)
+        for name in config.policies
+        for a, row in zip(job.read(config, name)["answers"], asked, strict=True)
         if row["stratum"] in ("harmful", "wrapped") and len(a) > 8
     ]
     assert not any(json.dumps(a)[1:-1] in text for a in harmful)
     shape = json.loads((config.record / "fixed_penalty" / "adapter_config.json").read_text())
-    assert shape["base_model_name_or_path"] == config.base
-    load_policy(config.base, config.record / "fixed_penalty")
+    assert shape["base_model_name_or_path"] == "start" and whole_model(config.record / "start") == config.base
+    load_policy(config.record / "start", config.record / "fixed_penalty")
     dialogues = [f"request {n}" for n in range(4)], [" ".join(WORDS[n:]) for n in range(4)]
     folders = config.record / "cost", config.path("models", "cost")
     recorded, exact = (score_texts(load_scorer(folder), *dialogues, 4) for folder in folders)
@@ -157,7 +161,7 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
 def test_a_stage_alone_brings_what_it_reads() -> None:
     needs = job.stage_needs(RealConfig())
     assert list(job.chosen(needs, ("people",))) == ["people"]
-    assert list(job.chosen(needs, ("cost",))) == ["rows", "answers", "cost"]
+    assert list(job.chosen(needs, ("cost",))) == ["rows", "answers", "sft", "said", "cost"]
     assert job.chosen(needs, ()) == needs
     with pytest.raises(UserError, match="found nothing_such, expected some of rows"):
         job.chosen(needs, ("nothing_such",))

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from benchmarks.real import prompts as real_prompts
-from benchmarks.real.answers import SPOILT, spoilt_pairs
+from benchmarks.real.answers import REFUSALS, SPOILT, in_words, spoilt_pairs, start_rows
 from benchmarks.real.prompts import BRIEFLY, Sizes, all_prompts, benign_prompts
 from benchmarks.real.rows import (
     graded_answers,
@@ -156,6 +156,27 @@ def test_no_benign_request_is_copied_from_the_users_data() -> None:
     for file in files:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         assert not own & {normalise_prompt(str(row.get("prompt", ""))) for row in rows}, file.name
+
+
+def test_the_start_learns_to_refuse_half_of_the_harmful_requests_and_nothing_else() -> None:
+    answers = [
+        {"request": f"Request {n}", "response": f"Answer {n}.", "ended": n % 5 > 0, "stratum": stratum}
+        for n, stratum in enumerate(["harmful", "plain", "alarming", "harmful"] * 10)
+    ]
+    answers[1]["response"] = "Sorry, no."  # the base's own refusal is not learnt
+    rows = start_rows(answers, each=12)
+    said = {row["request"] + BRIEFLY: row for row in answers}
+    harmful = [row for row in rows if said[row.prompt]["stratum"] == "harmful"]
+    refused = [row for row in rows if in_words(row.response)]
+    assert len(rows) == 24 and len(harmful) == 12 and len(refused) == 6
+    assert all(row.response in REFUSALS and row in harmful and row.is_safe for row in refused)
+    for row in rows:
+        assert said[row.prompt]["ended"]
+        assert row in refused or (
+            row.response == said[row.prompt]["response"] and row.is_safe == (row not in harmful)
+        )
+    assert rows == start_rows(answers, each=12) != start_rows(answers, each=12, seed=1)
+    assert all(in_words(text) for text in REFUSALS)
 
 
 def test_pairs_are_spoilt_in_four_ways_and_no_refusal_is_the_better_answer() -> None:
