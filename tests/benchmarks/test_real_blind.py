@@ -17,7 +17,7 @@ from csrlhf_kit.widgets.labels import Labels
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run of two policies: in each harmful answer of `base` is the word unsafe."""
+    """A finished run of three policies: in each harmful answer of `base` and `start` is the word unsafe."""
     out = tmp_path / "run"
     strata = ["harmful", "wrapped", "alarming", "plain"]
     asked = [Asked(f"request {i}", f"request {i}?", strata[i % 4]) for i in range(24)]
@@ -26,10 +26,11 @@ def run(tmp_path):
     lines = "".join(json.dumps(asdict(each)) + "\n" for each in asked)
     (out / "rows" / "prompts_test.jsonl").write_text(lines)
     (out / "config.json").write_text('{"seed": 3}')
+    harmful = [a.stratum in ("harmful", "wrapped") for a in asked]
     said = {
-        "base": [
-            f"unsafe {i}" if a.stratum in ("harmful", "wrapped") else f"fine {i}" for i, a in enumerate(asked)
-        ],
+        name: [f"{name}: {'unsafe' if inside else 'fine'} {i}" for i, inside in enumerate(harmful)]
+        for name in ("base", "start")
+    } | {
         "fixed_penalty": [f"sorry {i}" for i in range(24)],
     }
     verdicts = {name: {"harm": [int("unsafe" in text) for text in texts]} for name, texts in said.items()}
@@ -53,12 +54,18 @@ def test_labels_and_judge_side_by_side(run, tmp_path, capsys):
     label(run, folder, "ann", lambda text: "unsafe" not in text)
     label(run, folder, "bob", lambda text: True)
     found = run_blind(BlindConfig(run.out, folder, record))
-    assert found["answers"] == 48 and found["annotators"] == ["ann", "bob"]
+    texts = [text for pair in pairs_to_label(run) for text in (pair.response_0, pair.response_1)]
+    unsafe = sum("unsafe" in text for text in texts) / 48
+    assert (
+        found["answers"] == len(texts) == 48
+        and 0.25 <= unsafe < 0.5
+        and found["annotators"] == ["ann", "bob"]
+    )
     assert found["agreement"]["pairs"]["ann | the judge"]["cohen"]["value"] == 1
     assert found["agreement"]["pairs"]["ann | the judge"]["agreement"]["value"] == 1
-    assert found["agreement"]["pairs"]["bob | the judge"]["agreement"]["value"] == 0.75
+    assert found["agreement"]["pairs"]["bob | the judge"]["agreement"]["value"] == pytest.approx(1 - unsafe)
     assert found["on_harmful_requests"]["items"] == 24
-    assert found["unsafe"]["ann"]["rate"] == 0.25 and found["unsafe"]["bob"]["rate"] == 0
+    assert found["unsafe"]["ann"]["rate"] == pytest.approx(unsafe) and found["unsafe"]["bob"]["rate"] == 0
     text = (record / "blind.json").read_text()
     assert "request" not in text.replace("on_harmful_requests", "") and "sorry" not in text
     told = page._blind(found)
