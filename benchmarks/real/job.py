@@ -62,7 +62,7 @@ def stage_needs(config: RealConfig) -> dict[str, tuple[str, ...]]:
         "refusal": (),
         "verdicts": (*config.policies, "judge", "refusal"),
         "people": (),
-        "sources": ("said", "people"),  # whose states it reads again
+        "sources": ("answers", "people"),  # whose states it reads again
     }
 
 
@@ -98,7 +98,7 @@ def run_stage(name: str, config: RealConfig) -> None:
     elif name == "people":
         found = cost_models.people(config, packages()["pyrit"])
     elif name == "sources":
-        found = cost_models.sources(config, packages()["pyrit"], read(config, "said"))
+        found = cost_models.sources(config, packages()["pyrit"], read(config, "answers"))
     elif name == "critic":
         found = policies.train_critic(config)
     elif name == "verdicts":
