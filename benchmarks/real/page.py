@@ -14,10 +14,11 @@ from csrlhf_kit.theory.intervals import Estimate
 ROOT = Path(__file__).parents[2]
 PAGE, RECORD = ROOT / "docs" / "real-model.md", ROOT / "data" / "real"
 MARK = "<!-- what follows is written by `python -m benchmarks.real.page` -->\n"
-TOY = {"base": "sft", "pid_lagrangian": "lagrangian"}
+TOY = {"start": "sft", "pid_lagrangian": "lagrangian"}
 """Names in the toy world's main job where they differ; its Lagrangian has the published constants."""
 NAMES = {
     "base": "base",
+    "start": "start",
     "ppo": "unconstrained",
     "pid_lagrangian": "Lagrangian",
     "linear_penalty": "linear penalty",
