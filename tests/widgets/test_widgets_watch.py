@@ -79,7 +79,7 @@ def test_a_torn_line_and_a_run_that_has_not_begun_are_fine(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_progress(tmp_path / "c")
     (tmp_path / "b" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="expected JSON"):
         read_progress(tmp_path / "b")
 
 
