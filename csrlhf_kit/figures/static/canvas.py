@@ -80,10 +80,8 @@ class Canvas:
     def numbers(self, values: Any, axis: str) -> list[float]:
         """`values` as floats: categories by their position, gaps as NaN."""
         names = self.categories.get(axis) or []
-        return [
-            names.index(value) if isinstance(value, str) else math.nan if value is None else float(value)
-            for value in (values if values is not None else ())
-        ]
+        found = (names.index(v) if isinstance(v, str) else v for v in (values if values is not None else ()))
+        return [math.nan if v is None else float(v) for v in found]
 
     def _categories(self, axis: str) -> list[str]:
         found: dict[str, None] = {}
@@ -108,12 +106,13 @@ class Canvas:
             if leader in (own, self.axis(own).get("matches")):
                 values += self._extent(trace, own)
         values = [v for v in values if math.isfinite(v) and not (log and v <= 0)] or [1.0, 10.0]
-        low, high = min(values), max(values)
+        from_zero = axis.get("rangemode") == "tozero"
+        low, high = min(values + [0.0] * from_zero), max(values)
         if log:
             room = (high / low) ** 0.04 if high > low else 2.0
             return low / room, high * room
         room = 0.05 * (high - low) or 0.5
-        return low - room, high + room
+        return low - room * (low < 0 or not from_zero), high + room
 
     def _extent(self, trace: dict, name: str) -> list[float]:
         letter = name[0]
