@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     command without a word. Of several processes (torchrun), only the main one prints.
     """
     for stream in (sys.stdin, sys.stdout):
-        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a notebook's, or read from already
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a notebook's; read already
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
