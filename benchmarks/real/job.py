@@ -4,13 +4,16 @@
 |---|---|---|
 | rows | the packages | 1 |
 | answers | the base | 4 |
-| judge, reward | rows, answers; MiniLM | 8, 5 |
-| cost | rows, answers; SmolLM2 | 18 |
+| sft: the start of all policies | answers | 6 |
+| said: its answers | sft | 3 |
+| judge, reward | rows, said; MiniLM | 8, 5 |
+| cost | rows, said; SmolLM2 | 18 |
 | refusal | the packages; MiniLM | 1 |
 | people | the packages; both | 10 |
 | sources | people, answers; SmolLM2 | 3 |
 | critic | reward, cost | 18 |
-| base, and one for each method | critic | 8, 50 |
+| base and start | reward, cost | 6, 6 |
+| one for each method | critic | 40 |
 | verdicts | all policies; judge, refusal | 5 |
 
 The minutes are CPU time of one thread; two stages are made at a time. They follow from measured parts (a PPO step: 38 s,
