@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 _MOST, _INF = 2**31 - 1, float("inf")
-_LIMITS = (  # what is expected, the least, the most, the options
+_LIMITS = {name: limits for *limits, names in (  # what is expected, the least, the most, the options
     ("a whole number from 1", 1, _MOST,
         "attack_tries batch batch_size bootstrap chatting checkpoint_every evaluate hidden_size judge_tries judged layers limit "
         "max_length max_new_tokens max_prompt_length micro_batch_size microbatch microbatch_size minibatch_size new_tokens "
@@ -29,18 +29,16 @@ _LIMITS = (  # what is expected, the least, the most, the options
     ("a number from 0 to 1", 0, 1, "confidence dropout gae_lambda gamma warmup"),
     ("a number from 0 and below 1", 0, 1 - 2**-53, "find_share"),
     ("a number", -_INF, _INF, "missing_eos_penalty threshold"),
-)  # fmt: skip
+) for name in names.split()}  # fmt: skip
 
 
 def check_numbers(config: object) -> None:
-    """Raise UserError, naming the option, if a number of a command's options (a dataclass, with those in it) is out of
-    its limits, or is NaN. Options that are None are left open.
-    """
+    """Raise UserError if a number in these options (a dataclass, with those in it) is not None and not within its limits."""
     for name, value in vars(config).items():
         if hasattr(value, "__dataclass_fields__"):
             check_numbers(value)
-        for expected, least, most, names in _LIMITS:
+        if name in _LIMITS:
+            expected, least, most = _LIMITS[name]
             for each in value if isinstance(value, tuple) else (value,):
-                fits = each is None or (isinstance(each, Real) and least <= each <= most)
-                if name in names.split() and not fits:
+                if each is not None and not (isinstance(each, Real) and least <= each <= most):
                     raise UserError(f"{name} is {each}: expected {expected}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from csrlhf_kit.contents import WEIGHTS
-from csrlhf_kit.errors import UserError
+from csrlhf_kit.errors import UserError, check_numbers
 
 try:
     import fcntl
@@ -193,6 +193,7 @@ def _alone(check: Callable[[Any], None], *, inside: bool) -> Callable[[Callable]
             from csrlhf_kit import distributed  # imports torch, which other users of this file do without
 
             def enter() -> None:
+                check_numbers(config)
                 check(config)
                 stack.enter_context(lock(Path(config.out), inside=inside))
 

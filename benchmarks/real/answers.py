@@ -24,7 +24,6 @@ from benchmarks.real.prompts import BRIEFLY
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair
 from csrlhf_kit.errors import UserError
 
-SPOILT = ("another", "cut", "looped", "refusal")
 LEAST = 10  # finished answers
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -96,7 +95,7 @@ def spoilt_pairs(
     refusals = [row["response"] for row in ended if in_words(row["response"])]
     if len(whole) < LEAST:
         raise UserError(
-            f"reward model: only {len(whole)} of {len(answers)} answers of the base are finished, longer than "
+            f"reward model: only {len(whole)} of {len(answers)} answers are finished, longer than "
             f"{least_words - 1} words and no refusals, expected at least {LEAST}: ask for more answers, or allow longer ones"
         )
     pairs = []
@@ -109,11 +108,11 @@ def spoilt_pairs(
         }
         if refusals:
             rejected["refusal"] = rng.choice(refusals)
-        for way in rejected:
-            if rejected[way] == row["response"]:
+        for way, worse in rejected.items():
+            if worse == row["response"]:
                 continue
             better = rng.randrange(2)
-            sides = [rejected[way], rejected[way]]
+            sides = [worse, worse]
             sides[better] = row["response"]
             pairs.append(PreferencePair(row["request"], *sides, None, None, better, better, category=way))
     return pairs

@@ -88,7 +88,7 @@ def run_stage(name: str, config: RealConfig) -> None:
     elif name == "answers":
         found = policies.sampled_answers(config, config.base)
     elif name == "sft":
-        found = policies.train_start(config)
+        found = policies.train_start(config, read(config, "answers"))
     elif name == "said":
         found = policies.sampled_answers(config, config.path("models", "start"))
         scorers.write_halves(config, found, packages()["pyrit"])

@@ -6,11 +6,9 @@ who wraps a request knows it.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 from benchmarks.real.answers import start_rows
 from benchmarks.real.config import PID, RealConfig
 from benchmarks.real.prompts import Asked
-from benchmarks.real.scorers import read_prompts
+from benchmarks.real.scorers import quietly, read_prompts
 from csrlhf_kit.data.sources import write_records
 from csrlhf_kit.evaluation.safety import answer_and_score
 from csrlhf_kit.models.base import load_base, load_tokenizer
@@ -73,18 +71,15 @@ def load_roles(
     return roles, load_tokenizer(base)
 
 
-def train_start(config: RealConfig) -> dict[str, Any]:
-    """Fine-tune the base to refuse half of the harmful requests, by `csrlhf sft`; its report."""
-    file, said = config.path("rows", "start.jsonl"), io.StringIO()
-    answers = json.loads(config.stage_path("answers").read_text(encoding="utf-8"))
+def train_start(config: RealConfig, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Fine-tune the base to refuse half of the harmful requests, by `csrlhf sft`; its report. answers: the base's."""
+    file = config.path("rows", "start.jsonl")
     write_records(file, start_rows(answers, each=config.taught, seed=config.seed))
     settings = SFTConfig(
-        base=config.base, data=str(file), out=str(config.path("models", "start")), seed=config.seed, epochs=2.0,
-        batch_size=8, learning_rate=5e-4, max_length=config.max_length, rank=config.rank // 2, alpha=config.rank,
-        progress=False,
+        base=config.base, data=str(file), seed=config.seed, epochs=2.0, batch_size=8, learning_rate=5e-4,
+        max_length=config.max_length, rank=config.rank // 2, alpha=config.rank, progress=False,
     )  # fmt: skip
-    with contextlib.redirect_stdout(said):
-        return run_sft(settings)
+    return quietly(config, "start", lambda out: run_sft(replace(settings, out=out)))
 
 
 def sampled_answers(config: RealConfig, base: str | Path) -> list[dict[str, Any]]:
@@ -137,7 +132,7 @@ def train_and_answer(name: str, config: RealConfig) -> dict[str, Any]:
     scores. A stopped training goes on at its last step.
     """
     asked = {split: read_prompts(config, split) for split in ("train", "test")}
-    trains = name not in ("base", "start")
+    trains = name in config.methods
     base = config.base if name == "base" else ""
     roles, tokenizer = load_roles(config, [*asked["train"], *asked["test"]], base=base)
     started, history, multiplier = time.perf_counter(), [], 0.0

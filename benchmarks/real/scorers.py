@@ -58,7 +58,10 @@ def labelled(answer: Answer) -> LabelledResponse:
 
 def by_halves(answers: Sequence[Answer], seed: int) -> dict[str, list[LabelledResponse]]:
     """Graded answers in two halves that share no request: the cost model's and the judge's."""
-    halves = split_by_prompt([labelled(a) for a in answers], {"cost": 0.5, "judge": 0.5}, seed + 1)
+    shares = {"cost": 0.5, "judge": 0.5}
+    halves = split_by_prompt(
+        [labelled(a) for a in answers], shares, seed + 1
+    )  # not as train and test are cut
     return {name: [replace(record, split="") for record in records] for name, records in halves.items()}
 
 
@@ -180,7 +183,7 @@ def _train_half(
     """Train `models/HALF` on its own half, and measure it on the other's graded and on its constructed rows."""
     test = str(config.path("rows", f"{other}.jsonl"))
     shared = {"data": data, "test_data": test, "seed": config.seed, "progress": False}
-    found = _quietly(config, half, lambda out: run_cost_model(CostModelConfig(out=out, **shared, **options)))
+    found = quietly(config, half, lambda out: run_cost_model(CostModelConfig(out=out, **shared, **options)))
     graded, made = read_half(config, half)
     counts = {
         "graded": len(graded),
@@ -195,14 +198,14 @@ def train_reward(config: RealConfig, answers: Sequence[dict[str, Any]]) -> dict[
     file = config.path("rows", "pairs.jsonl")
     write_records(file, spoilt_pairs(answers, seed=config.seed))
     options = {"base": config.encoder, "data": str(file), "max_length": 192, "seed": config.seed}
-    found = _quietly(
+    found = quietly(
         config, "reward", lambda out: run_reward_model(RewardModelConfig(out=out, progress=False, **options))
     )
     lines = config.path("models", "reward", "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return _shown(found) | {"test_pairs": sum(json.loads(line)["split"] == "test" for line in lines)}
 
 
-def _quietly(config: RealConfig, name: str, train: Any) -> dict[str, Any]:
+def quietly(config: RealConfig, name: str, train: Any) -> dict[str, Any]:
     """Train into `models/NAME`; what the command prints is kept beside it."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

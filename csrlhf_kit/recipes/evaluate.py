@@ -14,7 +14,7 @@ from csrlhf_kit.data.chat import fit_prompts
 from csrlhf_kit.data.held_out import source_splits
 from csrlhf_kit.data.records import LabelledResponse, PreferencePair, Prompt, normalise_prompt
 from csrlhf_kit.data.sources import is_there, mixture_parts, notes_of, read_records
-from csrlhf_kit.errors import UserError
+from csrlhf_kit.errors import UserError, check_numbers
 from csrlhf_kit.evaluation.safety import answer_and_score, judge_all, policy_row, rate
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.models.base import adapter_config, load_base, load_tokenizer
@@ -36,6 +36,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises UserError if a model or the prompts cannot be read, or `out` cannot be written.
     """
+    check_numbers(config)
     check_file(config.out)
     shape = _policy(config.policy) if config.policy is not None else {}
     own = base_of(shape["policy"], config.base) if shape else SHIPPED

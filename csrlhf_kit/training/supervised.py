@@ -46,8 +46,9 @@ def training_arguments(
     """
     distributed.check_divisible(batch_size=batch_size)
     each = batch_size // distributed.count()
-    most = config.micro_batch_size or each
-    micro = max(n for n in range(1, each + 1) if each % n == 0 and n <= max(most, 1))
+    micro = max(
+        n for n in range(1, each + 1) if each % n == 0 and n <= max(config.micro_batch_size or each, 1)
+    )
     return TrainingArguments(
         output_dir=str(checkpoint_folder(config)),
         per_device_train_batch_size=micro,

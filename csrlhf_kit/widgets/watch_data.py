@@ -96,9 +96,8 @@ def read_progress(folder: str | Path) -> Progress:
     folder = find_run(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; that of a run was expected")
-    path, config = folder / "config.json", {}
-    if path.is_file():
-        config = files.read_json(path)
+    path = folder / "config.json"
+    config = files.read_json(path) if path.is_file() else {}
     rows = Run(folder).history()
     step = rows[-1].get("step", 0) if rows else 0
     said = [row for row in files.read(folder / "samples.jsonl") if row.get("step", 0) <= step]

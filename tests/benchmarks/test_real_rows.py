@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from benchmarks.real import prompts as real_prompts
-from benchmarks.real.answers import REFUSALS, SPOILT, in_words, spoilt_pairs, start_rows
+from benchmarks.real.answers import REFUSALS, in_words, spoilt_pairs, start_rows
 from benchmarks.real.prompts import BRIEFLY, Sizes, all_prompts, benign_prompts
 from benchmarks.real.rows import (
     graded_answers,
@@ -190,7 +190,8 @@ def test_pairs_are_spoilt_in_four_ways_and_no_refusal_is_the_better_answer() -> 
         for n in range(2)
     ]
     pairs = spoilt_pairs([*declined, *answers], seed=1)
-    assert len(pairs) == 44 and Counter(p.category for p in pairs) == dict.fromkeys(SPOILT, 11)
+    ways = ("another", "cut", "looped", "refusal")
+    assert len(pairs) == 44 and Counter(p.category for p in pairs) == dict.fromkeys(ways, 11)
     said = {row["request"]: row["response"] for row in answers}
     for pair in pairs:
         better, worse = pair.responses[pair.better_response_id], pair.responses[1 - pair.better_response_id]
@@ -201,6 +202,6 @@ def test_pairs_are_spoilt_in_four_ways_and_no_refusal_is_the_better_answer() -> 
             assert worse in said.values()
         assert (worse in {row["response"] for row in declined}) == (pair.category == "refusal")
     assert {p.better_response_id for p in pairs} == {0, 1}
-    assert {p.category for p in spoilt_pairs(answers, seed=1)} == set(SPOILT) - {"refusal"}
+    assert {p.category for p in spoilt_pairs(answers, seed=1)} == set(ways) - {"refusal"}
     with pytest.raises(UserError, match="only 4 of 6 answers"):
         spoilt_pairs([*answers[4:8], *declined])

@@ -310,6 +310,8 @@ def test_rates_over_no_prompt_are_left_out_of_the_summary():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"limit": 0}, "limit is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"out": Path(".")}, "found a folder"),
         ({"policy": Path("nowhere")}, "nowhere is no policy"),
         ({"cost": Path("nowhere")}, "nowhere is no cost model"),

@@ -169,5 +169,7 @@ def test_bad_asks_are_one_sentence(small, results, tmp_path):
         run_rounds(small)
     with pytest.raises(UserError, match="penalty"):
         run_rounds(replace(small, resume=True, penalty=1.0))
+    with pytest.raises(UserError, match="rounds is 0: expected a whole number from 1"):
+        run_rounds(RoundsConfig(rounds=0, out=tmp_path / "none"))
     with pytest.raises(UserError, match="no base model"):
         run_rounds(replace(small, out=tmp_path / "x", base=tmp_path))
