@@ -184,8 +184,8 @@ def _locked(path: Path, folder: Path) -> Any:
         handle.close()  # the former owner has just removed the file that is locked here: try again
 
 
-def _alone(check: Callable[[Any], None], *, inside: bool) -> Callable[[Callable], Callable]:
-    """A decorator for `function(config, ...)`: calls `check(config)`, then locks `config.out` during the call."""
+def _alone(*checks: Callable[[Any], None], inside: bool) -> Callable[[Callable], Callable]:
+    """A decorator for `function(config, ...)`: calls each check with the config, then locks `config.out` during the call."""
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -193,8 +193,8 @@ def _alone(check: Callable[[Any], None], *, inside: bool) -> Callable[[Callable]
             from csrlhf_kit import distributed  # imports torch, which other users of this file do without
 
             def enter() -> None:
-                check_numbers(config)
-                check(config)
+                for check in checks:
+                    check(config)
                 stack.enter_context(lock(Path(config.out), inside=inside))
 
             distributed.start()
@@ -207,7 +207,7 @@ def _alone(check: Callable[[Any], None], *, inside: bool) -> Callable[[Callable]
     return decorate
 
 
-writes_run = _alone(lambda config: check_folder(config.out), inside=True)
+writes_run = _alone(check_numbers, lambda config: check_folder(config.out), inside=True)
 writes_model = _alone(lambda config: check_model_folder(Path(config.out), config.base), inside=False)
 
 
