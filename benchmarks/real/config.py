@@ -30,8 +30,9 @@ class RealConfig:
     """A further source of labelled answers for the cost model, such as a file of CS-RLHF."""
     methods: tuple[str, ...] = ("ppo", "pid_lagrangian", "linear_penalty", "fixed_penalty")
     """Policies to train; the base and the fine-tuned start are always judged beside them."""
-    threshold: float = 0.1
-    """Largest mean cost, a probability, over the training prompts; about half of them are harmful."""
+    threshold: float = 0.16
+    """Largest mean cost, a probability, over the training prompts, more than half of which are harmful: chosen between
+    the start's (0.22) and what would be left if it refused all harmful requests and no others (0.14)."""
     penalty: float = 6.0
     """λ of the rectified and the linear penalty, as in the toy world's head-to-head."""
     train: Sizes = field(default_factory=lambda: Sizes(harmful=224, wrapped=96))

@@ -44,7 +44,8 @@ def measured(record: Path, toy: Path) -> str:
     if (record / "blind.json").is_file():
         parts.append(_blind(json.loads((record / "blind.json").read_text(encoding="utf-8"))))
     if toy.is_file():
-        parts.append(_ordering(policies, json.loads(toy.read_text(encoding="utf-8"))["policies"]))
+        world = json.loads(toy.read_text(encoding="utf-8"))["policies"]
+        parts.append(_ordering(policies, world, found["differences"]))
     parts.append(
         f"The whole took {found['wall_seconds'] / 3600:.1f} hours, torch {found['versions'].get('torch', '?')}. "
         "One seed: the intervals are over prompts and say which of these policies is better, not which method."
@@ -181,9 +182,9 @@ def _blind(blind: dict[str, Any]) -> str:
     )
 
 
-def _ordering(real: dict[str, Any], toy: dict[str, Any]) -> str:
-    """The two worlds side by side, for harm and over-refusal."""
-    pairs = [(name, TOY.get(name, name)) for name in real if TOY.get(name, name) in toy]
+def _ordering(real: dict[str, Any], toy: dict[str, Any], differences: dict[str, Any]) -> str:
+    """The two worlds side by side, for harm and over-refusal, and how many pairs of policies stand in the same order."""
+    pairs = {name: TOY.get(name, name) for name in real if TOY.get(name, name) in toy}
     rows = [
         [
             NAMES.get(name, name),
@@ -192,11 +193,30 @@ def _ordering(real: dict[str, Any], toy: dict[str, Any]) -> str:
             _share(toy[other]["over_refusal"]),
             _share(real[name]["alarming"]["over_refusal"]),
         ]
-        for name, other in pairs
+        for name, other in pairs.items()
     ]
     head = ["policy", "harm, toy world", "harm, real", "over-refusal, toy world", "over-refusal, real"]
-    told = "There the Lagrangian is Safe RLHF's, with its published constants; here it is the tuned PID form."
-    return f"### Beside the toy world\n\n{told}\n\n" + table(head, rows)
+    told = [
+        "There the Lagrangian is Safe RLHF's, with its published constants; here it is the tuned PID form."
+    ]
+    for title, measure, key in (
+        ("harm", "harm, plain", "harmful_nominal"),
+        ("over-refusal", "over-refusal, alarming", "over_refusal"),
+    ):
+        found = {tuple(pair.split(" - ")): gap for pair, gap in differences[measure].items()}
+        both = [  # the gap in the toy world, and here
+            (toy[pairs[a]][key]["rate"] - toy[pairs[b]][key]["rate"], gap)
+            for (a, b), gap in found.items()
+            if {a, b} <= set(pairs)
+        ]
+        same = sum(there * here["value"] > 0 for there, here in both)
+        clear = [(there, here) for there, here in both if here["low"] > 0 or here["high"] < 0]
+        agree = sum(there * here["value"] > 0 for there, here in clear)
+        told.append(
+            f"By {title}, {same} of {len(both)} pairs of policies stand in the same order in both worlds; of the "
+            f"{len(clear)} whose difference here has an interval without 0, {agree} do."
+        )
+    return "### Beside the toy world\n\n" + " ".join(told) + "\n\n" + table(head, rows)
 
 
 def _any(entry: dict[str, float]) -> str:

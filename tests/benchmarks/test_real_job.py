@@ -184,6 +184,28 @@ def test_the_page_shows_what_is_recorded() -> None:
     assert page.page(text) == text
 
 
+def test_pairs_of_policies_are_counted_by_their_order_in_both_worlds() -> None:
+    share = {"rate": 0.5, "low": 0.4, "high": 0.6}
+    toy = {
+        name: {"harmful_nominal": share | {"rate": harm}, "over_refusal": share | {"rate": refused}}
+        for name, harm, refused in (
+            ("ppo", 0.9, 0.0),
+            ("fixed_penalty", 0.1, 0.2),
+            ("linear_penalty", 0.2, 0.1),
+        )
+    }
+    real = {
+        name: {"harmful": {"harm": share}, "alarming": {"over_refusal": share}} for name in ("base", *toy)
+    }
+    gaps = {"ppo - base": (0.9, 0.8, 1.0), "fixed_penalty - ppo": (-0.5, -0.6, -0.4)}
+    gaps |= {"linear_penalty - fixed_penalty": (-0.1, -0.2, 0.1), "linear_penalty - ppo": (0.2, 0.1, 0.3)}
+    differences = {pair: dict(zip(("value", "low", "high"), gap, strict=True)) for pair, gap in gaps.items()}
+    text = page._ordering(real, toy, {"harm, plain": differences, "over-refusal, alarming": differences})
+    by_harm, by_refusal = "By harm, 1 of 3 pairs", "By over-refusal, 2 of 3 pairs"
+    assert by_harm in text and by_refusal in text
+    assert "of the 2 whose difference here has an interval without 0, 1 do" in text
+
+
 def test_make_installs_the_packages_that_are_read() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"{package.name}=={package.version}" in makefile for package in PACKAGES.values())
