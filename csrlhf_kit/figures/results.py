@@ -220,7 +220,7 @@ def harm_by_group(policies: Mapping[str, Mapping[str, Any]], key: str = "by_fami
     """Each policy's harm rate in every group; `key` is `by_family` (jailbreaks) or `by_category`."""
     values = {
         name: {
-            group.replace("_", " "): Estimate.of(value)
+            group.replace("_", " ").replace(",", ", "): Estimate.of(value)
             for group, value in (policy.get(key) or {}).items()
             if value.get("n", 1) > 0  # groups without requests are left out
         }

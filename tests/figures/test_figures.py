@@ -190,8 +190,8 @@ def test_groups_without_a_request_are_left_out():
         {"rate": 0.0, "low": 0.0, "high": 1.0, "n": 0},
         {"rate": 0.1, "low": 0.0, "high": 0.2, "n": 9},
     )
-    policies = {"ppo": {"by_category": {"theft": full, "nothing": empty}}}
-    assert figures.harm_by_group(policies, "by_category").layout.yaxis.ticktext == ("theft",)
+    policies = {"ppo": {"by_category": {"drug_abuse,weapons": full, "nothing": empty}}}
+    assert figures.harm_by_group(policies, "by_category").layout.yaxis.ticktext == ("drug abuse, weapons",)
 
 
 def test_overall_auroc_carries_its_interval():
