@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,22 @@ def stumble(name: str, job: Errand) -> None:
     if name == "right":
         raise UserError("the right one fell")
     note(name, job)
+
+
+def wait_for_the_clock(name: str, job: Errand) -> None:
+    """Until the job's time, more than before this run, is stored while a stage still works."""
+    clock, end = job.stage_path("seconds"), time.monotonic() + 60
+    while time.monotonic() < end:
+        if float(clock.read_text()) > 100:
+            return note(name, job)
+        time.sleep(0.05)
+    raise UserError("the clock stood still")
+
+
+def test_time_is_stored_while_stages_work_so_that_a_kill_does_not_lose_it(tmp_path):
+    (tmp_path / "seconds").write_text("100.0")
+    assert run_stages({"root": ()}, Errand(tmp_path), wait_for_the_clock) > 100
+    assert run_stages({"root": ()}, Errand(tmp_path), note) > 100  # nothing is left to do
 
 
 def test_each_stage_finds_what_it_reads(tmp_path):

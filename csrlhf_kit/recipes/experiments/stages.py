@@ -62,8 +62,7 @@ def run_stages(
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     clock = config.stage_path("seconds")
-    earlier = json.loads(clock.read_text()) if clock.is_file() else 0.0
-    started = time.perf_counter()
+    started = time.perf_counter() - (json.loads(clock.read_text()) if clock.is_file() else 0.0)
     try:
         context = multiprocessing.get_context("spawn")
         with (
@@ -90,15 +89,16 @@ def run_stages(
                         raise
                     board.finish(name)
                 board.refresh(futures.values())
+                write_atomic(
+                    clock, json.dumps(time.perf_counter() - started) + "\n"
+                )  # counts after a kill -9
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-        seconds = earlier + time.perf_counter() - started
-        write_atomic(clock, json.dumps(seconds) + "\n")
-    return seconds
+    return time.perf_counter() - started
 
 
 class _Board:
