@@ -1,6 +1,6 @@
 """The map of the idea: one diagram of constrained RLHF, drawn once, with the part lit that a notebook is about.
 
-`python -m course.pipeline` (in `notebooks/`) writes `course/map/00.svg` to `11.svg`; the first cell of each notebook
+`python -m course.pipeline` (in `notebooks/`) writes `course/map/00.svg` to `12.svg`; the first cell of each notebook
 shows its own. The colours can be read on a light page and on a dark one: boxes bring their own ground, and what
 stands between them is of a middle grey.
 """
@@ -55,6 +55,7 @@ LIT = {
     "09": ("policy", "judge"),
     "10": ("prompts", "judge"),
     "11": ("base",),
+    "12": ("labels", "cost", "policy", "judge"),
 }
 # The arrows, each a line through these points (x, y); the head is at the last one.
 ARROWS = (
