@@ -1,4 +1,4 @@
-"""What the figures of notebooks 09 and on claim, asserted from the data that they store: see `test_captions.py`."""
+"""What the figures of notebooks 09 to 11 claim, asserted from the data that they store: see `test_captions.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stored_figures import STORED, YOURS, Claims, Figure, Trace, falls, near, ri
 
 from csrlhf_kit.theory.intervals import clopper_pearson
 
-CLAIMS = Claims(tuple(path.name[:2] for path in STORED[9:]), nothing={})
+CLAIMS = Claims(tuple(path.name[:2] for path in STORED[9:12]), nothing={})
 says = CLAIMS.says
 AXES = ("xaxis", "yaxis")
 

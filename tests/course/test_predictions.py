@@ -80,6 +80,11 @@ TELLS = {
         "the largest item": r"copy of the logits is|copy of the logits, float32 +\d",
         "a fresh policy": r"Exactly 0: LoRA|0 nats from the reference",
     },
+    "12": {
+        "people and the probe": r"foretells two people|comes close to it|foretells two other people",
+        "harmless answers added": r"learnt the \*source\*|calls hardly anything",
+        "what the constraint does": r"HALF",
+    },
 }
 QUESTIONS = [
     pytest.param(path, name, tell, id=f"{path.name[:2]}-{name}")
