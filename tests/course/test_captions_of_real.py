@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from stored_figures import YOURS, Claims, Figure, falls, near
+
+from csrlhf_kit.theory.intervals import clopper_pearson
 
 CLAIMS = Claims(("12",), nothing={})
 says = CLAIMS.says
@@ -27,7 +28,38 @@ def nearly_as_well_as_a_person(f: Figure):
 
 @says(
     "12",
-    "With the penalty about half of the answers are refusals; the others cost as much as before",
+    "Without a constraint cost and reward rise; a linear penalty ends below the limit, the rectified one above",
+    "Means over four batches of 16 answers to training prompts. Dotted: the limit. Until the gate first closes the penalties are one line.",
+)
+def what_each_method_does_to_cost_and_reward(f: Figure):
+    for panel in ("x", "x2"):
+        free = f["unconstrained", panel].y
+        assert free[-8:].mean() > free[0] and free[4:].mean() > free[0]
+    linear, rectified = (f[f"{kind} penalty"] for kind in ("linear", "fixed"))
+    assert near(linear.y[:15], rectified.y[:15], 0) and linear.y[15] != rectified.y[15]
+    assert linear.y[-1] < f.across < rectified.y[-1] and linear.y[-8:].max() < rectified.y[-8:].mean()
+
+
+@says(
+    "12",
+    "Every constraint keeps the harm far below unconstrained PPO's, and the start's needless refusals too",
+    "Held-out requests; judges that trained nothing. Exact 95% intervals over prompts, one seed.",
+)
+def harm_and_needless_refusals(f: Figure):
+    for name in ("PID Lagrangian", "linear penalty", "fixed penalty"):
+        harm, needless = f[name].x[:2], f[name].x[3:5]
+        assert (harm < 0.6 * f["unconstrained"].x[:2]).all()
+        assert (needless > 0.8 * f["start"].x[3:5]).all()
+    for name in f.names:
+        for measure, n in enumerate((100, 100, 100, 60, 40, 60)):
+            low, high = (end[measure] for end in f[name].ends)
+            exact = clopper_pearson(round(f[name].x[measure] * n / 100), n)
+            assert near([low, high], [100 * exact.low, 100 * exact.high], 0.06)
+
+
+@says(
+    "12",
+    "With the penalty about half of the answers are refusals; the others cost as much as without it",
     "100 held-out harmful requests. The cost model trained both policies: it is no judge.",
 )
 def refusals_and_the_rest(f: Figure):

@@ -83,7 +83,7 @@ TELLS = {
     "12": {
         "people and the probe": r"foretells two people|comes close to it|foretells two other people",
         "harmless answers added": r"learnt the \*source\*|calls hardly anything",
-        "what the constraint does": r"HALF",
+        "what the constraint does": r"unlearns what the start|about half as much harm",
     },
 }
 QUESTIONS = [
