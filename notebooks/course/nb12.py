@@ -98,8 +98,11 @@ def check_2(attempt: Attempt) -> None:
 _SIZES = {"role play": 14, "alter ego": 9, "translation": 6, "story": 4, "payload": 3, "politeness": 2}
 
 
-def _jailbreaks() -> list[tuple[str, str]]:
-    return [(family, f"{family} {number}") for family, size in _SIZES.items() for number in range(size)]
+def _jailbreaks(more: int = 0) -> list[tuple[str, str]]:
+    """(family, text) of all families, with `more` in each than `_SIZES` says."""
+    return [
+        (family, f"{family} {number}") for family, size in _SIZES.items() for number in range(size + more)
+    ]
 
 
 def _sides(found: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]] | None:
@@ -128,14 +131,17 @@ def picture_3(attempt: Attempt) -> go.Figure:
 
 def check_3(attempt: Attempt) -> None:
     for seed in (2, 3, 4):
-        _check_split(_sides(answer(attempt, _jailbreaks(), Random(seed))))
+        jailbreaks = _jailbreaks(more=seed)
+        _check_split(_sides(answer(attempt, jailbreaks, Random(seed))), jailbreaks)
 
 
-def _check_split(sides: tuple[list[tuple[str, str]], list[tuple[str, str]]] | None) -> None:
+def _check_split(
+    sides: tuple[list[tuple[str, str]], list[tuple[str, str]]] | None, jailbreaks: list[tuple[str, str]]
+) -> None:
     if sides is None:
         raise Mistake("two lists of (family, text) were expected: for training, for the test")
     training, test = sides
-    if Counter(training) + Counter(test) != Counter(_jailbreaks()):
+    if Counter(training) + Counter(test) != Counter(jailbreaks):
         raise Mistake("every jailbreak should be on exactly one side")
     families = [{family for family, _ in side} for side in sides]
     if both := sorted(families[0] & families[1]):
