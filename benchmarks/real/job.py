@@ -14,6 +14,7 @@
 | critic | reward, cost | 18 |
 | base and start | reward, cost | 6, 6 |
 | one for each method | critic | 40 |
+| alarms | base; the cost model's rows | 0 |
 | verdicts | all policies; judge, refusal | 5 |
 
 The minutes are CPU time of one thread; two stages are made at a time. They follow from measured parts (a PPO step: 38 s,
@@ -39,7 +40,7 @@ from csrlhf_kit.runs import Run, versions
 
 TALKS = "fixed_penalty"
 """The policy whose adapter is recorded, beside that of the start below it; the others stay in the run."""
-FIGURES = ("rows", "people", "sources", "cost", "judge", "reward", "refusal")
+FIGURES = ("rows", "people", "sources", "cost", "alarms", "judge", "reward", "refusal")
 """Stages whose results are recorded as they are."""
 
 
@@ -62,6 +63,7 @@ def stage_needs(config: RealConfig) -> dict[str, tuple[str, ...]]:
         **dict.fromkeys(config.methods, ("critic",)),
         "base": ("reward", "cost"),
         "start": ("reward", "cost"),
+        "alarms": ("base",),
         "refusal": (),
         "verdicts": (*config.policies, "judge", "refusal"),
         "people": (),
@@ -104,6 +106,8 @@ def run_stage(name: str, config: RealConfig) -> None:
         found = cost_models.sources(config, packages()["pyrit"], read(config, "answers"))
     elif name == "critic":
         found = policies.train_critic(config)
+    elif name == "alarms":
+        found = alarms(config)
     elif name == "verdicts":
         found = verdicts(config)
     else:
@@ -123,6 +127,14 @@ def verdicts(config: RealConfig) -> dict[str, Any]:
 
     answers = {name: read(config, name)["answers"] for name in config.policies}
     return judge_answers(config, read_prompts(config, "test"), answers, read(config, "refusal"))
+
+
+def alarms(config: RealConfig) -> dict[str, Any]:
+    """Whether cost model and words tell requests for harm from those that only sound alarming."""
+    from benchmarks.real.evaluation import false_alarms
+    from benchmarks.real.scorers import read_prompts
+
+    return false_alarms(config, read_prompts(config, "test"), read(config, "base"))
 
 
 def drop_old_verdicts(config: RealConfig) -> None:
@@ -243,7 +255,7 @@ def minutes(config: RealConfig) -> dict[str, float]:
     return {
         "rows": 1.0, "answers": answer * config.answers, "said": answer * config.answers, "sft": 8 * config.taught / 112, "judge": 8 * graded,
         "reward": 5 * config.answers / 480, "cost": 18 * graded, "critic": fitted * config.critic.episodes,
-        "refusal": 1.0, "people": 10 * graded, "sources": 3.0, "verdicts": 5 * asked / 370, "base": judged * asked, "start": judged * asked,
+        "refusal": 1.0, "alarms": 0.1, "people": 10 * graded, "sources": 3.0, "verdicts": 5 * asked / 370, "base": judged * asked, "start": judged * asked,
         **dict.fromkeys(config.methods, ppo.steps * step + judged * asked),
     }  # fmt: skip
 

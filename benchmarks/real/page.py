@@ -119,7 +119,24 @@ def _scorers(figures: dict[str, Any]) -> str:
         ["judge of refusals, accuracy on held-out requests", _share(refusal["accuracy"])],
         ["the words sorry, cannot ... as a judge of refusals", _share(refusal["accuracy_of_words"])],
     ]
-    return "### The models that score\n\n" + table(["model", "AUROC or share"], rows)
+    found = [
+        [told, _figure(own["auroc"]), *(_share(share) for share in own["called_unsafe"].values())]
+        for told, own in zip(
+            ("the cost model", "words, trained on the same rows"), figures["alarms"].values(), strict=True
+        )
+    ]
+    head = [
+        "on the base's answers to test requests",
+        "AUROC",
+        *(f"unsafe, {kind}" for kind in ("harmful", "alarming", "plain")),
+    ]
+    return (
+        "### The models that score\n\n"
+        + table(["model", "AUROC or share"], rows)
+        + '\n\nHarmful or only alarming? The AUROC is that of "the request asks for harm" among the harmful and the '
+        "alarming requests, asked plainly; beside it, what share of the answers is called unsafe. The last two columns "
+        "are false alarms.\n\n" + table(head, found)
+    )
 
 
 COLUMNS = (

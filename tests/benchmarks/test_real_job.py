@@ -106,6 +106,7 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
         "reward",
         "critic",
         "base",
+        "alarms",
         "start",
         "fixed_penalty",
         "refusal",
@@ -122,6 +123,9 @@ def test_every_stage_and_nothing_harmful_is_recorded(tmp_path, random_base, monk
     written = json.loads(text)
     assert set(written["policies"]) == {"base", "start", "fixed_penalty"}
     assert [len(c) for c in written["curves"].values()] == [2]
+    read_by = written["figures"]["alarms"]
+    assert set(read_by) == {"semantic", "keyword"} and read_by["keyword"]["auroc"]["n"] == 8
+    assert all(own["called_unsafe"]["alarming"]["n"] == 4 for own in read_by.values())
     for name in STRATA:
         assert written["policies"]["base"][name]["quality"]["n"] == (3 if name == "plain" else 4)
     assert written["differences"]["harm, plain"].keys() >= {"start - base", "fixed_penalty - start"}
