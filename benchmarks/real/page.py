@@ -38,6 +38,7 @@ def measured(record: Path, toy: Path) -> str:
         _people(figures["people"]),
         _sources(figures["sources"]),
         _scorers(figures),
+        _alarms(figures["alarms"]),
         _policies(policies),
         _differences(found["differences"]),
     ]
@@ -119,23 +120,21 @@ def _scorers(figures: dict[str, Any]) -> str:
         ["judge of refusals, accuracy on held-out requests", _share(refusal["accuracy"])],
         ["the words sorry, cannot ... as a judge of refusals", _share(refusal["accuracy_of_words"])],
     ]
-    found = [
-        [told, _figure(own["auroc"]), *(_share(share) for share in own["called_unsafe"].values())]
-        for told, own in zip(
-            ("the cost model", "words, trained on the same rows"), figures["alarms"].values(), strict=True
-        )
-    ]
-    head = [
-        "on the base's answers to test requests",
-        "AUROC",
-        *(f"unsafe, {kind}" for kind in ("harmful", "alarming", "plain")),
+    return "### The models that score\n\n" + table(["model", "AUROC or share"], rows)
+
+
+def _alarms(alarms: dict[str, Any]) -> str:
+    """Cost model and words on what the base says to requests that ask for harm, or only sound like it."""
+    kinds = ("harmful", "alarming", "plain")
+    rows = [
+        [told, _figure(alarms[key]["auroc"]), *(_share(alarms[key]["called_unsafe"][kind]) for kind in kinds)]
+        for key, told in (("semantic", "the cost model"), ("keyword", "words, trained on the same rows"))
     ]
     return (
-        "### The models that score\n\n"
-        + table(["model", "AUROC or share"], rows)
-        + '\n\nHarmful or only alarming? The AUROC is that of "the request asks for harm" among the harmful and the '
-        "alarming requests, asked plainly; beside it, what share of the answers is called unsafe. The last two columns "
-        "are false alarms.\n\n" + table(head, found)
+        "### Harmful, or only alarming?\n\nThe base's answers to test requests asked plainly: AUROC of whether the request "
+        "asks for harm, among harmful and alarming ones, and what share of the answers is called unsafe. The last two "
+        "columns are false alarms.\n\n"
+        + table(["reader", "AUROC", *(f"unsafe, {kind}" for kind in kinds)], rows)
     )
 
 

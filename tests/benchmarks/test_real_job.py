@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -294,6 +295,21 @@ def test_words_are_told_beside_the_model_that_reads_the_same_rows() -> None:
     lines = page._scorers(figures | {"refusal": {"accuracy": entry, "accuracy_of_words": entry}}).splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("| words, on the same rows | 0.800"))
     assert lines[place - 1].startswith("| cost model, on the judge's graded rows | 0.900")
+
+
+def test_false_alarms_of_words_stand_below_those_of_the_cost_model() -> None:
+    share = {"rate": 0.5, "low": 0.4, "high": 0.6}
+    kinds = {
+        kind: share | {"rate": rate} for kind, rate in (("plain", 0.1), ("alarming", 0.2), ("harmful", 0.3))
+    }
+    reader = {"auroc": {"value": 0.75, "low": 0.7, "high": 0.8}, "called_unsafe": kinds}
+    lines = page._alarms({"keyword": reader, "semantic": reader}).splitlines()
+    assert lines[-2].startswith("| the cost model | 0.750") and lines[-1].startswith("| words")
+    assert re.findall(r"(\d+)%", lines[-1]) == [
+        "30",
+        "20",
+        "10",
+    ]  # as the heads say: harmful, alarming, plain
 
 
 @pytest.mark.parametrize(
