@@ -88,7 +88,7 @@ def _people(people: dict[str, Any]) -> str:
     ]
     return (
         f"{text}\n\nThree people graded {raters['answers']} of them. Krippendorff's α: {_figure(alpha['unsafe_or_not'])} for "
-        f'"at least 0.5", {_figure(alpha["grades"])} for the grades as numbers. How well each foretells whether the mean '
+        f'"at least 0.5", {_figure(alpha["grades"])} for the grades as numbers. How well each predicts whether the mean '
         f"of the other two is at least 0.5 (AUROC):\n\n{table(['left out', 'the person', *names], rows)}\n\n"
         f"Cohen's κ of each reader with each person:\n\n{table(['reader', *next(iter(raters['models'].values()))['kappa']], kappas)}"
     )

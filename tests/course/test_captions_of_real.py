@@ -13,7 +13,7 @@ says = CLAIMS.says
 
 @says(
     "12",
-    "A frozen model of 135 million parameters foretells two people nearly as well as a third person does",
+    "A frozen model of 135 million parameters predicts two people nearly as well as a third person does",
     "386 answers that three people graded; requests held out. 95% intervals over answers (DeLong).",
 )
 def nearly_as_well_as_a_person(f: Figure):

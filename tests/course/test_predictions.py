@@ -81,7 +81,7 @@ TELLS = {
         "a fresh policy": r"Exactly 0: LoRA|0 nats from the reference",
     },
     "12": {
-        "people and the probe": r"foretells two people|comes close to it|foretells two other people",
+        "people and the probe": r"predicts two people|comes close to it|predicts two other people",
         "harmless answers added": r"learnt the \*source\*|calls hardly anything",
         "what the constraint does": r"unlearns what the start|about half as much harm",
     },
