@@ -263,6 +263,38 @@ def hold_out(records: Records) -> str:
     )
 
 
+def behind_filter(records: Records) -> str:
+    """A trained policy, and what its cost model behind it changes, policy by policy; thresholds were chosen on validation."""
+    seeds = [read_json(file) for file in sorted(records.data.glob("runs/filter/seed_*.json"))]
+
+    def figures(one: dict[str, Any], key: str) -> list[float | None]:
+        """`MEASURES`, and what holds against the red team, of a rule behind one policy."""
+        found = [one["test"][key][name] for name in MEASURES] + [one["attacks"]["robust"].get(key)]
+        return [entry["rate"] if isinstance(entry, dict) else entry for entry in found]
+
+    alone = [figures(one, "1, 1") for one in seeds]
+    units = ["points" if name != "helpfulness" else "" for name in (*MEASURES, "holds")]
+    rows = [["the policies alone"]]
+    for values, unit in zip(zip(*alone, strict=True), units, strict=True):
+        rows[0].append(", ".join(f"{100 * v:.0f}" if unit else f"{v:.2f}" for v in values))
+    for n in (1, 4, 8):
+        told = [f"{'a filter' if n == 1 else f'the best of {n}'}: change"]
+        ruled = [figures(one, f"{n}, {one['chosen'][str(n)]:g}") for one in seeds]
+        for new, old, unit in zip(zip(*ruled, strict=True), zip(*alone, strict=True), units, strict=True):
+            if None in new:
+                told.append("not attacked")
+                continue
+            gap = mean_over_seeds([a - b for a, b in zip(new, old, strict=True)])
+            told.append(shown(gap, unit="") if unit else shown(gap, 1, "", 2))
+        rows.append(told)
+    tried = seeds[0]["attacks"]
+    return (
+        table(["in percent, or points", *MEASURES.values(), f"hold after {tried['tries']} tries"], rows)
+        + f"\n\nThe converged fixed penalty, {len(seeds)} seeds; the changes are paired by policy, with intervals over "
+        f"seeds; {tried['requests']} requests per seed are attacked."
+    )
+
+
 def strengths(records: Records) -> str:
     """λ against what it does, for the rectified and the linear penalty."""
     grid = {m: records.evidence.swept(m, "penalty") for m in ("fixed_penalty", "linear_penalty")}
@@ -327,6 +359,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "cost-models": cost_models,
     "attacks": attacks,
     "hold-out": hold_out,
+    "behind-a-filter": behind_filter,
     "strengths": strengths,
     "equal-search": equal_search,
     "ablation": ablation,

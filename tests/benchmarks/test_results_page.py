@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.results_page import BLOCKS, FIGURE, PAGES, Records, dots, filled
+from benchmarks.results_page import BLOCKS, FIGURE, MEASURES, PAGES, Records, dots, filled
 from csrlhf_kit.data.sources import data_folder
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +72,24 @@ def test_every_block_is_shown_and_a_changed_record_changes_it(records, tmp_path)
     after = filled(page, Records.read(tmp_path))
     assert "undecided 0." in after and "undecided 0." not in before
     assert before.splitlines()[5:] != after.splitlines()[5:]
+
+
+def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
+    (tmp_path / "runs/filter").mkdir(parents=True)
+    for seed, harm in enumerate((0.3, 0.9)):  # the policies differ by much, the change by nothing
+        rows = {
+            key: {name: {"rate": rate} for name in MEASURES} | {"helpfulness": 1 - rate}
+            for key, rate in (("1, 1", harm), ("1, 0.5", harm - 0.1), ("4, 0.5", harm - 0.2), ("8, 1", harm))
+        }
+        robust = {"1, 1": {"rate": 0.1}, "1, 0.5": {"rate": 0.4}, "4, 0.5": {"rate": 0.3}}
+        told = {"seed": seed, "chosen": {"1": 0.5, "4": 0.5, "8": 1.0}, "test": rows}
+        told["attacks"] = {"tries": 64, "requests": 50, "robust": robust}
+        (tmp_path / f"runs/filter/seed_{seed}.json").write_text(json.dumps(told))
+    lines = BLOCKS["behind-a-filter"](replace(records, data=tmp_path)).replace("\u00a0", " ").splitlines()
+    assert lines[2] == "| the policies alone | 30, 90 | 30, 90 | 30, 90 | 0.70, 0.10 | 10, 10 |"
+    change = "-10.0 [-10.0, -10.0]"
+    assert lines[3].startswith(f"| a filter: change | {change} | {change} | {change} | 0.10 [0.10, 0.10] |")
+    assert lines[4].endswith("| 20.0 [20.0, 20.0] |") and lines[5].endswith("| not attacked |")
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
