@@ -273,19 +273,21 @@ def behind_filter(records: Records) -> str:
         return [entry["rate"] if isinstance(entry, dict) else entry for entry in found]
 
     alone = [figures(one, "1, 1") for one in seeds]
-    units = ["points" if name != "helpfulness" else "" for name in (*MEASURES, "holds")]
+    are_rates = [name != "helpfulness" for name in (*MEASURES, "holds")]
     rows = [["the policies alone"]]
-    for values, unit in zip(zip(*alone, strict=True), units, strict=True):
-        rows[0].append(", ".join(f"{100 * v:.0f}" if unit else f"{v:.2f}" for v in values))
+    for values, is_rate in zip(zip(*alone, strict=True), are_rates, strict=True):
+        rows[0].append(", ".join(f"{100 * v:.0f}" if is_rate else f"{v:.2f}" for v in values))
     for n in (1, 4, 8):
         told = [f"{'a filter' if n == 1 else f'the best of {n}'}: change"]
         ruled = [figures(one, f"{n}, {one['chosen'][str(n)]:g}") for one in seeds]
-        for new, old, unit in zip(zip(*ruled, strict=True), zip(*alone, strict=True), units, strict=True):
+        for new, old, is_rate in zip(
+            zip(*ruled, strict=True), zip(*alone, strict=True), are_rates, strict=True
+        ):
             if None in new:
                 told.append("not attacked")
                 continue
             gap = mean_over_seeds([a - b for a, b in zip(new, old, strict=True)])
-            told.append(shown(gap, unit="") if unit else shown(gap, 1, "", 2))
+            told.append(shown(gap, unit="") if is_rate else shown(gap, 1, "", 2))
         rows.append(told)
     tried = seeds[0]["attacks"]
     return (

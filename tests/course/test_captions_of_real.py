@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stored_figures import YOURS, Claims, Figure, falls, near
-
-from csrlhf_kit.theory.intervals import clopper_pearson
+from stored_figures import YOURS, Claims, Figure, exact, falls, near
 
 CLAIMS = Claims(("12",), nothing={})
 says = CLAIMS.says
@@ -51,10 +49,7 @@ def harm_and_needless_refusals(f: Figure):
         assert (harm < 0.6 * f["unconstrained"].x[:2]).all()
         assert (needless > 0.8 * f["start"].x[3:5]).all()
     for name in f.names:
-        for measure, n in enumerate((100, 100, 100, 60, 40, 60)):
-            low, high = (end[measure] for end in f[name].ends)
-            exact = clopper_pearson(round(f[name].x[measure] * n / 100), n)
-            assert near([low, high], [100 * exact.low, 100 * exact.high], 0.06)
+        exact(f[name], (100, 100, 100, 60, 40, 60))
 
 
 @says(
