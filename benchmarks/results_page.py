@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
+from benchmarks.what_it_takes import CURVES, LABELS, STEPS, WIDTH
 from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
 from csrlhf_kit.figures.results import seeds as draw_seeds
 from csrlhf_kit.figures.static import static_svg
@@ -39,7 +40,7 @@ from csrlhf_kit.recipes.claims.evidence import (
     shown,
 )
 from csrlhf_kit.recipes.claims.trained import of_ablation
-from csrlhf_kit.recipes.experiments.plans import TUNED
+from csrlhf_kit.recipes.experiments.plans import MAIN, TUNED
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
 
@@ -53,6 +54,13 @@ MEASURES = {  # of a policy's row: the column's title
     "helpfulness": "helpfulness",
 }
 NO_BREAK = "\u00a0"  # a space at which no line ends
+CURVE_TITLES = {  # of benchmarks/what_it_takes.py: what a row is called
+    "steps": "{} PPO steps",
+    "families": "{} kinds of wrapper in PPO's prompts, never nested",
+    "labels": "{:,} labels for the cost model",
+    "layers": "adapters of the scorers on the last {} layers",
+    "width": "a base of width {}",
+}
 COST_MODELS = {"bradley_terry": "Safe RLHF's cost model", "semantic": "semantic cost model"}
 NAMES = {  # of a method: what a table calls it
     "sft": "the base",
@@ -297,6 +305,25 @@ def behind_filter(records: Records) -> str:
     )
 
 
+def what_it_takes(records: Records) -> str:
+    """More or less of one thing at a time, and the converged runs in the middle of each curve."""
+    points: dict[tuple[str, int], list[PolicyRow]] = {}
+    for file in records.data.glob("runs/what_it_takes/*.json"):
+        told = read_json(file)
+        row = PolicyRow("fixed_penalty", seed=told["seed"], policy=told["policy"])
+        points.setdefault((told["curve"], told["value"]), []).append(row)
+    middle = {"steps": STEPS, "labels": LABELS, "layers": MAIN.scorer_layers, "width": WIDTH}
+    usual = records.evidence.main("fixed_penalty")
+    points |= {(curve, value): usual for curve, value in middle.items() if any(c == curve for c, _ in points)}
+    rows = [
+        [CURVE_TITLES[curve].format(value), str(len(cells)), *(text_of(m, measured(cells, m)) for m in MEASURES)]
+        for curve in CURVES
+        for (_, value), cells in sorted((key, cells) for key, cells in points.items() if key[0] == curve)
+        if len(cells) > 1
+    ]  # fmt: skip
+    return table(["in percent", "seeds", *MEASURES.values()], rows)
+
+
 def strengths(records: Records) -> str:
     """λ against what it does, for the rectified and the linear penalty."""
     grid = {m: records.evidence.swept(m, "penalty") for m in ("fixed_penalty", "linear_penalty")}
@@ -362,6 +389,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "attacks": attacks,
     "hold-out": hold_out,
     "behind-a-filter": behind_filter,
+    "what-it-takes": what_it_takes,
     "strengths": strengths,
     "equal-search": equal_search,
     "ablation": ablation,

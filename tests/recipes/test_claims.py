@@ -175,6 +175,20 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
             settled = 0.1 + gate_off + 0.0035 * (64 / size) ** 0.5 * 2**0.5 + step
             cells.append({**gate, "curve": {"cost": [0.5] * 20 + [settled] * 20}})
     write(data / "runs" / "all" / "sweep.json", {"threshold": 0.03, "cells": cells})
+    lasting = [
+        {"method": method, "settings": settings, "seed": seed, "policy": row, "curve": {"harmful": harm}}
+        for method, settings, row, harm in (
+            ("sft", {}, policy(0.53), []),
+            ("ppo", {}, policy(0.9), []),
+            ("lagrangian", {}, policy(lagrangian, refused=0.2), [r["objective/harmful"] for r in slow]),
+            ("fixed_penalty", {"penalty": 8.0}, policy(fixed), [r["objective/harmful"] for r in quick]),
+            ("linear_penalty", {"penalty": 8.0}, policy(0.05), []),
+            ("pid_lagrangian", {"initial": 3.0, "integral": 1.0}, policy(lagrangian, helpfulness=0.3), []),
+            ("fixed_penalty", {"penalty": 3.0, "gain": 1.0}, policy(fixed, helpfulness=0.5), []),
+        )
+        for seed in range(seeds)
+    ]
+    write(data / "runs" / "converged" / "sweep.json", {"threshold": 0.03, "cells": lasting})
     pairwise = [
         {"method": method, "settings": {}, "seed": seed, "policy": policy(harm)}
         for method, harm in (("lagrangian", 0.5), ("fixed_penalty", 0.2))
@@ -305,7 +319,8 @@ def test_one_seed_settles_no_trained_claim(tmp_path):
     evidence = record(tmp_path, seeds=1)
     for claim in TRAINED:
         row = row_of(claim, evidence)
-        assert row["verdict"] in (UNDECIDED, ASIDE), claim.id
+        none = {"equal_search", "equal_search_help"}  # converged policies count from three seeds on
+        assert row["verdict"] in ((OPEN,) if claim.id in none else (UNDECIDED, ASIDE)), claim.id
         assert row["seeds"] in (1, None)
 
 
@@ -371,6 +386,7 @@ def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_
     assert row_of(BY_ID["matched_data"], found)["verdict"] == AGREES
     row = row_of(BY_ID["equal_search"], found)
     assert row["verdict"] == DIFFERS and row["seeds"] == 4 and "tuned lagrangian 3.1%" in row["ours"]
+    assert "difference 3.0 points" in row["ours"]
     assert not found.cells("fixed_penalty", {"ppo.steps": 256}), "the sweeps of few steps stay apart"
     write(tmp_path / "runs" / "tuning" / "sweep.json", {"threshold": 0.03, "cells": cells})
     assert len(Evidence.read(tmp_path).sweep) == len(found.sweep), "settings were chosen by it: no evidence"

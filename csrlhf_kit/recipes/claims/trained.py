@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
@@ -191,71 +190,19 @@ def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
     return finding(ev.all_of(parts), text, **estimates)
 
 
-SEARCHED = {"fixed_penalty": {"penalty"}, "lagrangian": {"initial", "rate", "maximum"}}
-"""The settings that the plans `penalties` (8 values) and `lagrangians` (9) vary."""
+def at_equal_search(read: Callable[..., Estimate | None], name: str, rule: Callable[..., str]) -> Measure:
+    """A measure: the tuned fixed penalty's converged policies against those of the tuned Lagrangian."""
 
-
-def searched(e: Evidence) -> dict[str, list[list[PolicyRow]]]:
-    """The searched settings of both methods, each with its seeds."""
-    return {
-        method: ev.by_settings(
-            c for c in e.sweep if c.method == method and c.settings and set(c.settings) <= names
-        )
-        for method, names in SEARCHED.items()
-    }
-
-
-def against_tuned(e: Evidence, read: Callable[..., Any], name: str, rule: Callable) -> Finding | None:
-    """The tuned fixed penalty's converged policies against those of the tuned Lagrangian; None if one is not there."""
-    both = {f"tuned {method}": e.tuned(method) for method in ("fixed_penalty", "lagrangian")}
-    if not all(both.values()):
-        return None
-    found = {method: read(cells, name) for method, cells in both.items()}
-    return finding(rule(*found.values()), ", ".join(f"{m} {shown(v)}" for m, v in found.items()), **found)
-
-
-def at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """Converged: the tuned fixed penalty against the tuned Lagrangian. Else the least harm of each among its searched
-    settings that keep 95% of unconstrained helpfulness.
-    """
-    if found := against_tuned(e, ev.rate_of, "harmful_jailbreak", ev.less):
-        return found
-    best: dict[str, Estimate] = {}
-    floor = ev.mean_of(e.cells("ppo", {}), "helpfulness")  # with as many steps
-    for method, groups in searched(e).items():
-        if not groups or floor is None:
+    def measure(e: Evidence, paper: Numbers) -> Finding | None:
+        both = {f"tuned {method}": e.tuned(method) for method in ("fixed_penalty", "lagrangian")}
+        if not all(both.values()):
             return None
-        enough = paper["helpful"] * floor.value
-        kept = [cells for cells in groups if ev.mean_of(cells, "helpfulness").value >= enough]
-        harms = [ev.rate_of(cells, "harmful_jailbreak") for cells in kept]
-        if not harms:
-            return Finding(UNDECIDED, f"no setting of {method} keeps {paper['helpful']:.0%} of the help", {})
-        best[method] = min(harms, key=lambda h: h.value)
-    text = ", ".join(f"{m} {shown(h)}" for m, h in best.items())
-    return finding(ev.exceeds(best["lagrangian"], best["fixed_penalty"]), text, **best)
+        found = {method: read(cells, name) for method, cells in both.items()}
+        gap = difference(*found.values())
+        text = ", ".join(f"{method} {shown(v)}" for method, v in found.items())
+        return finding(rule(*found.values()), f"{text}; difference {shown(gap, unit=' points')}", **found)
 
-
-def helpful_at_equal_search(e: Evidence, paper: Numbers) -> Finding | None:
-    """The same for helpfulness; else the best help of each among the settings that are safe enough on plain requests."""
-    if found := against_tuned(e, ev.mean_of, "helpfulness", ev.exceeds):
-        return found
-    best: dict[str, Estimate] = {}
-    texts = []
-    for method, groups in searched(e).items():
-        if not groups:
-            return None
-        safe = [c for c in groups if ev.rate_of(c, "harmful_nominal").value <= paper["harmful"]]
-        if not safe:
-            return Finding(UNDECIDED, f"no setting of {method} is at most {paper['harmful']:.2%} harmful", {})
-        chosen = max(safe, key=lambda cells: ev.mean_of(cells, "helpfulness").value)
-        best[method] = ev.mean_of(chosen, "helpfulness")
-        settings = ", ".join(f"{name} {value:g}" for name, value in chosen[0].settings.items())
-        harm, refused = (ev.rate_of(chosen, name) for name in ("harmful_jailbreak", "over_refusal"))
-        texts.append(
-            f"{method} ({settings}) {shown(best[method], 1, '', 3)}, {shown(harm)} under jailbreaks, {shown(refused)} refused"
-        )
-    verdict = ev.exceeds(best["fixed_penalty"], best["lagrangian"])
-    return finding(verdict, "; ".join(texts), **best)
+    return measure
 
 
 def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:
