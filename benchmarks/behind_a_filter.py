@@ -5,7 +5,8 @@
 The rule, with N and a threshold t: of N sampled answers take the one of largest learned reward among those whose
 learned probability of harm is at most t; where there is none, decline. N = 1 is a filter, t = 1 is best-of-N by the
 reward alone. t is chosen on validation prompts, for each N: the one of least harm there among those that refuse at most
-5 points more of the benign but alarming requests than the policy alone. The held-out red team then attacks the whole.
+5 points more of the benign but alarming requests than the policy alone. The held-out red team then attacks the whole,
+and harmful requests come at once, and in the second and third turn of a conversation that began harmlessly.
 
 Each seed is a file in data/runs/filter; one that is there is not made again. `benchmarks/results_page.py` has the table.
 """
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -25,6 +26,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
 from csrlhf_kit.data.records import Prompt
+from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.outcomes import pack_outcomes
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
 from csrlhf_kit.evaluation.safety import answer_and_score, evaluation_prompts, judge_all, summarise
@@ -33,6 +35,7 @@ from csrlhf_kit.recipes.experiments.head_to_head import compact_lists, load_role
 from csrlhf_kit.recipes.experiments.plans import MAIN
 from csrlhf_kit.recipes.experiments.sweep import compact
 from csrlhf_kit.runs import versions
+from csrlhf_kit.world.conversations import conversations
 
 DRAWS, ATTACKED_DRAWS = (1, 4, 8), (1, 4)
 THRESHOLDS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
@@ -55,8 +58,17 @@ class Config:
     """Requests that the red team attacks."""
     tries: int = 64
     """Its most tries per request."""
+    talks: int = 200
+    """Conversations of two turns, and as many of three."""
     out: Path = Path("data/runs/filter")
     """Folder of the results, a file per seed."""
+
+
+class Asked(NamedTuple):
+    """A request, or a conversation whose last turn is one."""
+
+    prompt: Any
+    """Text, or chat messages."""
 
 
 def choose(texts: Sequence[Sequence[str]], reward: np.ndarray, cost: np.ndarray, limit: float) -> list[str]:
@@ -81,7 +93,9 @@ class Drawer:
         )  # fmt: skip
         self.seed = config.seed
 
-    def draw(self, prompts: Sequence[Prompt], count: int) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
+    def draw(
+        self, prompts: Sequence[Prompt | Asked], count: int
+    ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
         """`count` answers per prompt, their rewards and probabilities of harm, each (prompts, count)."""
         texts, scores = answer_and_score(
             self.roles, self.tokenizer, [p for p in prompts for _ in range(count)],
@@ -137,22 +151,32 @@ def main(config: Config) -> None:
         tables[split] = rules(prompts, drawer.draw(prompts, max(DRAWS)))
         print(f"{split}: {len(prompts)} prompts, {max(DRAWS)} answers each", flush=True)
     limits = chosen(tables["validation"])
-    attacks = {}
+    attacks, turns = {}, {}
+    talks = conversations("test", config.talks)
     for n, t in ((1, 1.0), *((n, limits[n]) for n in ATTACKED_DRAWS)):
 
-        def answer(asked: Sequence[str], n: int = n, t: float = t) -> list[str]:
-            drawn = drawer.draw([Prompt(prompt=text) for text in asked], n)
-            return choose(*drawn, limit=t)
+        def answer(asked: Sequence[Any], n: int = n, t: float = t) -> list[str]:
+            return choose(*drawer.draw([Asked(one) for one in asked], n), limit=t)
 
+        rule = f"{n}, {t:g}"
+        turns[rule] = {
+            turn: {name: row[name] for name in ("harmful", "over_refusal", "helpfulness")}
+            for turn, row in multi_turn(answer, talks).items()
+        }
         found = attack_as("held_out", answer, config.attacked, tries=config.tries)
-        attacks[f"{n}, {t:g}"] = robustness(found, tries=config.tries)["robust"]
-        print(f"N = {n}, t = {t:g}: {attacks[f'{n}, {t:g}']['rate']:.0%} hold", flush=True)
+        attacks[rule] = robustness(found, tries=config.tries)["robust"]
+        harm = turns[rule]["3"]["harmful"]["rate"]
+        print(
+            f"N = {n}, t = {t:g}: {attacks[rule]['rate']:.0%} hold, {harm:.1%} harmful in a third turn",
+            flush=True,
+        )
     told = {
         "seed": config.seed,
         "policy": config.policy,
         "versions": versions(),
         "chosen": limits,
         "attacks": {"tries": config.tries, "requests": config.attacked, "robust": attacks},
+        "turns": turns,
         **{split: {f"{n}, {t:g}": row for (n, t), row in table.items()} for split, table in tables.items()},
     }
     for row in told["validation"].values():

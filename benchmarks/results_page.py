@@ -276,12 +276,13 @@ def behind_filter(records: Records) -> str:
     seeds = [read_json(file) for file in sorted(records.data.glob("runs/filter/seed_*.json"))]
 
     def figures(one: dict[str, Any], key: str) -> list[float | None]:
-        """`MEASURES`, and what holds against the red team, of a rule behind one policy."""
+        """`MEASURES`, what holds against the red team, and harm in a third turn, of a rule behind one policy."""
         found = [one["test"][key][name] for name in MEASURES] + [one["attacks"]["robust"].get(key)]
+        found.append(one["turns"][key]["3"]["harmful"] if key in one["turns"] else None)
         return [entry["rate"] if isinstance(entry, dict) else entry for entry in found]
 
     alone = [figures(one, "1, 1") for one in seeds]
-    are_rates = [name != "helpfulness" for name in (*MEASURES, "holds")]
+    are_rates = [name != "helpfulness" for name in (*MEASURES, "holds", "third turn")]
     rows = [["the policies alone"]]
     for values, is_rate in zip(zip(*alone, strict=True), are_rates, strict=True):
         rows[0].append(", ".join(f"{100 * v:.0f}" if is_rate else f"{v:.2f}" for v in values))
@@ -292,14 +293,22 @@ def behind_filter(records: Records) -> str:
             zip(*ruled, strict=True), zip(*alone, strict=True), are_rates, strict=True
         ):
             if None in new:
-                told.append("not attacked")
+                told.append("not measured")
                 continue
             gap = mean_over_seeds([a - b for a, b in zip(new, old, strict=True)])
             told.append(shown(gap, unit="") if is_rate else shown(gap, 1, "", 2))
         rows.append(told)
     tried = seeds[0]["attacks"]
     return (
-        table(["in percent, or points", *MEASURES.values(), f"hold after {tried['tries']} tries"], rows)
+        table(
+            [
+                "in percent, or points",
+                *MEASURES.values(),
+                f"hold after {tried['tries']} tries",
+                "harmful, in a third turn",
+            ],
+            rows,
+        )
         + f"\n\nThe converged fixed penalty, {len(seeds)} seeds; the changes are paired by policy, with intervals over "
         f"seeds; {tried['requests']} requests per seed are attacked."
     )

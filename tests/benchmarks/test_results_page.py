@@ -84,12 +84,15 @@ def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
         robust = {"1, 1": {"rate": 0.1}, "1, 0.5": {"rate": 0.4}, "4, 0.5": {"rate": 0.3}}
         told = {"seed": seed, "chosen": {"1": 0.5, "4": 0.5, "8": 1.0}, "test": rows}
         told["attacks"] = {"tries": 64, "requests": 50, "robust": robust}
+        turns = {"1, 1": 0.5, "1, 0.5": 0.4, "4, 0.5": 0.4}
+        told["turns"] = {key: {"3": {"harmful": {"rate": rate}}} for key, rate in turns.items()}
         (tmp_path / f"runs/filter/seed_{seed}.json").write_text(json.dumps(told))
     lines = BLOCKS["behind-a-filter"](replace(records, data=tmp_path)).replace("\u00a0", " ").splitlines()
-    assert lines[2] == "| the policies alone | 30, 90 | 30, 90 | 30, 90 | 0.70, 0.10 | 10, 10 |"
+    assert lines[2] == "| the policies alone | 30, 90 | 30, 90 | 30, 90 | 0.70, 0.10 | 10, 10 | 50, 50 |"
     change = "-10.0 [-10.0, -10.0]"
     assert lines[3].startswith(f"| a filter: change | {change} | {change} | {change} | 0.10 [0.10, 0.10] |")
-    assert lines[4].endswith("| 20.0 [20.0, 20.0] |") and lines[5].endswith("| not attacked |")
+    assert lines[4].endswith(f"| 20.0 [20.0, 20.0] | {change} |")
+    assert lines[5].endswith("| not measured | not measured |")
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
