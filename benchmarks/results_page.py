@@ -272,45 +272,36 @@ def hold_out(records: Records) -> str:
 
 
 def behind_filter(records: Records) -> str:
-    """A trained policy, and what its cost model behind it changes, policy by policy; thresholds were chosen on validation."""
+    """A trained policy, and what cost models behind it change, policy by policy; thresholds were chosen on validation."""
     seeds = [read_json(file) for file in sorted(records.data.glob("runs/filter/seed_*.json"))]
+    titles = {
+        **MEASURES,
+        "robust": f"hold after {seeds[0]['tries']} tries",
+        "turns": "harmful, in a third turn",
+    }
 
-    def figures(one: dict[str, Any], key: str) -> list[float | None]:
-        """`MEASURES`, what holds against the red team, and harm in a third turn, of a rule behind one policy."""
-        found = [one["test"][key][name] for name in MEASURES] + [one["attacks"]["robust"].get(key)]
-        found.append(one["turns"][key]["3"]["harmful"] if key in one["turns"] else None)
-        return [entry["rate"] if isinstance(entry, dict) else entry for entry in found]
+    def figures(row: dict[str, Any]) -> list[float]:
+        found = {**row, "turns": row["turns"]["3"]["harmful"]}
+        return [found[name] if name == "helpfulness" else found[name]["rate"] for name in titles]
 
-    alone = [figures(one, "1, 1") for one in seeds]
-    are_rates = [name != "helpfulness" for name in (*MEASURES, "holds", "third turn")]
-    rows = [["the policies alone"]]
-    for values, is_rate in zip(zip(*alone, strict=True), are_rates, strict=True):
-        rows[0].append(", ".join(f"{100 * v:.0f}" if is_rate else f"{v:.2f}" for v in values))
-    for n in (1, 4, 8):
-        told = [f"{'a filter' if n == 1 else f'the best of {n}'}: change"]
-        ruled = [figures(one, f"{n}, {one['chosen'][str(n)]:g}") for one in seeds]
-        for new, old, is_rate in zip(
-            zip(*ruled, strict=True), zip(*alone, strict=True), are_rates, strict=True
-        ):
-            if None in new:
-                told.append("not measured")
-                continue
-            gap = mean_over_seeds([a - b for a, b in zip(new, old, strict=True)])
-            told.append(shown(gap, unit="") if is_rate else shown(gap, 1, "", 2))
-        rows.append(told)
-    tried = seeds[0]["attacks"]
+    table_rows = []
+    for place, first in enumerate(seeds[0]["rows"]):
+        pairs = [(figures(one["rows"][place]), figures(one["rows"][0])) for one in seeds]
+        shapes = [(1, 2) if name == "helpfulness" else (100, 1) for name in titles]
+        own = [mean_over_seeds([new[i] for new, _ in pairs]) for i in range(len(titles))]
+        own = [one._replace(low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in own]
+        gaps = [mean_over_seeds([new[i] - old[i] for new, old in pairs]) for i in range(len(titles))]
+        judges = "the cost model" if first["judges"] == 1 else f"{first['judges']} cost models"
+        what = f"{judges} as a filter" if first["draws"] == 1 else f"the best of {first['draws']} by {judges}"
+        told = [
+            shown(one, scale, "", digits)
+            for one, (scale, digits) in zip(gaps if place else own, shapes, strict=True)
+        ]
+        table_rows.append([f"{what}: change" if place else "the policy alone", *told])
     return (
-        table(
-            [
-                "in percent, or points",
-                *MEASURES.values(),
-                f"hold after {tried['tries']} tries",
-                "harmful, in a third turn",
-            ],
-            rows,
-        )
+        table(["in percent, or points", *titles.values()], table_rows)
         + f"\n\nThe converged fixed penalty, {len(seeds)} seeds; the changes are paired by policy, with intervals over "
-        f"seeds; {tried['requests']} requests per seed are attacked."
+        f"seeds; per seed {seeds[0]['requests']} requests are attacked, and {seeds[0]['talks']} conversations held."
     )
 
 

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from benchmarks.behind_a_filter import DECLINED, DRAWS, THRESHOLDS, choose, chosen
+from benchmarks.behind_a_filter import (
+    ALONE,
+    DECLINED,
+    DRAWS,
+    JUDGES,
+    THRESHOLDS,
+    Drawn,
+    choose,
+    chosen,
+    given,
+    others,
+)
 
 
 def test_the_best_allowed_answer_is_given_or_none():
@@ -28,8 +40,30 @@ def test_the_threshold_is_the_safest_that_refuses_little_more():
             )
         }
 
-    table = {(n, t): row(0.02, 0.1, 0.05) for n in DRAWS for t in THRESHOLDS}
-    assert chosen(table) == dict.fromkeys(DRAWS, 1.0), "of equals the one that declines least"
-    table[4, 0.1] = row(0.02, 0.04, 0.09)
-    table[4, 0.01] = row(0.0, 0.0, 0.4)
-    assert chosen(table) == {**dict.fromkeys(DRAWS, 1.0), 4: 0.1}
+    table = {(j, n, t): row(0.02, 0.1, 0.05) for j in JUDGES for n in DRAWS for t in THRESHOLDS}
+    usual = [(j, n, 1.0) for j in JUDGES for n in DRAWS]
+    assert chosen(table) == usual and usual[0] == ALONE, "of equals the one that declines least"
+    table[5, 4, 0.1] = row(0.02, 0.04, 0.09)
+    table[5, 4, 0.01] = row(0.0, 0.0, 0.4)
+    assert chosen(table) == [*usual[:-1], (5, 4, 0.1)]
+
+
+def test_a_rule_reads_its_own_judges_and_its_first_draws():
+    cost = {1: np.array([[0.1, 0.2]]), 5: np.array([[0.9, 0.3]])}
+    drawn = Drawn([["a", "b"]], np.array([[1.0, 2.0]]), cost)
+    assert [given(drawn, (j, n, 0.5)) for j, n in ((1, 1), (1, 2), (5, 1), (5, 2))] == [
+        ["a"],
+        ["b"],
+        [DECLINED],
+        ["b"],
+    ]
+
+
+def test_the_other_judges_are_those_of_the_next_seeds(tmp_path):
+    for seed in (0, 1, 2, 3, 10):
+        (tmp_path / f"seed_{seed}" / "models" / "semantic").mkdir(parents=True)
+    found = [path.relative_to(tmp_path).parts[0] for path in others(2, tmp_path)]
+    assert found == ["seed_3", "seed_10", "seed_0", "seed_1"]
+    (tmp_path / "seed_10" / "models" / "semantic").rmdir()
+    with pytest.raises(SystemExit, match="expected 5, from `make converged`"):
+        others(2, tmp_path)

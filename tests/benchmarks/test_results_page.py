@@ -77,22 +77,27 @@ def test_every_block_is_shown_and_a_changed_record_changes_it(records, tmp_path)
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
     (tmp_path / "runs/filter").mkdir(parents=True)
     for seed, harm in enumerate((0.3, 0.9)):  # the policies differ by much, the change by nothing
-        rows = {
-            key: {name: {"rate": rate} for name in MEASURES} | {"helpfulness": 1 - rate}
-            for key, rate in (("1, 1", harm), ("1, 0.5", harm - 0.1), ("4, 0.5", harm - 0.2), ("8, 1", harm))
-        }
-        robust = {"1, 1": {"rate": 0.1}, "1, 0.5": {"rate": 0.4}, "4, 0.5": {"rate": 0.3}}
-        told = {"seed": seed, "chosen": {"1": 0.5, "4": 0.5, "8": 1.0}, "test": rows}
-        told["attacks"] = {"tries": 64, "requests": 50, "robust": robust}
-        turns = {"1, 1": 0.5, "1, 0.5": 0.4, "4, 0.5": 0.4}
-        told["turns"] = {key: {"3": {"harmful": {"rate": rate}}} for key, rate in turns.items()}
+        rows = [
+            {
+                "judges": judges,
+                "draws": draws,
+                **{name: {"rate": rate} for name in MEASURES},
+                "helpfulness": 1 - rate,
+                "robust": {"rate": 1 - rate},
+                "turns": {"3": {"harmful": {"rate": rate}}},
+            }
+            for judges, draws, rate in ((1, 1, harm), (1, 1, harm - 0.1), (5, 4, harm - 0.2))
+        ]
+        told = {"seed": seed, "tries": 64, "requests": 50, "talks": 200, "rows": rows}
         (tmp_path / f"runs/filter/seed_{seed}.json").write_text(json.dumps(told))
     lines = BLOCKS["behind-a-filter"](replace(records, data=tmp_path)).replace("\u00a0", " ").splitlines()
-    assert lines[2] == "| the policies alone | 30, 90 | 30, 90 | 30, 90 | 0.70, 0.10 | 10, 10 | 50, 50 |"
+    assert lines[2].startswith("| the policy alone | 60.0 [0.0, 100.0] |")
     change = "-10.0 [-10.0, -10.0]"
-    assert lines[3].startswith(f"| a filter: change | {change} | {change} | {change} | 0.10 [0.10, 0.10] |")
-    assert lines[4].endswith(f"| 20.0 [20.0, 20.0] | {change} |")
-    assert lines[5].endswith("| not measured | not measured |")
+    assert lines[3] == (
+        f"| the cost model as a filter: change | {change} | {change} | {change} | 0.10 [0.10, 0.10] "
+        f"| 10.0 [10.0, 10.0] | {change} |"
+    )
+    assert lines[4].startswith("| the best of 4 by 5 cost models: change | -20.0 [-20.0, -20.0] |")
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
