@@ -181,7 +181,7 @@ def measure(seed: int, config: Config) -> dict[str, Any]:
         told = judged(prompts, given(drawn, rule))
         told["turns"] = {
             turn: {name: row[name] for name in ("harmful", "over_refusal", "helpfulness")}
-            for turn, row in multi_turn(answer, talks).items()
+            for turn, row in multi_turn(answer, talks, history="own").items()
         }
         found = attack_as("held_out", answer, config.attacked, tries=config.tries)
         told["robust"] = robustness(found, tries=config.tries)["robust"]

@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ CURVE_TITLES = {  # of benchmarks/what_it_takes.py: what a row is called
     "families": "{} kinds of wrapper in PPO's prompts, never nested",
     "labels": "{:,} labels for the cost model",
     "layers": "adapters of the scorers on the last {} layers",
+    "talks": "{}% of PPO's prompts in a conversation",
     "width": "a base of width {}",
 }
 COST_MODELS = {"bradley_terry": "Safe RLHF's cost model", "semantic": "semantic cost model"}
@@ -312,16 +313,24 @@ def what_it_takes(records: Records) -> str:
         told = read_json(file)
         row = PolicyRow("fixed_penalty", seed=told["seed"], policy=told["policy"])
         points.setdefault((told["curve"], told["value"]), []).append(row)
-    middle = {"steps": STEPS, "labels": LABELS, "layers": MAIN.scorer_layers, "width": WIDTH}
-    usual = records.evidence.main("fixed_penalty")
+    middle = {"steps": STEPS, "labels": LABELS, "layers": MAIN.scorer_layers, "talks": 0, "width": WIDTH}
+    alone = {
+        told["seed"]: told["rows"][0] for told in map(read_json, records.data.glob("runs/filter/*.json"))
+    }
+    usual = [
+        replace(row, policy=row.policy | {"turns": alone[row.seed]["turns"]}) if row.seed in alone else row
+        for row in records.evidence.main("fixed_penalty")
+    ]
     points |= {(curve, value): usual for curve, value in middle.items() if any(c == curve for c, _ in points)}
-    rows = [
-        [CURVE_TITLES[curve].format(value), str(len(cells)), *(text_of(m, measured(cells, m)) for m in MEASURES)]
-        for curve in CURVES
-        for (_, value), cells in sorted((key, cells) for key, cells in points.items() if key[0] == curve)
-        if len(cells) > 1
-    ]  # fmt: skip
-    return table(["in percent", "seeds", *MEASURES.values()], rows)
+    rows = []
+    for curve in CURVES:
+        for (_, value), cells in sorted((key, cells) for key, cells in points.items() if key[0] == curve):
+            turns = [cell.policy["turns"]["3"]["harmful"] for cell in cells if "turns" in cell.policy]
+            third = shown(rate_over_seeds(turns), unit="") if len(turns) > 1 else "not measured"
+            told = [*(text_of(name, measured(cells, name)) for name in MEASURES), third]
+            if len(cells) > 1:
+                rows.append([CURVE_TITLES[curve].format(value), str(len(cells)), *told])
+    return table(["in percent", "seeds", *MEASURES.values(), "harmful, in a third turn"], rows)
 
 
 def strengths(records: Records) -> str:

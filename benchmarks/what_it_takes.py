@@ -10,8 +10,11 @@ curve. Their scorers (`--converged`) are taken over where a curve leaves them as
   cost model still learns from all seven, nested too, as the converged runs' prompts have them.
 - `labels`: safe/unsafe labels that the cost model learns from, drawn anew from the generator.
 - `layers`: the base's last layers that the scorers' adapters act on.
+- `talks`: percent of PPO's prompts that come in the second or third turn of a conversation, in the wrappers of training.
 - `width`: the base, made anew (`csrlhf make-base`), with a peak learning rate that falls with the root of the width;
   PPO's settings remain those that were tuned at 128.
+
+Each policy is judged like the converged ones, and in conversations of two and three turns.
 
 Each point is a file in data/runs/what_it_takes; one that is there is not made again, and an interrupted one goes on.
 `benchmarks/results_page.py` has the table.
@@ -41,6 +44,7 @@ from csrlhf_kit.recipes.experiments.configs import MAIN, RunConfig
 from csrlhf_kit.recipes.options import BaseConfig
 from csrlhf_kit.runs import versions
 from csrlhf_kit.world.build import STRATA, DataConfig, make_data, prompt_counts
+from csrlhf_kit.world.conversations import conversations
 from csrlhf_kit.world.jailbreaks import TRAIN_FAMILIES
 
 STEPS, LABELS, WIDTH = 128, DataConfig.train_labels, BaseConfig.hidden_size  # of the converged runs
@@ -49,11 +53,14 @@ CURVES: dict[str, tuple[int, ...]] = {
     "families": (0, 1, 3, 7),
     "labels": (1000, 2000, 4000, 16_000, 32_000),
     "layers": (1, 4),
+    "talks": (25, 50),
     "width": (96, 192, 256),
 }
+TALKS = 200  # conversations of two turns, and as many of three
 TAKEN_OVER = {
     "steps": ("reward", "semantic", "critic"),
     "families": ("reward", "semantic"),
+    "talks": ("reward", "semantic", "critic"),
     "labels": ("reward",),
 }
 KEPT = (
@@ -129,6 +136,50 @@ def prompts_with(families: int) -> list[Any]:
     return _prompts("train", counts, Random("families"))
 
 
+def with_talks(percent: int, seed: int) -> list[Any]:
+    """The shipped training prompts, every so many of them exchanged for the last turn of a conversation."""
+    from csrlhf_kit.recipes.experiments.head_to_head import training_prompts
+
+    prompts: list[Any] = list(training_prompts())
+    rng = Random(f"talks/{seed}")
+    places = rng.sample(range(len(prompts)), len(prompts) * percent // 100)
+    talks = conversations("train", len(places), wrapped=0.5, seed=seed)
+    for place, talk in zip(places, rng.sample(talks, len(places)), strict=True):
+        prompts[place] = talk.messages()
+    return prompts
+
+
+def train_with_talks(percent: int, run: RunConfig) -> dict[str, Any]:
+    """The stage `fixed_penalty`, with conversations among its prompts."""
+    from csrlhf_kit.recipes.experiments import head_to_head as job
+    from csrlhf_kit.training.critic import load_critic
+
+    def train(roles: Any, tokenizer: Any) -> Any:
+        load_critic(roles, run.out / "models" / "critic.safetensors")
+        constraint = job.constraint_for("fixed_penalty", run)
+        folder, ppo = run.out / "policies" / "fixed_penalty", replace(run.ppo, seed=run.seed)
+        history = job.train_policy(folder, roles, tokenizer, with_talks(percent, run.seed), constraint, ppo)
+        return history, constraint.multiplier
+
+    return job.train_and_judge(run, train)
+
+
+def in_talks(run: RunConfig) -> dict[str, Any]:
+    """What the trained policy does in each turn of conversations, to which it has given the earlier answers itself."""
+    from csrlhf_kit.evaluation.answers import stored_policy
+    from csrlhf_kit.evaluation.multi_turn import multi_turn
+
+    answer = stored_policy(
+        run.base_path(), run.out / "policies" / "fixed_penalty" / "adapter",
+        max_new_tokens=run.ppo.max_new_tokens, temperature=run.ppo.temperature, seed=run.seed,
+    )  # fmt: skip
+    found = multi_turn(answer, conversations("test", TALKS), history="own")
+    return {
+        turn: {name: row[name] for name in ("harmful", "over_refusal", "helpfulness")}
+        for turn, row in found.items()
+    }
+
+
 def make_bases(config: Config) -> None:
     """Train the bases of other widths, where they are not there, with all cores."""
     from csrlhf_kit.recipes.make_base import make_base
@@ -158,21 +209,25 @@ def make_point(curve: str, value: int, seed: int, config: Config) -> str:
             copy(given / "models" / model, run.out / "models" / model)
             write_atomic(run.stage_path(name), (given / "stages" / f"{name}.json").read_text())
             continue
-        run_stage(name, run)
+        if curve == "talks" and name == "fixed_penalty":
+            write_atomic(run.stage_path(name), json.dumps(train_with_talks(value, run)))
+        else:
+            run_stage(name, run)
     done = run.read_stage("fixed_penalty")
     told = {
         "curve": curve,
         "value": value,
         "seed": seed,
         "versions": versions(),
-        "policy": {name: done["policy"][name] for name in KEPT},
+        "policy": {name: done["policy"][name] for name in KEPT} | {"turns": in_talks(run)},
     }
     place = config.out / f"{curve}_{value}_seed_{seed}.json"
     write_atomic(place, compact_lists(json.dumps(compact(told), indent=1)))
     row = told["policy"]
     return (
         f"{place.stem}: {row['harmful_nominal']['rate']:.1%} plainly, {row['harmful_jailbreak']['rate']:.1%} under unseen "
-        f"jailbreaks, {row['over_refusal']['rate']:.1%} refused, helpfulness {row['helpfulness']:.3f}"
+        f"jailbreaks, {row['turns']['3']['harmful']['rate']:.1%} in a third turn, {row['over_refusal']['rate']:.1%} refused, "
+        f"helpfulness {row['helpfulness']:.3f}"
     )
 
 

@@ -17,6 +17,7 @@ from benchmarks.what_it_takes import (
     data_of,
     prompts_with,
     run_config,
+    with_talks,
 )
 from csrlhf_kit.data.records import LabelledResponse, Prompt
 from csrlhf_kit.data.sources import data_folder, read_records
@@ -71,6 +72,17 @@ def test_prompts_are_as_many_as_the_shipped_and_know_only_the_first_families(fam
         for p in read_records("shipped", Prompt, split=split).records
     }
     assert not asked & {p.prompt for p in found}
+
+
+@pytest.mark.parametrize("percent", CURVES["talks"])
+def test_some_prompts_come_in_a_later_turn_and_the_others_stay(percent):
+    usual = [p.prompt for p in read_records("shipped", Prompt, split="train").records]
+    found = with_talks(percent, 3)
+    talks = [prompt for prompt in found if not isinstance(prompt, str)]
+    assert len(found) == len(usual) and len(talks) / len(found) == pytest.approx(percent / 100, abs=0.001)
+    assert {len(talk) for talk in talks} == {3, 5}, "messages of two and of three turns"
+    assert all(a == b for a, b in zip(found, usual, strict=True) if isinstance(a, str))
+    assert with_talks(percent, 3) == found != with_talks(percent, 4)
 
 
 def test_other_data_are_written_once_and_beside_the_shipped_base(tmp_path, monkeypatch):
