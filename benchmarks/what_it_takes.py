@@ -39,11 +39,17 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
 from csrlhf_kit.data.sources import data_folder, write_records
+from csrlhf_kit.evaluation.answers import stored_policy
+from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.files import write_atomic
+from csrlhf_kit.recipes.experiments import head_to_head as job
 from csrlhf_kit.recipes.experiments.configs import MAIN, RunConfig
+from csrlhf_kit.recipes.experiments.sweep import compact
+from csrlhf_kit.recipes.make_base import make_base
 from csrlhf_kit.recipes.options import BaseConfig
 from csrlhf_kit.runs import versions
-from csrlhf_kit.world.build import STRATA, DataConfig, make_data, prompt_counts
+from csrlhf_kit.training.critic import load_critic
+from csrlhf_kit.world.build import STRATA, DataConfig, draw_prompts, make_data, prompt_counts
 from csrlhf_kit.world.conversations import conversations
 from csrlhf_kit.world.jailbreaks import TRAIN_FAMILIES
 
@@ -125,22 +131,18 @@ def data_of(curve: str, value: int, config: Config) -> Path:
 
 def prompts_with(families: int) -> list[Any]:
     """Training prompts as many as the shipped ones, half of them in one wrapper of the first `families` kinds."""
-    from csrlhf_kit.world.build import _prompts
-
     total = DataConfig.train_prompts
     counts = {key: count for key, count in prompt_counts("train", total).items() if key[1] == "none"}
     if families == 0:
         counts = {key: 2 * count for key, count in counts.items()}
     for stratum, family in product(STRATA, list(TRAIN_FAMILIES)[:families]):
         counts[stratum, family] = total // (8 * families)
-    return _prompts("train", counts, Random("families"))
+    return draw_prompts("train", counts, Random("families"))
 
 
 def with_talks(percent: int, seed: int) -> list[Any]:
     """The shipped training prompts, every so many of them exchanged for the last turn of a conversation."""
-    from csrlhf_kit.recipes.experiments.head_to_head import training_prompts
-
-    prompts: list[Any] = list(training_prompts())
+    prompts: list[Any] = list(job.training_prompts())
     rng = Random(f"talks/{seed}")
     places = rng.sample(range(len(prompts)), len(prompts) * percent // 100)
     talks = conversations("train", len(places), wrapped=0.5, seed=seed)
@@ -151,8 +153,6 @@ def with_talks(percent: int, seed: int) -> list[Any]:
 
 def train_with_talks(percent: int, run: RunConfig) -> dict[str, Any]:
     """The stage `fixed_penalty`, with conversations among its prompts."""
-    from csrlhf_kit.recipes.experiments import head_to_head as job
-    from csrlhf_kit.training.critic import load_critic
 
     def train(roles: Any, tokenizer: Any) -> Any:
         load_critic(roles, run.out / "models" / "critic.safetensors")
@@ -166,9 +166,6 @@ def train_with_talks(percent: int, run: RunConfig) -> dict[str, Any]:
 
 def in_talks(run: RunConfig) -> dict[str, Any]:
     """What the trained policy does in each turn of conversations, to which it has given the earlier answers itself."""
-    from csrlhf_kit.evaluation.answers import stored_policy
-    from csrlhf_kit.evaluation.multi_turn import multi_turn
-
     answer = stored_policy(
         run.base_path(), run.out / "policies" / "fixed_penalty" / "adapter",
         max_new_tokens=run.ppo.max_new_tokens, temperature=run.ppo.temperature, seed=run.seed,
@@ -182,8 +179,6 @@ def in_talks(run: RunConfig) -> dict[str, Any]:
 
 def make_bases(config: Config) -> None:
     """Train the bases of other widths, where they are not there, with all cores."""
-    from csrlhf_kit.recipes.make_base import make_base
-
     for width in CURVES["width"]:
         folder = config.work / f"base_{width}"
         if not folder.is_dir() and (not config.values or width in config.values):
@@ -194,9 +189,6 @@ def make_bases(config: Config) -> None:
 def make_point(curve: str, value: int, seed: int, config: Config) -> str:
     """Train and judge one point; called in a process of its own."""
     os.environ["CSRLHF_DATA"] = str(data_of(curve, value, config).resolve())
-    from csrlhf_kit.recipes.experiments.head_to_head import compact_lists, run_stage
-    from csrlhf_kit.recipes.experiments.sweep import compact
-
     run = run_config(curve, value, seed, config)
     given = config.converged / f"seed_{seed}"
     for name in ("reward", "semantic", "critic", "fixed_penalty"):
@@ -204,15 +196,18 @@ def make_point(curve: str, value: int, seed: int, config: Config) -> str:
             continue
         if name in TAKEN_OVER.get(curve, ()) and (given / "stages" / f"{name}.json").is_file():
             model = f"{name}.safetensors" if name == "critic" else name
-            copy = shutil.copyfile if name == "critic" else shutil.copytree
-            (run.out / "models").mkdir(parents=True, exist_ok=True)
-            copy(given / "models" / model, run.out / "models" / model)
+            source, target = given / "models" / model, run.out / "models" / model
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, target)
             write_atomic(run.stage_path(name), (given / "stages" / f"{name}.json").read_text())
             continue
         if curve == "talks" and name == "fixed_penalty":
             write_atomic(run.stage_path(name), json.dumps(train_with_talks(value, run)))
         else:
-            run_stage(name, run)
+            job.run_stage(name, run)
     done = run.read_stage("fixed_penalty")
     told = {
         "curve": curve,
@@ -222,7 +217,7 @@ def make_point(curve: str, value: int, seed: int, config: Config) -> str:
         "policy": {name: done["policy"][name] for name in KEPT} | {"turns": in_talks(run)},
     }
     place = config.out / f"{curve}_{value}_seed_{seed}.json"
-    write_atomic(place, compact_lists(json.dumps(compact(told), indent=1)))
+    write_atomic(place, job.compact_lists(json.dumps(compact(told), indent=1)))
     row = told["policy"]
     return (
         f"{place.stem}: {row['harmful_nominal']['rate']:.1%} plainly, {row['harmful_jailbreak']['rate']:.1%} under unseen "
@@ -244,6 +239,8 @@ def main(config: Config) -> int:
     print(f"{len(points)} points to make", flush=True)
     if any(curve == "width" for curve, *_ in points):
         make_bases(config)
+    for curve, value in {(curve, value) for curve, value, _ in points}:
+        data_of(curve, value, config)  # here, so that no two processes write the same folder
     os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(config.workers, mp_context=spawn, max_tasks_per_child=1) as pool:

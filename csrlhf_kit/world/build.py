@@ -66,7 +66,7 @@ def draw_stack(families: tuple[str, ...], rng: Random) -> list[str]:
     return rng.sample(families, rng.choice((2, 3)))
 
 
-def _prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> list[Prompt]:
+def draw_prompts(split: str, counts: dict[tuple[str, str], int], rng: Random) -> list[Prompt]:
     """Distinct prompts, `counts[stratum, family]` of each; for the family "nested", each prompt draws a stack."""
     prompts, seen = [], set()
     for (stratum, family), count in counts.items():
@@ -199,7 +199,7 @@ def _write(config: DataConfig, folder: Path) -> None:
     for split, share in (("train", 1.0), ("validation", 0.125), ("test", 0.25)):
         rng = Random(f"{config.seed}/{split}")
         for name, records in (
-            ("prompts", _prompts(split, prompt_counts(split, round(config.train_prompts * share)), rng)),
+            ("prompts", draw_prompts(split, prompt_counts(split, round(config.train_prompts * share)), rng)),
             ("labels", _labels(split, round(config.train_labels * share), rng)),
             ("preferences", _pairs(split, round(config.train_pairs * share), rng)),
         ):
