@@ -101,7 +101,8 @@ converged: .venv/.run ## rebuild data/runs/converged: seven policies x 10 seeds,
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
 	done
 
-curves: .venv/.run ## rebuild data/runs/what_it_takes: the fixed penalty with more or less of one thing, 5 seeds (hours on 2 cores)
+curves: .venv/.run ## rebuild data/runs/filter and what_it_takes: cost models behind the converged policies; more or less of one thing (hours)
+	$(BIN)/python benchmarks/behind_a_filter.py
 	$(BIN)/python benchmarks/what_it_takes.py
 
 sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 3 hours on 2 cores)

@@ -152,14 +152,16 @@ def headline(records: Records) -> str:
     processors = Counter(run["versions"]["processor"] for run in told)
     steps = sorted({run["command"].split("--ppo.steps ")[1].split()[0] for run in told})
     where = "; ".join(f"{count} on {name}" for name, count in sorted(processors.items()))
-    fled = {
-        label(cells).strip("*"): sum(c.policy["over_refusal"]["rate"] > 0.5 for c in cells)
+    base = measured(records.evidence.main("sft"), "helpfulness").value
+    useless = {
+        label(cells).strip("*"): sum(c.policy["helpfulness"] < base for c in cells)
         for cells in records.evidence.converged
+        if cells[0].method != "sft"
     }
-    refusing = ", ".join(f"{name} {count}" for name, count in fled.items() if count) or "none"
+    told_of = ", ".join(f"{name} {count}" for name, count in useless.items() if count) or "none"
     return policies_table(records.evidence.converged) + (
         f"\n\n{len(told)} seeds, of scorers, critic and policy ({where}); {', '.join(steps)} PPO steps each; "
-        f"95% intervals over seeds and prompts. Seeds that ended in refusing most benign requests: {refusing}."
+        f"95% intervals over seeds and prompts. Seeds whose policy helps less than the base: {told_of}."
     )
 
 
