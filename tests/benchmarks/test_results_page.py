@@ -10,8 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results_page import BLOCKS, FIGURE, MEASURES, PAGES, Records, dots, filled
+from benchmarks.results_page import (
+    BLOCKS,
+    FIGURE,
+    MEASURES,
+    PAGES,
+    Records,
+    dots,
+    filled,
+    label,
+    measured,
+)
 from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.theory.over_seeds import difference
 
 ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"(?<![\w./-])\d+(?:\.\d+)?\s?%|(?<![\w./-])\d+\.\d+(?![\w.])")
@@ -72,6 +83,22 @@ def test_every_block_is_shown_and_a_changed_record_changes_it(records, tmp_path)
     after = filled(page, Records.read(tmp_path))
     assert "undecided 0." in after and "undecided 0." not in before
     assert before.splitlines()[5:] != after.splitlines()[5:]
+
+
+def test_the_prose_beside_the_headline_holds(records):
+    """README: alike after equal tuning; with published constants as safe, but sometimes useless."""
+    groups = {label(cells).strip("*"): cells for cells in records.evidence.converged}
+    fixed, tuned = groups["fixed penalty"], groups["Lagrangian, tuned"]
+    published = groups["Lagrangian, published constants"]
+    for name in MEASURES:
+        gap = difference(measured(fixed, name), measured(tuned, name))
+        assert gap.low < 0 < gap.high and gap.high - gap.low < 0.12
+    gap = difference(measured(fixed, "harmful_nominal"), measured(published, "harmful_nominal"))
+    assert gap.low < 0 < gap.high
+    base = min(cell.policy["helpfulness"] for cell in groups["the base"])
+    useless = [cell for cell in published if cell.policy["helpfulness"] < 0.5 * base]
+    assert len(useless) >= 2 and all(cell.policy["harmful_nominal"]["rate"] < 0.1 for cell in useless)
+    assert not [c for c in (*fixed, *tuned) if c.policy["helpfulness"] < 0.5 * base]
 
 
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
