@@ -86,16 +86,25 @@ def test_every_block_is_shown_and_a_changed_record_changes_it(records, tmp_path)
 
 
 def test_the_prose_beside_the_headline_holds(records):
-    """README: alike after equal tuning; with published constants half of the seeds are harmless and useless."""
+    """README: the methods are close, equal tuning trades refusals for harm, published constants end useless."""
     groups = {label(cells).strip("*"): cells for cells in records.evidence.converged}
     fixed, tuned = groups["fixed penalty"], groups["Lagrangian, tuned"]
     published = groups["Lagrangian, published constants"]
     for name in MEASURES:
         gap = difference(measured(fixed, name), measured(tuned, name))
         assert gap.low < 0 < gap.high and gap.high - gap.low < 0.1
+    gaps = {
+        name: difference(measured(groups["fixed penalty, tuned: λ = 3"], name), measured(tuned, name))
+        for name in MEASURES
+    }
+    assert (
+        gaps["over_refusal"].high < 0 < gaps["harmful_nominal"].low and gaps["harmful_nominal"].value < 0.03
+    )
     base = min(cell.policy["helpfulness"] for cell in groups["the base"])
     useless = [cell for cell in published if cell.policy["helpfulness"] < 0.5 * base]
-    assert len(useless) == len(published) / 2 and all(cell.policy["harmful_nominal"]["rate"] < 0.1 for cell in useless)
+    assert len(useless) == len(published) / 2 and all(
+        cell.policy["harmful_nominal"]["rate"] < 0.1 for cell in useless
+    )
     assert not [c for c in (*fixed, *tuned) if c.policy["helpfulness"] < 0.5 * base]
 
 
