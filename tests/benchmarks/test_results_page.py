@@ -108,6 +108,20 @@ def test_the_prose_beside_the_headline_holds(records):
     assert not [c for c in (*fixed, *tuned) if c.policy["helpfulness"] < 0.5 * base]
 
 
+def test_the_prose_beside_the_filters_holds(records):
+    seeds = [json.loads(file.read_text()) for file in sorted(records.data.glob("runs/filter/*.json"))]
+    assert len(seeds) >= 3
+    for told in seeds:
+        alone, *ruled = told["rows"]
+        filters = {row["judges"]: row for row in ruled if row["draws"] == 1}
+        assert set(filters) == {1, 5}
+        for row in filters.values():
+            assert row["harmful_jailbreak"]["rate"] < alone["harmful_jailbreak"]["rate"]
+            assert row["helpfulness"] > alone["helpfulness"] - 0.02
+    hold = [row["robust"]["rate"] for told in seeds for row in told["rows"]]
+    assert sum(hold) / len(hold) < 0.5
+
+
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
     (tmp_path / "runs/filter").mkdir(parents=True)
     for seed, harm in enumerate((0.3, 0.9)):  # the policies differ by much, the change by nothing
