@@ -38,6 +38,15 @@ def test_stored_notebooks_keep_the_rules(path):
     assert problems(path) == []
 
 
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_the_kit_is_imported_before_what_it_keeps_quiet(path):
+    """On a processor with AVX512-BF16 bitsandbytes, which peft imports too, warns on stderr unless the kit was first."""
+    code = "\n".join(cell.source for cell in tools.code_cells(nbformat.read(path, as_version=4)))
+    first = re.search(r"^\s*(?:from|import) (?:course|csrlhf_kit)\b", code, re.MULTILINE)
+    loud = re.search(r"^\s*(?:from|import) (?:bitsandbytes|peft)\b", code, re.MULTILINE)
+    assert first and (loud is None or first.start() < loud.start())
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """A small notebook, executed and stored."""
