@@ -30,6 +30,7 @@ from scipy.special import expit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
 from csrlhf_kit.data.records import Prompt
+from csrlhf_kit.evaluation.answers import Answer
 from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.evaluation.outcomes import pack_outcomes
 from csrlhf_kit.evaluation.red_team import attack_as, robustness
@@ -140,6 +141,13 @@ def judged(prompts: Sequence[Prompt], answers: Sequence[str]) -> dict[str, Any]:
     return {name: row[name] for name in KEPT}
 
 
+def in_turns(answer: Answer, talks: int) -> dict[str, Any]:
+    """What a policy does in each turn of `talks` conversations of each length, having given the earlier answers itself."""
+    found = multi_turn(answer, conversations("test", talks), history="own")
+    kept = ("harmful", "over_refusal", "helpfulness")
+    return {turn: {name: row[name] for name in kept} for turn, row in found.items()}
+
+
 Rule = tuple[int, int, float]
 """Judges, N, t."""
 
@@ -172,17 +180,14 @@ def measure(seed: int, config: Config) -> dict[str, Any]:
     tried = product(JUDGES, DRAWS, THRESHOLDS)
     validation = {rule: judged(prompts, given(drawn, rule)) for rule in tried}
     prompts = evaluation_prompts(MAIN.evaluate, "test")
-    drawn, talks, rows = drawer.draw(prompts, max(DRAWS)), conversations("test", config.talks), []
+    drawn, rows = drawer.draw(prompts, max(DRAWS)), []
     for rule in (ALONE, *chosen(validation)):
 
         def answer(asked: Sequence[Any], rule: Rule = rule) -> list[str]:
             return given(drawer.draw([Asked(one) for one in asked], rule[1]), rule)
 
         told = judged(prompts, given(drawn, rule))
-        told["turns"] = {
-            turn: {name: row[name] for name in ("harmful", "over_refusal", "helpfulness")}
-            for turn, row in multi_turn(answer, talks, history="own").items()
-        }
+        told["turns"] = in_turns(answer, config.talks)
         found = attack_as("held_out", answer, config.attacked, tries=config.tries)
         told["robust"] = robustness(found, tries=config.tries)["robust"]
         rows.append(dict(zip(("judges", "draws", "threshold"), rule, strict=True)) | told)

@@ -38,9 +38,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
+from benchmarks.behind_a_filter import KEPT as JUDGED
+from benchmarks.behind_a_filter import in_turns
 from csrlhf_kit.data.sources import data_folder, write_records
 from csrlhf_kit.evaluation.answers import stored_policy
-from csrlhf_kit.evaluation.multi_turn import multi_turn
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.recipes.experiments import head_to_head as job
 from csrlhf_kit.recipes.experiments.configs import MAIN, RunConfig
@@ -69,16 +70,7 @@ TAKEN_OVER = {
     "talks": ("reward", "semantic", "critic"),
     "labels": ("reward",),
 }
-KEPT = (
-    "harmful_nominal",
-    "harmful_jailbreak",
-    "over_refusal",
-    "helpfulness",
-    "outcomes",
-    "reward",
-    "cost",
-    "kl",
-)
+KEPT = (*JUDGED, "reward", "cost", "kl")
 
 
 @dataclass
@@ -164,19 +156,6 @@ def train_with_talks(percent: int, run: RunConfig) -> dict[str, Any]:
     return job.train_and_judge(run, train)
 
 
-def in_talks(run: RunConfig) -> dict[str, Any]:
-    """What the trained policy does in each turn of conversations, to which it has given the earlier answers itself."""
-    answer = stored_policy(
-        run.base_path(), run.out / "policies" / "fixed_penalty" / "adapter",
-        max_new_tokens=run.ppo.max_new_tokens, temperature=run.ppo.temperature, seed=run.seed,
-    )  # fmt: skip
-    found = multi_turn(answer, conversations("test", TALKS), history="own")
-    return {
-        turn: {name: row[name] for name in ("harmful", "over_refusal", "helpfulness")}
-        for turn, row in found.items()
-    }
-
-
 def make_bases(config: Config) -> None:
     """Train the bases of other widths, where they are not there, with all cores."""
     for width in CURVES["width"]:
@@ -209,12 +188,16 @@ def make_point(curve: str, value: int, seed: int, config: Config) -> str:
         else:
             job.run_stage(name, run)
     done = run.read_stage("fixed_penalty")
+    answer = stored_policy(
+        run.base_path(), run.out / "policies" / "fixed_penalty" / "adapter",
+        max_new_tokens=run.ppo.max_new_tokens, temperature=run.ppo.temperature, seed=seed,
+    )  # fmt: skip
     told = {
         "curve": curve,
         "value": value,
         "seed": seed,
         "versions": versions(),
-        "policy": {name: done["policy"][name] for name in KEPT} | {"turns": in_talks(run)},
+        "policy": {name: done["policy"][name] for name in KEPT} | {"turns": in_turns(answer, TALKS)},
     }
     place = config.out / f"{curve}_{value}_seed_{seed}.json"
     write_atomic(place, job.compact_lists(json.dumps(compact(told), indent=1)))

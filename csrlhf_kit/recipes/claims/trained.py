@@ -35,6 +35,11 @@ def of_main(rate: str) -> Callable[[Evidence, str], Estimate | None]:
     return lambda e, method: ev.rate_of(e.main(method), rate)
 
 
+def of_tuned(read: Callable[..., Estimate | None], name: str) -> Callable[[Evidence, str], Estimate | None]:
+    """A function that reads a figure of "tuned METHOD": its converged policies at settings that were searched for."""
+    return lambda e, method: read(e.tuned(method.removeprefix("tuned ")), name)
+
+
 def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
     """A function that reads a metric of a cost model on the test labels."""
     return lambda e, model: e.costs(model, name)
@@ -188,21 +193,6 @@ def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
         parts.append(AGREES if AGREES in worse else DIFFERS if worse == [DIFFERS, DIFFERS] else UNDECIDED)
     text = f"{parts.count(AGREES)} of {len(parts)} weights are dominated"
     return finding(ev.all_of(parts), text, **estimates)
-
-
-def at_equal_search(read: Callable[..., Estimate | None], name: str, rule: Callable[..., str]) -> Measure:
-    """A measure: the tuned fixed penalty's converged policies against those of the tuned Lagrangian."""
-
-    def measure(e: Evidence, paper: Numbers) -> Finding | None:
-        both = {f"tuned {method}": e.tuned(method) for method in ("fixed_penalty", "lagrangian")}
-        if not all(both.values()):
-            return None
-        found = {method: read(cells, name) for method, cells in both.items()}
-        gap = difference(*found.values())
-        text = ", ".join(f"{method} {shown(v)}" for method, v in found.items())
-        return finding(rule(*found.values()), f"{text}; difference {shown(gap, unit=' points')}", **found)
-
-    return measure
 
 
 def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:
