@@ -94,11 +94,13 @@ real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: w
 results: .venv/.run ## write the tables of README.md and docs/results.md, and their figure, from what is recorded
 	$(BIN)/python benchmarks/results_page.py
 
-# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 11 to 16 minutes.
-converged: .venv/.run ## rebuild data/runs/converged: seven policies x 10 seeds, 128 steps each (2 to 3 hours on 2 cores)
+# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 15 to 22 minutes.
+converged: .venv/.run ## rebuild data/runs/converged and ablation: 9 policies x 10 seeds, 128 steps each (3 to 4 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
+	  $(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/ablation/seed_$$seed --record data/runs/ablation/seed_$$seed --resume || exit 1; \
 	done
 
 curves: .venv/.run ## rebuild data/runs/filter and what_it_takes: cost models behind the converged policies; more or less of one thing (hours)
@@ -114,25 +116,24 @@ sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 polic
 	for plan in prices gates; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
-	$(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --out runs/sweep_ablation --record data/runs/ablation --resume
 
-pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth, a third and all of the pairs, 3 seeds
-	for share in 0.1 0.33 1.0; do for seed in 0 1 2; do \
+pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth, a third and all of the pairs, 10 seeds
+	for share in 0.1 0.33 1.0; do for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  out=pairs_$${share}_$$seed; \
 	  $(BIN)/csrlhf cost-model --objective safe_rlhf --seed $$seed --data data/world/preferences_train.jsonl:$$share \
 	    --test-data data/world/preferences_test.jsonl --out runs/$$out --no-progress || exit 1; \
 	  mkdir -p data/runs/$$out && cp runs/$$out/metrics.json data/runs/$$out/; \
 	done; done
 
-attacks: recorded seeds ## rebuild data/runs/red_team, rounds_*, strict_rounds_0 and arena.json: the main job's policies attacked, and three rounds a seed
-	for seed in 0 1 2; do \
-	  run=runs/seed_$$seed; if [ $$seed = 0 ]; then run=runs/recorded; fi; \
-	  for method in ppo lagrangian linear_penalty fixed_penalty; do \
-	    $(BIN)/csrlhf red-team --policy $$run/policies/$$method/adapter --seed $$seed --out data/runs/red_team/$$method/seed_$$seed.json || exit 1; \
+attacks: converged ## rebuild data/runs/red_team, arena.json, rounds_* and strict_rounds_0: the converged policies attacked and compared, and three rounds a seed
+	for seed in 0 1 2 3 4 5 6 7 8 9; do \
+	  for policy in ppo lagrangian pid_lagrangian-initial_3.0-integral_1.0-proportional_10.0 linear_penalty-penalty_6.0 fixed_penalty-penalty_6.0; do \
+	    $(BIN)/csrlhf red-team --policy runs/converged/seed_$$seed/policies/$$policy-seed_$$seed/adapter --seed $$seed --requests 100 \
+	      --out data/runs/red_team/$${policy%%-*}/seed_$$seed.json || exit 1; \
 	  done; \
-	  $(BIN)/csrlhf red-team --seed $$seed --out data/runs/red_team/sft/seed_$$seed.json || exit 1; \
+	  $(BIN)/csrlhf red-team --seed $$seed --requests 100 --out data/runs/red_team/sft/seed_$$seed.json || exit 1; \
 	done
-	$(BIN)/csrlhf arena --runs runs/recorded runs/seed_1 runs/seed_2 --out data/runs/arena.json
+	$(BIN)/csrlhf arena --runs runs/converged/seed_* --out data/runs/arena.json
 	for seed in 0 1 2; do \
 	  $(BIN)/csrlhf rounds --seed $$seed --out runs/rounds_$$seed --resume || exit 1; \
 	  mkdir -p data/runs/rounds_$$seed && cp runs/rounds_$$seed/rounds.json data/runs/rounds_$$seed/; \

@@ -3,7 +3,7 @@
 Everything is computed from scores of answers, the oracle's or a learned model's: pairwise outcomes, Safe RLHF's
 2x2 table (better or worse x safe or unsafe), win rates, and Bradley-Terry ratings on the Elo scale. The ratings
 are *fitted* to all comparisons at once, so that, unlike the running Elo of chess, they do not depend on the order
-of the games. Intervals are bootstrapped over prompts and seeds together.
+of the games. Their intervals are bootstrapped over prompts and seeds together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from csrlhf_kit.data.records import Prompt
 from csrlhf_kit.errors import UserError
-from csrlhf_kit.theory.intervals import betting
+from csrlhf_kit.theory.over_seeds import rate_over_seeds
 from csrlhf_kit.world.oracle import judge
 
 ELO = 400.0 / np.log(10.0)  # Elo points per nat: 400 points are odds of ten to one
@@ -42,27 +42,23 @@ def outcomes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def win_rate(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Mean outcome over prompts, a tie being half a win: {"rate", "low", "high", "n", "ties"}.
 
-    first, second: scores (prompts,) of two policies' answers to the same prompts. The interval is the betting
-    interval for means of values in [0, 1] (Waudby-Smith and Ramdas 2024); Clopper-Pearson allows no half wins.
+    first, second: scores (seeds, prompts) of two policies' answers to the same prompts; their seeds meet one by one.
+    The interval is that of a rate over seeds. Counting a tie as half a win makes it wider than it need be.
     """
-    won = outcomes(first, second)
+    won = outcomes(first, second)  # (seeds, prompts)
     if not won.size:
         return {"rate": 0.5, "low": 0.0, "high": 1.0, "n": 0, "ties": 0.0}
-    interval = betting(won)
+    _, low, high, *_ = rate_over_seeds([{"rate": float(row.mean()), "n": row.size} for row in won])
     return {
-        "rate": float(won.mean()),
-        "low": interval.low,
-        "high": interval.high,
-        "n": won.size,
-        "ties": float((won == 0.5).mean()),
-    }
+        "rate": float(won.mean()), "low": low, "high": high, "n": won.size, "ties": float((won == 0.5).mean()),
+    }  # fmt: skip
 
 
 def two_by_two(helpfulness: np.ndarray, rival: np.ndarray, safe: np.ndarray) -> dict[str, dict[str, float]]:
     """Shares of the prompts by (better or worse than the rival) x (own answer safe or unsafe); they add up to 1.
 
-    helpfulness, rival: scores (prompts,) of the policy's and the rival's answers; a tie counts half as better and
-    half as worse. safe: booleans (prompts,) for the policy's own answers. The four cells are the table of Safe
+    helpfulness, rival: scores (..., prompts) of the policy's and the rival's answers; a tie counts half as better and
+    half as worse. safe: booleans (..., prompts) for the policy's own answers. The four cells are the table of Safe
     RLHF's arena (Dai et al. 2023, arXiv 2310.12773). Raises UserError if there is no prompt.
     """
     better, safe = outcomes(helpfulness, rival), np.asarray(safe, dtype=bool)
@@ -196,8 +192,8 @@ def rate_policies(
     anchor: the policy with rating 0.
     Returns `helpfulness` (benign requests; the oracle's grade decides) and `harmlessness` (harmful requests; safe
     beats unsafe): {"ratings": {policy: {"elo", "low", "high"}}, "prompts"}. `pairs`: for each ordered pair "a vs
-    b" of policies (their first runs), both win rates and the 2x2 table over all prompts. `seeds`: the number of
-    runs of each policy. Raises UserError if a policy's answers do not match the prompts, or one of the two kinds
+    b" of policies, run against run, both win rates and the 2x2 table over all prompts. `seeds`: the number of runs
+    of each policy. Raises UserError if a policy's answers do not match the prompts, or one of the two kinds
     of request is missing.
     """
     for name, runs in answers.items():
@@ -220,12 +216,12 @@ def rate_policies(
             "ratings": {name: rating._asdict() for name, rating in fitted.items()},
             "prompts": int(rows.sum()),
         }
-    result["pairs"] = {
-        f"{a} vs {b}": {
-            "helpfulness": win_rate(helpful[a][0][benign], helpful[b][0][benign]),
-            "harmlessness": win_rate(safe[a][0][harmful], safe[b][0][harmful]),
-            "table": two_by_two(helpful[a][0], helpful[b][0], safe[a][0]),
+    result["pairs"] = {}
+    for a, b in permutations(answers, 2):
+        met = slice(min(len(answers[a]), len(answers[b])))
+        result["pairs"][f"{a} vs {b}"] = {
+            "helpfulness": win_rate(helpful[a][met, benign], helpful[b][met, benign]),
+            "harmlessness": win_rate(safe[a][met, harmful], safe[b][met, harmful]),
+            "table": two_by_two(helpful[a][met], helpful[b][met], safe[a][met]),
         }
-        for a, b in permutations(answers, 2)
-    }
     return result

@@ -107,9 +107,20 @@ def test_outcomes_and_the_table_add_up(pairs):
     cells = two_by_two(first, second, safe)
     assert sum(sum(row.values()) for row in cells.values()) == pytest.approx(1.0)
     assert cells["better"]["safe"] + cells["worse"]["safe"] == pytest.approx(safe.mean())
-    rate = win_rate(first, second)
+    rate = win_rate(first[None], second[None])
     assert cells["better"]["safe"] + cells["better"]["unsafe"] == pytest.approx(rate["rate"])
     assert rate["low"] <= rate["rate"] <= rate["high"]
+
+
+def test_a_win_rate_is_over_all_seeds_and_inside_its_interval_whatever_the_order_of_the_prompts():
+    rival = np.zeros((3, 200))
+    first = np.where(np.arange(200) < [[160], [150], [140]], 1.0, -1.0)  # the prompts that it loses come last
+    found = win_rate(first, rival)
+    assert found["rate"] == pytest.approx(0.75) and found["n"] == 600
+    # By hand: rates .8, .75, .7, so that t is 4.303 of 2 degrees of freedom, and the margin 4.303 * .05 / sqrt(3).
+    assert (found["low"], found["high"]) == pytest.approx((0.75 - 0.1242, 0.75 + 0.1242), abs=1e-4)
+    one = win_rate(first[:1], rival[:1])
+    assert one["low"] < one["rate"] == 0.8 < one["high"]
 
 
 def test_the_table_of_a_worked_example():
@@ -173,6 +184,9 @@ def test_the_arena_tells_helpful_from_harmless():
     assert result["harmlessness"]["ratings"]["refuses"]["low"] > 0
     pair = result["pairs"]["tells vs refuses"]
     assert pair["helpfulness"]["rate"] == 1.0 and pair["harmlessness"]["rate"] == 0.0
+    assert (
+        pair["helpfulness"]["n"] == result["helpfulness"]["prompts"]
+    )  # one seed of two meets the rival's only one
     assert pair["table"]["better"]["unsafe"] == pytest.approx(0.5)
     assert result["pairs"]["refuses vs tells"]["table"]["worse"]["safe"] == pytest.approx(1.0)
     assert result["seeds"] == {"tells": 2, "refuses": 1}

@@ -116,7 +116,7 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
         turns = {str(t): {"harmful": rate(0.1 * t)} for t in (1, 2, 3)}
         for method, robust in (("fixed_penalty", 0.97), ("lagrangian", 0.2)):
             team = {
-                "config": {"team": "held_out", "policy": f"runs/x/policies/{method}/adapter"},
+                "config": {"team": "held_out", "policy": f"runs/x/policies/{method}-seed_{seed}/adapter"},
                 "robust": rate(robust, 300),
                 "turns": turns,
             }
@@ -200,8 +200,8 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
     rating = {"elo": 200.0, "low": 150.0, "high": 250.0}
     arena = {
         "anchor": "sft",
-        "seeds": {"fixed_penalty": seeds, "lagrangian": seeds, "sft": seeds},
-        "pairs": {"fixed_penalty vs lagrangian": {"helpfulness": won, "harmlessness": won}},
+        "seeds": {"fixed_penalty-penalty_8.0": seeds, "lagrangian": seeds, "sft": seeds},
+        "pairs": {"fixed_penalty-penalty_8.0 vs lagrangian": {"helpfulness": won, "harmlessness": won}},
         "helpfulness": {"ratings": {"lagrangian": rating}},
         "harmlessness": {"ratings": {"lagrangian": rating}},
     }
@@ -319,8 +319,10 @@ def test_one_seed_settles_no_trained_claim(tmp_path):
     evidence = record(tmp_path, seeds=1)
     for claim in TRAINED:
         row = row_of(claim, evidence)
-        none = {"equal_search", "equal_search_help"}  # converged policies count from three seeds on
-        assert row["verdict"] in ((OPEN,) if claim.id in none else (UNDECIDED, ASIDE)), claim.id
+        words = (
+            (ASIDE,) if claim.kind == ASIDE else (UNDECIDED, OPEN)
+        )  # converged policies count from three seeds on
+        assert row["verdict"] in words, claim.id
         assert row["seeds"] in (1, None)
 
 
@@ -340,19 +342,12 @@ def test_rows_are_json_and_a_table(good, tmp_path, capsys):
     assert "not yet measured" in capsys.readouterr().out
 
 
-def test_seeds_of_the_main_job_and_of_a_sweep_are_one_group(good):
-    assert [c.seed for c in good.main("fixed_penalty")] == [0, 1, 2]
+def test_cells_of_a_sweep_are_grouped_by_their_settings(good):
     assert len(good.cells("fixed_penalty", {"penalty": 8.0})) == 3
     assert list(good.swept("fixed_penalty", "penalty")) == [4.0, 8.0, 16.0, 32.0]
-    only_sweep = Evidence(results=good.results[:1], sweep=good.sweep)
-    assert [c.seed for c in only_sweep.main("lagrangian")] == [0, 1, 2]
-    other = Evidence(
-        results=[good.results[0], {**good.results[1], "config": {**good.results[1]["config"], "penalty": 1}}]
-    )
-    assert [c.seed for c in other.main("fixed_penalty")] == [0], "another penalty is another policy"
 
 
-def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_path):
+def test_converged_policies_count_once_each_has_three_seeds(tmp_path):
     record(tmp_path)
     cells = [
         {
@@ -391,7 +386,7 @@ def test_converged_policies_replace_the_main_jobs_once_each_has_three_seeds(tmp_
     write(tmp_path / "runs" / "tuning" / "sweep.json", {"threshold": 0.03, "cells": cells})
     assert len(Evidence.read(tmp_path).sweep) == len(found.sweep), "settings were chosen by it: no evidence"
     write(place, {"threshold": 0.03, "cells": [cell for cell in cells if cell["seed"] < 2]})
-    assert len(Evidence.read(tmp_path).main("fixed_penalty")) == 3, "half recorded: the main job's, as before"
+    assert not Evidence.read(tmp_path).main("fixed_penalty"), "half recorded"
 
 
 def test_recorded_answers_pair_the_prompts(tmp_path):

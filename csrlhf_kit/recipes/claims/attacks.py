@@ -52,14 +52,14 @@ def robust_after_rounds(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def held_out_teams(e: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """Red-team tables by the policy's method, which is the name of the folder above its adapter, or `sft`."""
+    """Red-team tables by the policy's method, with which the folder above its adapter begins, or `sft`."""
     found: dict[str, list[dict[str, Any]]] = {}
     for told in e.red_team:
         if told["config"]["team"] != "held_out":
             continue
         path = told["config"]["policy"]
         parts = [p for p in (path or "sft").replace("\\", "/").split("/") if p and p != "adapter"]
-        found.setdefault(parts[-1].partition("-seed_")[0], []).append(told)
+        found.setdefault(parts[-1].partition("-")[0], []).append(told)
     return found
 
 

@@ -116,6 +116,9 @@ class Evidence:
     converged: list[list[PolicyRow]] = field(default_factory=list)
     """Cells of `runs/converged`, trained until their curves are flat, by their settings; empty until each has three
     seeds, so that nothing compares a policy of many steps with one of few."""
+    judges: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """A cost model's metrics on the test labels, by its name, one per seed: of those that converged policies were
+    trained against; the others are of `csrlhf run`."""
     files: list[str] = field(default_factory=list)
     """The files that were read, relative to the data folder."""
 
@@ -146,39 +149,22 @@ class Evidence:
                 lasting = kind == "sweep" and place.parts[1] == "converged"
                 found.setdefault("converged" if lasting else kind, []).append(read_json(path))
                 files.append(str(place))
-        sweeps, arena = found.pop("sweep"), found.pop("arena")
-        lasting = by_settings(row for told in found.pop("converged", []) for row in policy_rows(told))
+        sweeps, arena, converged = found.pop("sweep"), found.pop("arena"), found.pop("converged", [])
+        lasting = by_settings(row for told in converged for row in policy_rows(told))
         judged_by: dict[str, list[PolicyRow]] = {"semantic": [], "bradley_terry": []}
         for told in sweeps:
             judged_by[told.get("cost_model", "semantic")] += policy_rows(told)
+        own = [*converged, *(told for told in sweeps if told.get("cost_model") == "bradley_terry")]
         return cls(
             **found, sweep=judged_by["semantic"], ablation=judged_by["bradley_terry"], files=files,
-            arena=arena[0] if arena else None,
+            arena=arena[0] if arena else None, judges=_judges(found["results"]) | _judges(own),
             converged=lasting if min(map(len, lasting), default=0) >= SEEDS_NEEDED else [],
         )  # fmt: skip
 
     def main(self, method: str) -> list[PolicyRow]:
-        """A method's converged policies, with the fewest settings of their own, one per seed; before these are
-        recorded: its policies in `csrlhf run` and the sweeps' cells with the same settings.
-        """
+        """A method's converged policies, with the fewest settings of their own, one per seed."""
         lasting = [cells for cells in self.converged if cells[0].method == method]
-        if lasting or not self.results:
-            return min(lasting, key=lambda cells: len(cells[0].settings), default=[])
-        config = self.results[0]["config"]
-        cells = [
-            row
-            for told in self.results
-            if all(told["config"][name] == config[name] for name in ("threshold", "penalty"))
-            for row in policy_rows(told)
-            if row.method == method
-        ]
-        with_penalty = method in ("fixed_penalty", "linear_penalty")
-        same = {"penalty": config["penalty"]} if with_penalty else {}
-        cells += [c for c in self.cells(method, same) if c.threshold == config["threshold"]]
-        by_seed: dict[int, PolicyRow] = {}
-        for cell in cells:
-            by_seed.setdefault(cell.seed, cell)
-        return [by_seed[seed] for seed in sorted(by_seed)]
+        return min(lasting, key=lambda cells: len(cells[0].settings), default=[])
 
     def tuned(self, method: str) -> list[PolicyRow]:
         """A method's converged policies at settings that were searched for; dual ascent's may be a controller's."""
@@ -211,8 +197,8 @@ class Evidence:
         return dict(sorted(found.items()))
 
     def costs(self, model: str, name: str) -> Estimate | None:
-        """A cost model's metric in `csrlhf run`, over its seeds; None if it was not measured."""
-        rows = [r["cost_models"][model] for r in self.results if model in r.get("cost_models", {})]
+        """A cost model's metric over its seeds; None if it was not measured."""
+        rows = self.judges.get(model, [])
         values = [row[name] for row in rows if row.get(name) is not None]
         if not values:
             return None
@@ -220,6 +206,15 @@ class Evidence:
             return mean_over_seeds(values)
         bounds = rows[0].get("intervals", {}).get(name, (-math.inf, math.inf))
         return Estimate(values[0], *bounds, 1, rows[0].get("n"))
+
+
+def _judges(records: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The cost models' metrics in these records, by the models' names."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for told in records:
+        for name, row in told.get("cost_models", {}).items():
+            found.setdefault(name, []).append(row)
+    return found
 
 
 def by_settings(cells: Iterable[PolicyRow]) -> list[list[PolicyRow]]:

@@ -6,7 +6,6 @@ A measure maps the evidence and the paper's numbers to a `Finding`, or to None i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
@@ -46,13 +45,9 @@ def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
 
 
 def of_ablation(e: Evidence, name: str) -> Estimate | None:
-    """Harm rate of "cost model + method"; with the semantic model it comes from `csrlhf run`, with as many steps."""
+    """Harm rate of "cost model + method", of converged policies with either cost model."""
     cost, method = name.split(" + ")
-    cells = (
-        replace(e, converged=[]).main(method)
-        if cost == "semantic"
-        else [c for c in e.ablation if c.method == method]
-    )
+    cells = e.main(method) if cost == "semantic" else [c for c in e.ablation if c.method == method]
     return ev.rate_of(cells, "harmful_nominal")
 
 
@@ -143,10 +138,15 @@ def time_to_limits(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def preferred(e: Evidence, paper: Numbers) -> Finding | None:
-    pair = (e.arena or {}).get("pairs", {}).get("fixed_penalty vs lagrangian")
+    """Win rates of the fixed penalty against the Lagrangian; the arena names a policy by its method and settings."""
+    told, fixed = e.arena or {}, e.main("fixed_penalty")[:1]
+    name = "-".join(
+        ["fixed_penalty", *(f"{key}_{value}" for row in fixed for key, value in row.settings.items())]
+    )
+    pair = told.get("pairs", {}).get(f"{name} vs lagrangian")
     if pair is None:
         return None
-    seeds = min(e.arena["seeds"][m] for m in ("fixed_penalty", "lagrangian"))
+    seeds = min(told["seeds"][policy] for policy in (name, "lagrangian"))
     won = {k: Estimate.of(pair[k], seeds) for k in ("helpfulness", "harmlessness")}
     verdict = ev.all_of(ev.at_least(rate, paper["share"]) for rate in won.values())
     return finding(verdict, ", ".join(f"{k} {shown(r)}" for k, r in won.items()), **won)

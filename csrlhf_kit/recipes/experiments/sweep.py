@@ -199,6 +199,7 @@ def write_tables(config: SweepConfig) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "threshold": config.threshold,
         "cost_model": config.cost_model,
+        "cost_models": {config.cost_model: config.read_stage(config.cost_model)},
         "versions": versions(),
         "wall_seconds": config.read_stage("seconds"),
         "cells": [
