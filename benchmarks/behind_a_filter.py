@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,8 +59,10 @@ class Config:
     """Where `make converged` has left scorers and policies, a folder `seed_S` each."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     """The policies' seeds; also those of the sampling."""
-    policy: str = "fixed_penalty-penalty_6.0"
-    """Name of the policy in the run, without its seed."""
+    policy: str = "fixed_penalty-penalty_6.0-seed_{seed}"
+    """Name of the policy in the run, with {seed} for its seed."""
+    base: Path | None = None
+    """The base model of all of them; None: the shipped one."""
     attacked: int = 50
     """Requests that the red team attacks."""
     tries: int = 64
@@ -100,9 +102,9 @@ class Drawer:
     """Draws and scores answers of one trained policy."""
 
     def __init__(self, seed: int, config: Config) -> None:
-        own, name = config.runs / f"seed_{seed}", f"{config.policy}-seed_{seed}"
+        own, name = config.runs / f"seed_{seed}", config.policy.format(seed=seed)
         self.roles, self.tokenizer = load_roles(
-            MAIN, reward=own / "models" / "reward", cost=own / "models" / "semantic",
+            replace(MAIN, base=config.base), reward=own / "models" / "reward", cost=own / "models" / "semantic",
             policy=own / "policies" / name / "adapter",
         )  # fmt: skip
         self.others = [load_scorer(path, merge=True) for path in others(seed, config.runs)]
