@@ -107,8 +107,12 @@ curves: .venv/.run ## rebuild data/runs/filter and what_it_takes: cost models be
 	$(BIN)/python benchmarks/behind_a_filter.py
 	$(BIN)/python benchmarks/what_it_takes.py
 
-sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 3 hours on 2 cores)
+sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds, the contested ones x 10 (about 300 policies and 5 hours on 2 cores)
 	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume
+	for seed in 0 1 2 3 4 5 6 7 8 9; do \
+	  $(BIN)/csrlhf sweep --plan contested --ppo.steps 32 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/contested/seed_$$seed --record data/runs/contested/seed_$$seed --resume || exit 1; \
+	done
 	for plan in penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done

@@ -190,11 +190,8 @@ class Evidence:
 
     def swept(self, method: str, name: str) -> dict[float, list[PolicyRow]]:
         """The method's cells that change only the setting `name`: value -> cells."""
-        found: dict[float, list[PolicyRow]] = {}
-        for cell in self.sweep:
-            if cell.method == method and set(cell.settings) == {name}:
-                found.setdefault(float(cell.settings[name]), []).append(cell)
-        return dict(sorted(found.items()))
+        values = {c.settings[name] for c in self.sweep if c.method == method and set(c.settings) == {name}}
+        return {float(value): self.cells(method, {name: value}) for value in sorted(values)}
 
     def costs(self, model: str, name: str) -> Estimate | None:
         """A cost model's metric over its seeds; None if it was not measured."""
@@ -218,11 +215,12 @@ def _judges(records: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, An
 
 
 def by_settings(cells: Iterable[PolicyRow]) -> list[list[PolicyRow]]:
-    """Cells grouped by method and settings; the cells of a group differ by seed."""
-    groups: dict[str, list[PolicyRow]] = {}
+    """Cells grouped by method and settings; the cells of a group differ by seed, of two with one seed the first counts."""
+    groups: dict[str, dict[int, PolicyRow]] = {}
     for cell in cells:
-        groups.setdefault(f"{cell.method} {sorted(cell.settings.items())}", []).append(cell)
-    return list(groups.values())
+        name = f"{cell.method} {sorted(cell.settings.items())}"
+        groups.setdefault(name, {}).setdefault(cell.seed, cell)
+    return [list(group.values()) for group in groups.values()]
 
 
 def rate_of(cells: Sequence[PolicyRow], name: str) -> Estimate | None:

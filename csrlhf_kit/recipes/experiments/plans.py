@@ -48,6 +48,15 @@ def published() -> list[Setting]:
     ]
 
 
+def contested() -> list[Setting]:
+    """What three seeds of these sweeps leave undecided in the ledger; to be run with ten, and scorers of their own."""
+    shaped = [(m, chosen) for m, chosen in published() if m == "reward_shaping" and chosen]
+    strengths: list[Setting] = [("fixed_penalty", {"penalty": p}) for p in (8.0, 16.0, 32.0)]
+    direct = ("safedpo", "sacpo", "mocan", "dpo_safer")
+    plain: list[Setting] = [(m, {}) for m in ("fixed_penalty", "linear_penalty", "lagrangian", *direct)]
+    return [*plain, ("fixed_penalty", {"gate": "batch"}), *strengths, *shaped]
+
+
 def tuning() -> list[Setting]:
     """As many settings of the rectified penalty as of dual ascent at the scale of probabilities: judge on validation."""
     strengths = (3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
@@ -105,6 +114,7 @@ PLANS: dict[str, Callable[[], list[Setting]]] = {
     "penalties": penalties,
     "lagrangians": lagrangians,
     "published": published,
+    "contested": contested,
     "tuning": tuning,
     "converged": converged_policies,
     "prices": prices,
