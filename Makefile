@@ -103,9 +103,13 @@ converged: .venv/.run ## rebuild data/runs/converged and ablation: 9 policies x 
 	    --out runs/ablation/seed_$$seed --record data/runs/ablation/seed_$$seed --resume || exit 1; \
 	done
 
-curves: .venv/.run ## rebuild data/runs/filter and what_it_takes: cost models behind the converged policies; more or less of one thing (hours)
+curves: .venv/.run ## rebuild data/runs/filter, what_it_takes and main_tuned: cost models behind the converged policies; more or less of one thing (hours)
 	$(BIN)/python benchmarks/behind_a_filter.py
 	$(BIN)/python benchmarks/what_it_takes.py
+	for seed in 0 1 2 3 4; do \
+	  $(BIN)/csrlhf sweep --plan grid --method pid_lagrangian --grid initial=3.0 proportional=10.0 integral=1.0 --seeds $$seed \
+	    --scorer-seed $$seed --out runs/main_tuned/seed_$$seed --record data/runs/main_tuned/seed_$$seed --resume || exit 1; \
+	done
 
 sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds, the contested ones x 10 (about 300 policies and 5 hours on 2 cores)
 	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume

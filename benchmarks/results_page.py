@@ -17,6 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
 from benchmarks.what_it_takes import CURVES, LABELS, STEPS, WIDTH
@@ -214,6 +216,21 @@ def _rule(cells: Sequence[PolicyRow]) -> str:
     return "; judged by the oracle's earlier rule ([CHANGELOG](../CHANGELOG.md))" if old else ""
 
 
+def spread(records: Records) -> str:
+    """How far apart seeds end after as many steps as the main job has: its fixed penalty, and the tuned Lagrangian."""
+    files = sorted(records.data.glob(f"runs/what_it_takes/steps_{MAIN.ppo.steps}_*.json"))
+    fixed = [PolicyRow("fixed_penalty", policy=told["policy"]) for told in map(read_json, files)]
+    files = sorted(records.data.glob("runs/main_tuned/*/sweep.json"))
+    tuned = [row for file in files for row in policy_rows(read_json(file))]
+    rows = []
+    for cells in (fixed, tuned):
+        harm = measured(cells, "harmful_nominal")
+        told = [text_of(name, measured(cells, name)) for name in MEASURES]
+        rows.append([label(cells), str(len(cells)), f"{100 * np.std(harm.runs, ddof=1):.1f}", *told])
+    head = ["in percent", "seeds", "spread of the next column (one standard deviation)", *MEASURES.values()]
+    return table(head, rows)
+
+
 def cost_models(records: Records) -> str:
     """The scorers of `make run`, over all recorded seeds."""
     columns = {
@@ -396,6 +413,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "contrasts": contrasts,
     "verdicts": verdicts,
     "main-job": main_job,
+    "spread": spread,
     "cost-models": cost_models,
     "attacks": attacks,
     "hold-out": hold_out,
