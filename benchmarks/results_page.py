@@ -255,7 +255,7 @@ def _share(figure: Estimate | None, scale: float, digits: int) -> str:
 
 
 def attacks(records: Records) -> str:
-    """The main job's policies against the held-out red team, and in conversations."""
+    """The converged policies against the held-out red team, and in conversations."""
     rows = []
     for name, told in held_out_teams(records.evidence).items():
         hold = rate_over_seeds([one["robust"] for one in told])
