@@ -8,7 +8,7 @@ curve. Their scorers (`--converged`) are taken over where a curve leaves them as
 - `steps`: PPO steps.
 - `families`: kinds of wrapper among PPO's prompts, each alone and never nested; half of the prompts stay plain. The
   cost model still learns from all seven, nested too, as the converged runs' prompts have them.
-- `labels`: safe/unsafe labels that the cost model learns from, drawn anew from the generator.
+- `labels`: safe/unsafe labels that the cost model learns from, drawn anew from the generator; fewer are read more often.
 - `layers`: the base's last layers that the scorers' adapters act on.
 - `talks`: percent of PPO's prompts that come in the second or third turn of a conversation, in the wrappers of training.
 - `width`: the base, made anew (`csrlhf make-base`), with a peak learning rate that falls with the root of the width;
@@ -98,6 +98,8 @@ def run_config(curve: str, value: int, seed: int, config: Config) -> RunConfig:
     changed: dict[str, Any] = {}
     if curve == "layers":
         changed["scorer_layers"] = value
+    if curve == "labels":
+        changed["scorer_epochs"] = max(1.0, LABELS / value)
     if curve == "width":
         changed["base"] = config.work / f"base_{value}"
     ppo = replace(MAIN.ppo, steps=value if curve == "steps" else STEPS)

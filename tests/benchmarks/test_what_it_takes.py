@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.what_it_takes import (
     CURVES,
+    LABELS,
     STEPS,
     TAKEN_OVER,
     WIDTH,
@@ -38,9 +39,13 @@ def test_a_point_differs_from_the_converged_runs_in_one_thing(curve):
     for value in CURVES[curve]:
         found = run_config(curve, value, 3, config)
         changed = {name for name, value in asked.items() if getattr(found, name) != value}
-        allowed = {"layers": {"scorer_layers"}, "width": {"base"}}.get(curve, set())
+        allowed = {"layers": {"scorer_layers"}, "width": {"base"}, "labels": {"scorer_epochs"}}.get(
+            curve, set()
+        )
         assert changed <= allowed and (found.ppo.steps == STEPS) == (curve != "steps")
         assert found.out == Path("w") / f"{curve}_{value}" / "seed_3"
+        if curve == "labels":  # never fewer updates than usual, nor less than one pass
+            assert found.scorer_epochs * value >= LABELS and found.scorer_epochs >= 1
 
 
 def test_the_middle_of_each_curve_is_what_make_converged_trains():
