@@ -22,7 +22,8 @@ from benchmarks.results_page import (
     measured,
 )
 from csrlhf_kit.data.sources import data_folder
-from csrlhf_kit.theory.over_seeds import difference
+from csrlhf_kit.theory.intervals import Estimate
+from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds
 
 ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"(?<![\w./-])\d+(?:\.\d+)?\s?%|(?<![\w./-])\d+\.\d+(?![\w.])")
@@ -120,6 +121,22 @@ def test_the_prose_beside_the_filters_holds(records):
             assert row["helpfulness"] > alone["helpfulness"] - 0.02
     hold = [row["robust"]["rate"] for told in seeds for row in told["rows"]]
     assert sum(hold) / len(hold) < 0.5
+
+    def changes(name: str, judges: int, draws: int) -> Estimate:
+        """The change of a rate by a rule, paired by policy."""
+        found = []
+        for told in seeds:
+            alone, *ruled = told["rows"]
+            row = next(r for r in ruled if (r["judges"], r["draws"]) == (judges, draws))
+            pair = [r["turns"]["3"]["harmful"] if name == "turns" else r[name] for r in (row, alone)]
+            found.append(pair[0]["rate"] - pair[1]["rate"])
+        return mean_over_seeds(found)
+
+    own, five, best = (changes("harmful_jailbreak", *rule) for rule in ((1, 1), (5, 1), (1, 4)))
+    alone = mean_over_seeds([told["rows"][0]["harmful_jailbreak"]["rate"] for told in seeds])
+    assert own.high < 0 and own.value < -alone.value / 2 and abs(own.value - five.value) < 0.02
+    assert best.value > own.value and changes("over_refusal", 1, 4).high < changes("over_refusal", 1, 1).low
+    assert all(turn.low < 0 < turn.high for turn in (changes("turns", j, n) for j in (1, 5) for n in (1, 4)))
 
 
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
