@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks book browser-test student data base gpu-check real converged curves sweeps pressure attacks clean results
+.PHONY: help run recorded seeds claims test lint unit notebook-test second-processor lab notebooks book browser-test student data base gpu-check real converged curves sweeps contested pressure attacks clean results
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -94,13 +94,11 @@ real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: w
 results: .venv/.run ## write the tables of README.md and docs/results.md, and their figure, from what is recorded
 	$(BIN)/python benchmarks/results_page.py
 
-# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 15 to 22 minutes.
-converged: .venv/.run ## rebuild data/runs/converged and ablation: 9 policies x 10 seeds, 128 steps each (3 to 4 hours on 2 cores)
+# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 11 to 16 minutes.
+converged: .venv/.run ## rebuild data/runs/converged: seven policies x 10 seeds, 128 steps each (2 to 3 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
-	  $(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
-	    --out runs/ablation/seed_$$seed --record data/runs/ablation/seed_$$seed --resume || exit 1; \
 	done
 
 curves: .venv/.run ## rebuild data/runs/filter, what_it_takes and main_tuned: cost models behind the converged policies; more or less of one thing (hours)
@@ -111,12 +109,8 @@ curves: .venv/.run ## rebuild data/runs/filter, what_it_takes and main_tuned: co
 	    --scorer-seed $$seed --out runs/main_tuned/seed_$$seed --record data/runs/main_tuned/seed_$$seed --resume || exit 1; \
 	done
 
-sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds, the contested ones x 10 (about 300 policies and 5 hours on 2 cores)
+sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 3 hours on 2 cores)
 	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume
-	for seed in 0 1 2 3 4 5 6 7 8 9; do \
-	  $(BIN)/csrlhf sweep --plan contested --ppo.steps 32 --seeds $$seed --scorer-seed $$seed \
-	    --out runs/contested/seed_$$seed --record data/runs/contested/seed_$$seed --resume || exit 1; \
-	done
 	for plan in penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
@@ -124,9 +118,16 @@ sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds, the conte
 	for plan in prices gates; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
+	$(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --out runs/sweep_ablation --record data/runs/ablation --resume
 
-pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth, a third and all of the pairs, 10 seeds
-	for share in 0.1 0.33 1.0; do for seed in 0 1 2 3 4 5 6 7 8 9; do \
+contested: .venv/.run ## run with ten seeds what three left undecided, into data/runs/contested; `make claims` then goes by it (3 hours on 2 cores)
+	for seed in 0 1 2 3 4 5 6 7 8 9; do \
+	  $(BIN)/csrlhf sweep --plan contested --ppo.steps 32 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/contested/seed_$$seed --record data/runs/contested/seed_$$seed --resume || exit 1; \
+	done
+
+pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth, a third and all of the pairs, 3 seeds
+	for share in 0.1 0.33 1.0; do for seed in 0 1 2; do \
 	  out=pairs_$${share}_$$seed; \
 	  $(BIN)/csrlhf cost-model --objective safe_rlhf --seed $$seed --data data/world/preferences_train.jsonl:$$share \
 	    --test-data data/world/preferences_test.jsonl --out runs/$$out --no-progress || exit 1; \

@@ -139,6 +139,32 @@ def test_the_prose_beside_the_filters_holds(records):
     assert all(turn.low < 0 < turn.high for turn in (changes("turns", j, n) for j in (1, 5) for n in (1, 4)))
 
 
+def test_the_prose_beside_the_curves_holds(records):
+    points: dict[str, list[dict]] = {}
+    for file in sorted(records.data.glob("runs/what_it_takes/*.json")):
+        told = json.loads(file.read_text())
+        points.setdefault(f"{told['curve']} {told['value']}", []).append(told["policy"])
+    usual = [json.loads(f.read_text())["rows"][0] for f in sorted(records.data.glob("runs/filter/*.json"))]
+
+    def mean(rows: list[dict], name: str) -> Estimate:
+        found = [row["turns"]["3"]["harmful"] if name == "turns" else row[name] for row in rows]
+        return mean_over_seeds([one["rate"] for one in found])
+
+    def gap(point: str, name: str) -> Estimate:
+        return difference(mean(points[point], name), mean(usual, name))
+
+    jailbreak = mean(usual, "harmful_jailbreak").value
+    assert 1.6 < mean(points["families 0"], "harmful_jailbreak").value / jailbreak < 2.4
+    assert gap("families 0", "harmful_jailbreak").low > 0
+    for point in ("steps 64", "labels 1000", "width 192"):
+        found = gap(point, "harmful_jailbreak")
+        assert abs(found.value) < 0.02 and found.low < 0 < found.high
+    assert gap("width 192", "over_refusal").high < 0 and mean(points["width 192"], "over_refusal").high < 0.02
+    assert any(row["over_refusal"]["rate"] > 0.9 for row in points["steps 256"])
+    talks = gap("talks 25", "turns")
+    assert talks.low < 0 < talks.high
+
+
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
     (tmp_path / "runs/filter").mkdir(parents=True)
     for seed, harm in enumerate((0.3, 0.9)):  # the policies differ by much, the change by nothing

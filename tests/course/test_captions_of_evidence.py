@@ -196,6 +196,21 @@ def every_policy_that_helps_gives_way(f: Figure):
         assert bool(name) == (y > 2 and not beaten)
 
 
+@says(
+    "10",
+    "Without wrappers in training twice as much harm; behind a filter less than half",
+    "A dot is a seed. The filters read the answers of the recipe's own five policies; every other row is five more.",
+)
+def wrappers_and_a_filter(f: Figure):
+    dots, rows = f["recorded runs", "x2"], f.layout["yaxis"]["ticktext"]
+    harm = {row: dots.x[np.round(dots.y) == place].mean() for place, row in enumerate(rows)}
+    assert len(dots.x) == 5 * len(rows)
+    recipe, filters = harm.pop("the recipe"), [harm.pop(row) for row in rows if "filter" in row]
+    assert near(harm.pop("no wrappers in training"), 2 * recipe, 0.2 * recipe)
+    assert len(filters) == 2 and max(filters) < recipe / 2
+    assert near(list(harm.values()), recipe, 0.5 * recipe)  # nothing else does half as much
+
+
 @says("10", "Ten answers in a hundred are harmful: all of them on one request in five", solved="10.1")
 def all_on_one_request_in_five(f: Figure):
     even, uneven = f["every request alike, 0.9^k"], f[YOURS]

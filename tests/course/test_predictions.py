@@ -74,6 +74,7 @@ TELLS = {
         "after a short training": r"sixteen tries (undo|break)",
         "three rounds without twins": r"stops answering|all but vanishes",
         "who helps and holds": r"gives way|One of 27 holds|88\.0",
+        "what moves it most": r"twice as much harm|no wrappers in training +\+\d",
     },
     "11": {
         "NF4 against equal steps": r"a tenth, and in blocks|loses on small ones|normal weights +\d",

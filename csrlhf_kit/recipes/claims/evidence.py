@@ -144,7 +144,7 @@ class Evidence:
                 place = path.relative_to(data)
                 if (
                     place.parts[1] == "tuning"
-                ):  # on validation prompts: settings are chosen by it, nothing is judged
+                ):  # on validation prompts: it chooses settings, and judges nothing
                     continue
                 lasting = kind == "sweep" and place.parts[1] == "converged"
                 found.setdefault("converged" if lasting else kind, []).append(read_json(path))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
+from csrlhf_kit.evaluation.results import policy_rows
 from csrlhf_kit.recipes.claims import evidence as ev
 from csrlhf_kit.recipes.claims.equilibrium import predict_cost, settled_cost
 from csrlhf_kit.recipes.claims.evidence import (
@@ -45,10 +46,12 @@ def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
 
 
 def of_ablation(e: Evidence, name: str) -> Estimate | None:
-    """Harm rate of "cost model + method", of converged policies with either cost model."""
+    """Harm rate of "cost model + method"; with the semantic model it comes from `csrlhf run`, with as many steps."""
     cost, method = name.split(" + ")
-    cells = e.main(method) if cost == "semantic" else [c for c in e.ablation if c.method == method]
-    return ev.rate_of(cells, "harmful_nominal")
+    cells = (
+        e.ablation if cost == "bradley_terry" else [row for told in e.results for row in policy_rows(told)]
+    )
+    return ev.rate_of([cell for cell in cells if cell.method == method], "harmful_nominal")
 
 
 def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
