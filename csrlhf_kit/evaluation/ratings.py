@@ -46,8 +46,6 @@ def win_rate(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     The interval is that of a rate over seeds. Counting a tie as half a win makes it wider than it need be.
     """
     won = outcomes(first, second)  # (seeds, prompts)
-    if not won.size:
-        return {"rate": 0.5, "low": 0.0, "high": 1.0, "n": 0, "ties": 0.0}
     _, low, high, *_ = rate_over_seeds([{"rate": float(row.mean()), "n": row.size} for row in won])
     return {
         "rate": float(won.mean()), "low": low, "high": high, "n": won.size, "ties": float((won == 0.5).mean()),

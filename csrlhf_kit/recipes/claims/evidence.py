@@ -142,9 +142,7 @@ class Evidence:
             found[kind] = []
             for path in (p for pattern in patterns for p in sorted(data.glob(pattern))):
                 place = path.relative_to(data)
-                if (
-                    place.parts[1] == "tuning"
-                ):  # on validation prompts: it chooses settings, and judges nothing
+                if place.parts[1] == "tuning":  # it chooses settings, and judges nothing
                     continue
                 lasting = kind == "sweep" and place.parts[1] == "converged"
                 found.setdefault("converged" if lasting else kind, []).append(read_json(path))
