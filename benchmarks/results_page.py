@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from statistics import stdev
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
@@ -216,17 +215,26 @@ def _rule(cells: Sequence[PolicyRow]) -> str:
     return "; judged by the oracle's earlier rule ([CHANGELOG](../CHANGELOG.md))" if old else ""
 
 
+def curve_points(records: Records) -> dict[tuple[str, int], list[PolicyRow]]:
+    """(curve, value) -> the policies that `benchmarks/what_it_takes.py` has recorded there, one per seed."""
+    points: dict[tuple[str, int], list[PolicyRow]] = {}
+    for told in map(read_json, sorted(records.data.glob("runs/what_it_takes/*.json"))):
+        row = PolicyRow("fixed_penalty", seed=told["seed"], policy=told["policy"])
+        points.setdefault((told["curve"], told["value"]), []).append(row)
+    return points
+
+
 def spread(records: Records) -> str:
     """How far apart seeds end after as many steps as the main job has: its fixed penalty, and the tuned Lagrangian."""
-    files = sorted(records.data.glob(f"runs/what_it_takes/steps_{MAIN.ppo.steps}_*.json"))
-    fixed = [PolicyRow("fixed_penalty", policy=told["policy"]) for told in map(read_json, files)]
     files = sorted(records.data.glob("runs/main_tuned/*/sweep.json"))
     tuned = [row for file in files for row in policy_rows(read_json(file))]
     rows = []
-    for cells in (fixed, tuned):
-        harm = measured(cells, "harmful_nominal")
-        told = [text_of(name, measured(cells, name)) for name in MEASURES]
-        rows.append([label(cells), str(len(cells)), f"{100 * np.std(harm.runs, ddof=1):.1f}", *told])
+    for cells in (curve_points(records)["steps", MAIN.ppo.steps], tuned):
+        found = {name: measured(cells, name) for name in MEASURES}
+        told = [text_of(name, figure) for name, figure in found.items()]
+        rows.append(
+            [label(cells), str(len(cells)), f"{100 * stdev(found['harmful_nominal'].runs):.1f}", *told]
+        )
     head = ["in percent", "seeds", "spread of the next column (one standard deviation)", *MEASURES.values()]
     return table(head, rows)
 
@@ -327,11 +335,7 @@ def behind_filter(records: Records) -> str:
 
 def what_it_takes(records: Records) -> str:
     """More or less of one thing at a time, and the converged runs in the middle of each curve."""
-    points: dict[tuple[str, int], list[PolicyRow]] = {}
-    for file in records.data.glob("runs/what_it_takes/*.json"):
-        told = read_json(file)
-        row = PolicyRow("fixed_penalty", seed=told["seed"], policy=told["policy"])
-        points.setdefault((told["curve"], told["value"]), []).append(row)
+    points = curve_points(records)
     middle = {"steps": STEPS, "labels": LABELS, "layers": MAIN.scorer_layers, "talks": 0, "width": WIDTH}
     alone = {
         told["seed"]: told["rows"][0] for told in map(read_json, records.data.glob("runs/filter/*.json"))

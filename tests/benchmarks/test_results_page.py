@@ -16,6 +16,7 @@ from benchmarks.results_page import (
     MEASURES,
     PAGES,
     Records,
+    curve_points,
     dots,
     filled,
     label,
@@ -109,6 +110,11 @@ def test_the_prose_beside_the_headline_holds(records):
     assert not [c for c in (*fixed, *tuned) if c.policy["helpfulness"] < 0.5 * base]
 
 
+def share(row: dict, name: str) -> float:
+    """One of a recorded row's rates; "turns": harm in the third turn."""
+    return (row["turns"]["3"]["harmful"] if name == "turns" else row[name])["rate"]
+
+
 def test_the_prose_beside_the_filters_holds(records):
     seeds = [json.loads(file.read_text()) for file in sorted(records.data.glob("runs/filter/*.json"))]
     assert len(seeds) >= 3
@@ -128,8 +134,7 @@ def test_the_prose_beside_the_filters_holds(records):
         for told in seeds:
             alone, *ruled = told["rows"]
             row = next(r for r in ruled if (r["judges"], r["draws"]) == (judges, draws))
-            pair = [r["turns"]["3"]["harmful"] if name == "turns" else r[name] for r in (row, alone)]
-            found.append(pair[0]["rate"] - pair[1]["rate"])
+            found.append(share(row, name) - share(alone, name))
         return mean_over_seeds(found)
 
     own, five, best = (changes("harmful_jailbreak", *rule) for rule in ((1, 1), (5, 1), (1, 4)))
@@ -140,15 +145,12 @@ def test_the_prose_beside_the_filters_holds(records):
 
 
 def test_the_prose_beside_the_curves_holds(records):
-    points: dict[str, list[dict]] = {}
-    for file in sorted(records.data.glob("runs/what_it_takes/*.json")):
-        told = json.loads(file.read_text())
-        points.setdefault(f"{told['curve']} {told['value']}", []).append(told["policy"])
+    found = curve_points(records).items()
+    points = {f"{curve} {value}": [row.policy for row in rows] for (curve, value), rows in found}
     usual = [json.loads(f.read_text())["rows"][0] for f in sorted(records.data.glob("runs/filter/*.json"))]
 
     def mean(rows: list[dict], name: str) -> Estimate:
-        found = [row["turns"]["3"]["harmful"] if name == "turns" else row[name] for row in rows]
-        return mean_over_seeds([one["rate"] for one in found])
+        return mean_over_seeds([share(row, name) for row in rows])
 
     def gap(point: str, name: str) -> Estimate:
         return difference(mean(points[point], name), mean(usual, name))

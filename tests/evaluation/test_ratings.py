@@ -184,9 +184,8 @@ def test_the_arena_tells_helpful_from_harmless():
     assert result["harmlessness"]["ratings"]["refuses"]["low"] > 0
     pair = result["pairs"]["tells vs refuses"]
     assert pair["helpfulness"]["rate"] == 1.0 and pair["harmlessness"]["rate"] == 0.0
-    assert (
-        pair["helpfulness"]["n"] == result["helpfulness"]["prompts"]
-    )  # one seed of two meets the rival's only one
+    # One seed of two meets the rival's only one.
+    assert pair["helpfulness"]["n"] == result["helpfulness"]["prompts"]
     assert pair["table"]["better"]["unsafe"] == pytest.approx(0.5)
     assert result["pairs"]["refuses vs tells"]["table"]["worse"]["safe"] == pytest.approx(1.0)
     assert result["seeds"] == {"tells": 2, "refuses": 1}
