@@ -8,7 +8,6 @@ import pytest
 from benchmarks.behind_a_filter import (
     ALONE,
     DECLINED,
-    DRAWS,
     JUDGES,
     THRESHOLDS,
     Drawn,
@@ -40,12 +39,15 @@ def test_the_threshold_is_the_safest_that_refuses_little_more():
             )
         }
 
-    table = {(j, n, t): row(0.02, 0.1, 0.05) for j in JUDGES for n in DRAWS for t in THRESHOLDS}
-    usual = [(j, n, 1.0) for j in JUDGES for n in DRAWS]
-    assert chosen(table) == usual and usual[0] == ALONE, "of equals the one that declines least"
+    draws = (1, 4)
+    table = {(j, n, t): row(0.02, 0.1, 0.05) for j in JUDGES for n in draws for t in THRESHOLDS}
+    usual = [(j, n, 1.0) for j in JUDGES for n in draws]
+    assert chosen(table, draws) == usual and usual[0] == ALONE, "of equals the one that declines least"
     table[5, 4, 0.1] = row(0.02, 0.04, 0.09)
     table[5, 4, 0.01] = row(0.0, 0.0, 0.4)
-    assert chosen(table) == [*usual[:-1], (5, 4, 0.1)]
+    assert chosen(table, draws) == [*usual[:-1], (5, 4, 0.1)]
+    table[1, 1, 0.001] = row(0.02, 0.1, 0.11)
+    assert chosen(table, (1,), strict=True) == [(1, 1, 0.002), (5, 1, 0.001)], "of equals the strictest"
 
 
 def test_a_rule_reads_its_own_judges_and_its_first_draws():
