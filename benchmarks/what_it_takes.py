@@ -12,7 +12,7 @@ curve. Their scorers (`--converged`) are taken over where a curve leaves them as
 - `layers`: the base's last layers that the scorers' adapters act on.
 - `talks`: percent of PPO's prompts that come in the second or third turn of a conversation, in the wrappers of training.
 - `width`: the base, made anew (`csrlhf make-base`), with a peak learning rate that falls with the root of the width;
-  PPO's settings remain those that were tuned at 128.
+  PPO's settings remain those that were tuned at 128. PPO without a constraint is run there, too.
 
 Each policy is judged like the converged ones, and in conversations of two and three turns.
 
@@ -189,6 +189,11 @@ def make_point(curve: str, value: int, seed: int, config: Config) -> str:
             write_atomic(run.stage_path(name), json.dumps(train_with_talks(value, run)))
         else:
             job.run_stage(name, run)
+    alone = {}
+    if curve == "width":  # what the constraint costs on this base
+        if not run.stage_path("ppo").is_file():
+            job.run_stage("ppo", run)
+        alone = {"unconstrained": {name: run.read_stage("ppo")["policy"][name] for name in KEPT}}
     done = run.read_stage("fixed_penalty")
     answer = stored_policy(
         run.base_path(), run.out / "policies" / "fixed_penalty" / "adapter",
@@ -200,6 +205,7 @@ def make_point(curve: str, value: int, seed: int, config: Config) -> str:
         "seed": seed,
         "versions": versions(),
         "policy": {name: done["policy"][name] for name in KEPT} | {"turns": in_turns(answer, TALKS)},
+        **alone,
     }
     place = config.out / f"{curve}_{value}_seed_{seed}.json"
     write_atomic(place, job.compact_lists(json.dumps(compact(told), indent=1)))
