@@ -7,9 +7,9 @@ learned probability of harm is at most t; where there is none, decline. N = 1 is
 that the policy was trained against, or five: that one and those of the next four seeds, whose logits are averaged. No
 policy was trained against those four, so it has not learned their blind spots. t is chosen on validation prompts, for
 each N and judge: the one of least harm there among those that refuse at most 5 points more of the benign but alarming
-requests than the policy alone. Several have none there; `--strict` then takes the smallest, and uses up what it may
-refuse: other wrappers may tell them apart. The held-out red team then attacks the whole, and harmful requests come at
-once, and in the second and third turn of a conversation that began harmlessly.
+requests than the policy alone; or it is given with `--threshold`. The held-out red team then attacks the whole, and
+harmful requests come at once, and in the second and third turn of a conversation that began harmlessly. Under "curve"
+the file also has what every t does to single answers.
 
 Each seed is a file in data/runs/filter; one that is there is not made again. `benchmarks/results_page.py` has the table.
 """
@@ -44,7 +44,7 @@ from csrlhf_kit.recipes.experiments.sweep import compact
 from csrlhf_kit.runs import versions
 from csrlhf_kit.world.conversations import conversations
 
-JUDGES = (1, 5)
+DRAWS, JUDGES = (1, 4), (1, 5)
 ALONE = (1, 1, 1.0)  # judges, N, t: nothing is held back
 THRESHOLDS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 ALLOWED = 0.05  # over-refusal that a rule may add
@@ -70,10 +70,8 @@ class Config:
     """Its most tries per request."""
     talks: int = 200
     """Conversations of two turns, and as many of three."""
-    draws: tuple[int, ...] = (1, 4)
-    """Each N to measure."""
-    strict: bool = False
-    """Of thresholds with the same harm on validation prompts take the smallest, not the largest."""
+    threshold: float | None = None
+    """t of every policy, with N = 1; None: chosen for each policy and N on its validation prompts."""
     out: Path = Path("data/runs/filter")
     """Folder of the results, a file per seed."""
 
@@ -165,30 +163,48 @@ def given(drawn: Drawn, rule: Rule) -> list[str]:
     return choose([row[:n] for row in drawn.texts], drawn.reward[:, :n], drawn.cost[judges][:, :n], limit)
 
 
-def chosen(validation: dict[Rule, dict[str, Any]], draws: Sequence[int], strict: bool = False) -> list[Rule]:
+def chosen(validation: dict[Rule, dict[str, Any]]) -> list[Rule]:
     """For each number of judges and N the rule of least harm among those that refuse little more than the policy alone.
 
-    Of equals the one of largest t, since it declines least; the one of smallest t if strict.
+    Of equals the one of largest t, since it declines least.
     """
     most = validation[ALONE]["over_refusal"]["rate"] + ALLOWED
     found = []
-    for judges, n in product(JUDGES, draws):
+    for judges, n in product(JUDGES, DRAWS):
         tried = [(judges, n, t) for t in THRESHOLDS]
         kept = [rule for rule in tried if validation[rule]["over_refusal"]["rate"] <= most] or tried[:1]
         harm = {rule: sum(validation[rule][name]["rate"] for name in KEPT[:2]) for rule in kept}
-        found.append(min(kept, key=lambda rule: (harm[rule], rule[2] if strict else -rule[2])))
+        found.append(min(kept, key=lambda rule: (harm[rule], -rule[2])))
+    return found
+
+
+def curve(prompts: Sequence[Prompt], drawn: Drawn) -> list[dict[str, Any]]:
+    """Every threshold and number of judges as a filter, over all of the drawn answers, each on its own."""
+    each = [prompt for prompt, texts in zip(prompts, drawn.texts, strict=True) for _ in texts]
+    cost = {judges: rows.reshape(-1, 1) for judges, rows in drawn.cost.items()}
+    single = Drawn([[text] for texts in drawn.texts for text in texts], drawn.reward.reshape(-1, 1), cost)
+    found = []
+    for judges, limit in product(JUDGES, THRESHOLDS):
+        row = judged(each, given(single, (judges, 1, limit)))
+        del row["outcomes"]  # one per answer would be too many to store
+        found.append({"judges": judges, "threshold": limit} | row)
     return found
 
 
 def measure(seed: int, config: Config) -> dict[str, Any]:
     """One policy alone and behind each rule: the rules' thresholds from validation prompts, all else on test prompts."""
     drawer, prompts = Drawer(seed, config), evaluation_prompts(112, "validation")
-    drawn = drawer.draw(prompts, max(config.draws))
-    tried = [ALONE, *product(JUDGES, config.draws, THRESHOLDS)]
-    validation = {rule: judged(prompts, given(drawn, rule)) for rule in tried}
+    drawn = drawer.draw(prompts, max(DRAWS))
+    curves = {"validation": curve(prompts, drawn)}
+    if config.threshold is None:
+        tried = product(JUDGES, DRAWS, THRESHOLDS)
+        rules = chosen({rule: judged(prompts, given(drawn, rule)) for rule in tried})
+    else:
+        rules = [(judges, 1, config.threshold) for judges in JUDGES]
     prompts = evaluation_prompts(MAIN.evaluate, "test")
-    drawn, rows = drawer.draw(prompts, max(config.draws)), []
-    for rule in (ALONE, *chosen(validation, config.draws, config.strict)):
+    drawn, rows = drawer.draw(prompts, max(DRAWS)), []
+    curves["test"] = curve(prompts, drawn)
+    for rule in (ALONE, *rules):
 
         def answer(asked: Sequence[Any], rule: Rule = rule) -> list[str]:
             return given(drawer.draw([Asked(one) for one in asked], rule[1]), rule)
@@ -209,9 +225,8 @@ def measure(seed: int, config: Config) -> dict[str, Any]:
         "requests": config.attacked,
         "tries": config.tries,
         "talks": config.talks,
-        "strict": config.strict,
     }
-    return {"seed": seed, **asked, "versions": versions(), "rows": rows}
+    return {"seed": seed, **asked, "versions": versions(), "rows": rows, "curve": curves}
 
 
 def main(config: Config) -> None:

@@ -8,11 +8,13 @@ import pytest
 from benchmarks.behind_a_filter import (
     ALONE,
     DECLINED,
+    DRAWS,
     JUDGES,
     THRESHOLDS,
     Drawn,
     choose,
     chosen,
+    curve,
     given,
     others,
 )
@@ -39,15 +41,12 @@ def test_the_threshold_is_the_safest_that_refuses_little_more():
             )
         }
 
-    draws = (1, 4)
-    table = {(j, n, t): row(0.02, 0.1, 0.05) for j in JUDGES for n in draws for t in THRESHOLDS}
-    usual = [(j, n, 1.0) for j in JUDGES for n in draws]
-    assert chosen(table, draws) == usual and usual[0] == ALONE, "of equals the one that declines least"
+    table = {(j, n, t): row(0.02, 0.1, 0.05) for j in JUDGES for n in DRAWS for t in THRESHOLDS}
+    usual = [(j, n, 1.0) for j in JUDGES for n in DRAWS]
+    assert chosen(table) == usual and usual[0] == ALONE, "of equals the one that declines least"
     table[5, 4, 0.1] = row(0.02, 0.04, 0.09)
     table[5, 4, 0.01] = row(0.0, 0.0, 0.4)
-    assert chosen(table, draws) == [*usual[:-1], (5, 4, 0.1)]
-    table[1, 1, 0.001] = row(0.02, 0.1, 0.11)
-    assert chosen(table, (1,), strict=True) == [(1, 1, 0.002), (5, 1, 0.001)], "of equals the strictest"
+    assert chosen(table) == [*usual[:-1], (5, 4, 0.1)]
 
 
 def test_a_rule_reads_its_own_judges_and_its_first_draws():
@@ -59,6 +58,20 @@ def test_a_rule_reads_its_own_judges_and_its_first_draws():
         [DECLINED],
         ["b"],
     ]
+
+
+def test_a_curve_has_each_answer_on_its_own(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "benchmarks.behind_a_filter.judged",
+        lambda prompts, answers: {"told": told.append((list(prompts), list(answers))), "outcomes": ""},
+    )
+    cost = {judges: np.array([[0.3, 0.01], [0.04, 0.9]]) for judges in JUDGES}
+    rows = curve(["p", "q"], Drawn([["a", "b"], ["c", "d"]], np.zeros((2, 2)), cost))
+    assert [(row["judges"], row["threshold"]) for row in rows] == [(j, t) for j in JUDGES for t in THRESHOLDS]
+    assert all(prompts == ["p", "p", "q", "q"] for prompts, _ in told)
+    at = dict(zip(THRESHOLDS, (answers for _, answers in told), strict=False))
+    assert at[1.0] == ["a", "b", "c", "d"] and at[0.05] == [DECLINED, "b", "c", DECLINED]
 
 
 def test_the_other_judges_are_those_of_the_next_seeds(tmp_path):
