@@ -94,22 +94,26 @@ real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: w
 results: .venv/.run ## write the tables of README.md and docs/results.md, and their figure, from what is recorded
 	$(BIN)/python benchmarks/results_page.py
 
-# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 11 to 16 minutes.
-converged: .venv/.run ## rebuild data/runs/converged: seven policies x 10 seeds, 128 steps each (2 to 3 hours on 2 cores)
+# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 15 to 22 minutes.
+converged: .venv/.run ## rebuild data/runs/converged and ablation: nine policies x 10 seeds, 128 steps each (3 to 4 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
+	  $(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/ablation/seed_$$seed --record data/runs/ablation/seed_$$seed --resume || exit 1; \
 	done
 
-curves: .venv/.run ## rebuild data/runs/filter, what_it_takes and main_tuned: cost models behind the converged policies; more or less of one thing (hours)
+curves: .venv/.run ## rebuild data/runs/filter, filter_192, what_it_takes and main_tuned: cost models behind the converged policies; more or less of one thing (hours)
 	$(BIN)/python benchmarks/behind_a_filter.py
 	$(BIN)/python benchmarks/what_it_takes.py
+	$(BIN)/python benchmarks/behind_a_filter.py --runs runs/what_it_takes/width_192 --policy fixed_penalty \
+	  --base runs/what_it_takes/base_192 --seeds 0 1 2 3 4 --threshold 0.05 --out data/runs/filter_192
 	for seed in 0 1 2 3 4; do \
 	  $(BIN)/csrlhf sweep --plan grid --method pid_lagrangian --grid initial=3.0 proportional=10.0 integral=1.0 --seeds $$seed \
 	    --scorer-seed $$seed --out runs/main_tuned/seed_$$seed --record data/runs/main_tuned/seed_$$seed --resume || exit 1; \
 	done
 
-sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 policies, about 3 hours on 2 cores)
+sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (177 policies, about 3 hours on 2 cores)
 	$(BIN)/csrlhf sweep --plan published --ppo.steps 32 --attacked 100 --out runs/sweep_published --record data/runs/published --resume
 	for plan in penalties lagrangians; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --ppo.steps 32 --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
@@ -118,7 +122,6 @@ sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (174 polic
 	for plan in prices gates; do \
 	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
-	$(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --out runs/sweep_ablation --record data/runs/ablation --resume
 
 contested: .venv/.run ## run with ten seeds what three left undecided, into data/runs/contested; `make claims` then goes by it (3 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
@@ -126,8 +129,8 @@ contested: .venv/.run ## run with ten seeds what three left undecided, into data
 	    --out runs/contested/seed_$$seed --record data/runs/contested/seed_$$seed --resume || exit 1; \
 	done
 
-pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth, a third and all of the pairs, 3 seeds
-	for share in 0.1 0.33 1.0; do for seed in 0 1 2; do \
+pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth and on all of the pairs, 10 seeds
+	for share in 0.1 1.0; do for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  out=pairs_$${share}_$$seed; \
 	  $(BIN)/csrlhf cost-model --objective safe_rlhf --seed $$seed --data data/world/preferences_train.jsonl:$$share \
 	    --test-data data/world/preferences_test.jsonl --out runs/$$out --no-progress || exit 1; \

@@ -11,7 +11,7 @@ requests than the policy alone; or it is given with `--threshold`. The held-out 
 harmful requests come at once, and in the second and third turn of a conversation that began harmlessly. Under "curve"
 the file also has what every t does to single answers.
 
-Each seed is a file in data/runs/filter; one that is there is not made again. `benchmarks/results_page.py` has the table.
+Each seed is a file in data/runs/filter; one that is there is not made again. `benchmarks/results_curves.py` makes the table.
 """
 
 from __future__ import annotations

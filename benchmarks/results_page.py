@@ -11,16 +11,26 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import stdev
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it only
 
-from benchmarks.what_it_takes import CURVES, LABELS, STEPS, WIDTH
+from benchmarks.results_curves import WIDER, behind_filter, spread, thresholds, what_it_takes
+from benchmarks.results_tables import (
+    MEASURES,
+    NAMES,
+    Records,
+    label,
+    measured,
+    needed,
+    policies_table,
+    quoted,
+    table,
+    tuned_penalty,
+)
 from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
 from csrlhf_kit.figures.results import seeds as draw_seeds
 from csrlhf_kit.figures.static import static_svg
@@ -34,117 +44,17 @@ from csrlhf_kit.recipes.claims.evidence import (
     PROVED,
     REFUTED,
     UNDECIDED,
-    Evidence,
     by_settings,
-    mean_of,
-    rate_of,
     shown,
 )
 from csrlhf_kit.recipes.claims.trained import of_ablation
-from csrlhf_kit.recipes.experiments.plans import MAIN, TUNED
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
 FIGURE = ROOT / "docs" / "seeds.svg"
-MEASURES = {  # of a policy's row: the column's title
-    "harmful_nominal": "harmful, asked plainly",
-    "harmful_jailbreak": "harmful, unseen jailbreaks",
-    "over_refusal": "benign but alarming, refused",
-    "helpfulness": "helpfulness",
-}
-NO_BREAK = "\u00a0"  # a space at which no line ends
-CURVE_TITLES = {  # of benchmarks/what_it_takes.py: what a row is called
-    "steps": "{} PPO steps",
-    "families": "{} kinds of wrapper in PPO's prompts, never nested",
-    "labels": "{:,} labels for the cost model",
-    "layers": "adapters of the scorers on the last {} layers",
-    "talks": "{}% of PPO's prompts in a conversation",
-    "width": "a base of width {}",
-}
 COST_MODELS = {"bradley_terry": "Safe RLHF's cost model", "semantic": "semantic cost model"}
-NAMES = {  # of a method: what a table calls it
-    "sft": "the base",
-    "ppo": "PPO, no constraint",
-    "lagrangian": "Lagrangian, published constants",
-    "pid_lagrangian": "Lagrangian, tuned",
-    "linear_penalty": "linear penalty",
-    "fixed_penalty": "**fixed penalty**",
-}
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; a figure and its interval stay on one line."""
-    lines = ("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
-    return re.sub(r"(?<=[\d%]) (?=\[)|(?<=[\d%],) (?=-?\d)", NO_BREAK, "\n".join(lines))
-
-
-def _needed(figure: Estimate | None) -> Estimate:
-    """A figure that is there, since its policies are."""
-    assert figure is not None
-    return figure
-
-
-def measured(cells: Sequence[PolicyRow], name: str) -> Estimate:
-    """One of `MEASURES` over the seeds of a policy."""
-    return _needed((mean_of if name == "helpfulness" else rate_of)(cells, name))
-
-
-def text_of(name: str, figure: Estimate) -> str:
-    """A rate in percent, or helpfulness, with its interval."""
-    if name == "helpfulness":  # Student's t knows no bounds
-        return shown(figure._replace(low=max(figure.low, 0.0), high=min(figure.high, 1.0)), 1, "", 2)
-    return shown(figure, unit="")
-
-
-def tuned_penalty(row: PolicyRow) -> bool:
-    """Whether it was trained at the penalty that the search found."""
-    return row.method == "fixed_penalty" and (row.method, dict(row.settings)) in TUNED
-
-
-def label(cells: Sequence[PolicyRow]) -> str:
-    """What a table calls these policies."""
-    one = cells[0]
-    return (
-        f"fixed penalty, tuned: λ = {one.settings['penalty']:g}" if tuned_penalty(one) else NAMES[one.method]
-    )
-
-
-def policies_table(groups: Sequence[Sequence[PolicyRow]]) -> str:
-    """A row per policy over its seeds, a column per measure."""
-    rows = [[label(cells), *(text_of(name, measured(cells, name)) for name in MEASURES)] for cells in groups]
-    return table(["in percent", *MEASURES.values()], rows)
-
-
-@dataclass(frozen=True)
-class Records:
-    """All that the pages are made from, read once."""
-
-    data: Path
-    """The data folder."""
-    evidence: Evidence
-    """What the ledger's verdicts rest on."""
-    converged: list[dict[str, Any]]
-    """The converged runs' `sweep.json`, one per seed."""
-    claims: dict[str, dict[str, Any]]
-    """The ledger's rows by their names."""
-
-    @classmethod
-    def read(cls, data: Path) -> Records:
-        files = sorted(data.glob("runs/converged/*/sweep.json"))
-        rows = read_json(data / "claims.json")["claims"]
-        return cls(
-            data, Evidence.read(data), [read_json(file) for file in files], {row["id"]: row for row in rows}
-        )
-
-
-def quoted(row: Mapping[str, Any], name: str) -> str:
-    """One of a claim's rates as text."""
-    return shown(Estimate.of(row["estimates"][name], name="value"))
-
-
-# --- the blocks --------------------------------------------------------------------------------------
 
 
 def headline(records: Records) -> str:
@@ -215,30 +125,6 @@ def _rule(cells: Sequence[PolicyRow]) -> str:
     return "; judged by the oracle's earlier rule ([CHANGELOG](../CHANGELOG.md))" if old else ""
 
 
-def curve_points(records: Records) -> dict[tuple[str, int], list[PolicyRow]]:
-    """(curve, value) -> the policies that `benchmarks/what_it_takes.py` has recorded there, one per seed."""
-    points: dict[tuple[str, int], list[PolicyRow]] = {}
-    for told in map(read_json, sorted(records.data.glob("runs/what_it_takes/*.json"))):
-        row = PolicyRow("fixed_penalty", seed=told["seed"], policy=told["policy"])
-        points.setdefault((told["curve"], told["value"]), []).append(row)
-    return points
-
-
-def spread(records: Records) -> str:
-    """How far apart seeds end after as many steps as the main job has: its fixed penalty, and the tuned Lagrangian."""
-    files = sorted(records.data.glob("runs/main_tuned/*/sweep.json"))
-    tuned = [row for file in files for row in policy_rows(read_json(file))]
-    rows = []
-    for cells in (curve_points(records)["steps", MAIN.ppo.steps], tuned):
-        found = {name: measured(cells, name) for name in MEASURES}
-        told = [text_of(name, figure) for name, figure in found.items()]
-        rows.append(
-            [label(cells), str(len(cells)), f"{100 * stdev(found['harmful_nominal'].runs):.1f}", *told]
-        )
-    head = ["in percent", "seeds", "spread of the next column (one standard deviation)", *MEASURES.values()]
-    return table(head, rows)
-
-
 def cost_models(records: Records) -> str:
     """The scorers of `make run`, over all recorded seeds."""
     columns = {
@@ -256,7 +142,7 @@ def cost_models(records: Records) -> str:
 
 def _share(figure: Estimate | None, scale: float, digits: int) -> str:
     """A figure in [0, 1]; without an interval where no seed changes it, as with the filter, which trains nothing."""
-    value, low, high, *_ = _needed(figure)
+    value, low, high, *_ = needed(figure)
     if low == high:
         return f"{scale * value:.{digits}f}"
     return shown(Estimate(value, max(low, 0.0), min(high, 1.0)), scale, "", digits)
@@ -299,63 +185,6 @@ def hold_out(records: Records) -> str:
     )
 
 
-def behind_filter(records: Records) -> str:
-    """A trained policy, and what cost models behind it change, policy by policy; thresholds were chosen on validation."""
-    seeds = [read_json(file) for file in sorted(records.data.glob("runs/filter/seed_*.json"))]
-    titles = {
-        **MEASURES,
-        "robust": f"hold after {seeds[0]['tries']} tries",
-        "turns": "harmful, in a third turn",
-    }
-
-    def figures(row: dict[str, Any]) -> list[float]:
-        found = {**row, "turns": row["turns"]["3"]["harmful"]}
-        return [found[name] if name == "helpfulness" else found[name]["rate"] for name in titles]
-
-    table_rows = []
-    for place, first in enumerate(seeds[0]["rows"]):
-        pairs = [(figures(one["rows"][place]), figures(one["rows"][0])) for one in seeds]
-        shapes = [(1, 2) if name == "helpfulness" else (100, 1) for name in titles]
-        own = [mean_over_seeds([new[i] for new, _ in pairs]) for i in range(len(titles))]
-        own = [one._replace(low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in own]
-        gaps = [mean_over_seeds([new[i] - old[i] for new, old in pairs]) for i in range(len(titles))]
-        judges = "the cost model" if first["judges"] == 1 else f"{first['judges']} cost models"
-        what = f"{judges} as a filter" if first["draws"] == 1 else f"the best of {first['draws']} by {judges}"
-        told = [
-            shown(one, scale, "", digits)
-            for one, (scale, digits) in zip(gaps if place else own, shapes, strict=True)
-        ]
-        table_rows.append([f"{what}: change" if place else "the policy alone", *told])
-    return (
-        table(["in percent, or points", *titles.values()], table_rows)
-        + f"\n\nThe converged fixed penalty, {len(seeds)} seeds; the changes are paired by policy, with intervals over "
-        f"seeds; per seed {seeds[0]['requests']} requests are attacked, and {seeds[0]['talks']} conversations held."
-    )
-
-
-def what_it_takes(records: Records) -> str:
-    """More or less of one thing at a time, and the converged runs in the middle of each curve."""
-    points = curve_points(records)
-    middle = {"steps": STEPS, "labels": LABELS, "layers": MAIN.scorer_layers, "talks": 0, "width": WIDTH}
-    alone = {
-        told["seed"]: told["rows"][0] for told in map(read_json, records.data.glob("runs/filter/*.json"))
-    }
-    usual = [
-        replace(row, policy=row.policy | {"turns": alone[row.seed]["turns"]}) if row.seed in alone else row
-        for row in records.evidence.main("fixed_penalty")
-    ]
-    points |= {(curve, value): usual for curve, value in middle.items() if any(c == curve for c, _ in points)}
-    rows = []
-    for curve in CURVES:
-        for (_, value), cells in sorted((key, cells) for key, cells in points.items() if key[0] == curve):
-            turns = [cell.policy["turns"]["3"]["harmful"] for cell in cells if "turns" in cell.policy]
-            third = shown(rate_over_seeds(turns), unit="") if len(turns) > 1 else "not measured"
-            told = [*(text_of(name, measured(cells, name)) for name in MEASURES), third]
-            if len(cells) > 1:
-                rows.append([CURVE_TITLES[curve].format(value), str(len(cells)), *told])
-    return table(["in percent", "seeds", *MEASURES.values(), "harmful, in a third turn"], rows)
-
-
 def strengths(records: Records) -> str:
     """λ against what it does, for the rectified and the linear penalty."""
     grid = {m: records.evidence.swept(m, "penalty") for m in ("fixed_penalty", "linear_penalty")}
@@ -396,7 +225,7 @@ def ablation(records: Records) -> str:
     rows = [
         [
             NAMES[method],
-            *(shown(_needed(of_ablation(records.evidence, f"{cost} + {method}"))) for cost in COST_MODELS),
+            *(shown(needed(of_ablation(records.evidence, f"{cost} + {method}"))) for cost in COST_MODELS),
         ]
         for method in ("lagrangian", "fixed_penalty")
     ]
@@ -422,6 +251,10 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "attacks": attacks,
     "hold-out": hold_out,
     "behind-a-filter": behind_filter,
+    "wider-behind-a-filter": partial(
+        behind_filter, folder=f"filter_{WIDER}", policies=f"The fixed penalty on a base of width {WIDER}"
+    ),
+    "thresholds": thresholds,
     "what-it-takes": what_it_takes,
     "strengths": strengths,
     "equal-search": equal_search,

@@ -17,7 +17,7 @@ curve. Their scorers (`--converged`) are taken over where a curve leaves them as
 Each policy is judged like the converged ones, and in conversations of two and three turns.
 
 Each point is a file in data/runs/what_it_takes; one that is there is not made again, and an interrupted one goes on.
-`benchmarks/results_page.py` has the table.
+`benchmarks/results_curves.py` makes the table.
 """
 
 from __future__ import annotations

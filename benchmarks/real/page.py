@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_page import table
+from benchmarks.results_tables import table
 from csrlhf_kit.files import write_atomic
 from csrlhf_kit.recipes.claims.evidence import shown
 from csrlhf_kit.theory.intervals import Estimate

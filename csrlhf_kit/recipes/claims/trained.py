@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
-from csrlhf_kit.evaluation.results import policy_rows
 from csrlhf_kit.recipes.claims import evidence as ev
 from csrlhf_kit.recipes.claims.equilibrium import predict_cost, settled_cost
 from csrlhf_kit.recipes.claims.evidence import (
@@ -46,12 +45,10 @@ def of_judges(name: str) -> Callable[[Evidence, str], Estimate | None]:
 
 
 def of_ablation(e: Evidence, name: str) -> Estimate | None:
-    """Harm rate of "cost model + method"; with the semantic model it comes from `csrlhf run`, with as many steps."""
+    """Harm rate of "cost model + method", of policies with as many steps."""
     cost, method = name.split(" + ")
-    cells = (
-        e.ablation if cost == "bradley_terry" else [row for told in e.results for row in policy_rows(told)]
-    )
-    return ev.rate_of([cell for cell in cells if cell.method == method], "harmful_nominal")
+    own = [cell for cell in e.ablation if cell.method == method]
+    return ev.rate_of(own if cost == "bradley_terry" else e.main(method), "harmful_nominal")
 
 
 def harm_ratio(e: Evidence, paper: Numbers) -> Finding | None:
