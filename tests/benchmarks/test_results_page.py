@@ -172,6 +172,11 @@ def test_the_prose_beside_the_thresholds_holds(records):
                         for name in ("turns", "robust")} for i in range(3))  # fmt: skip
     assert alone["robust"] < 0.05
     assert all(row["turns"] < alone["turns"] / 2 and row["robust"] > 0.5 for row in filters)
+    for place in (1, 2):
+        third = [told["rows"][place]["turns"]["3"] for told in seeds]
+        later, first = ([row["over_refusal"]["rate"] for row in rows]
+                        for rows in (third, [told["rows"][place] for told in seeds]))  # fmt: skip
+        assert sum(later) > 2 * sum(first) and sum(row["helpfulness"] for row in third) / 5 < 0.15
 
 
 def test_the_prose_beside_the_curves_holds(records):
