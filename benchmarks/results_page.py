@@ -222,14 +222,13 @@ def equal_search(records: Records) -> str:
 
 def ablation(records: Records) -> str:
     """Safe RLHF's cost model or the semantic one, with either constraint."""
-    rows = [
-        [
-            NAMES[method],
-            *(shown(needed(of_ablation(records.evidence, f"{cost} + {method}"))) for cost in COST_MODELS),
-        ]
+    found = {
+        method: {cost: needed(of_ablation(records.evidence, f"{cost} + {method}")) for cost in COST_MODELS}
         for method in ("lagrangian", "fixed_penalty")
-    ]
-    return table(["harmful, asked plainly", *COST_MODELS.values()], rows)
+    }
+    rows = [[NAMES[method], *map(shown, row.values())] for method, row in found.items()]
+    seeds = ", ".join(f"{rate.seeds} ({COST_MODELS[cost]})" for cost, rate in found["lagrangian"].items())
+    return table(["harmful, asked plainly", *COST_MODELS.values()], rows) + f"\n\nSeeds: {seeds}."
 
 
 def gate_theory(records: Records) -> str:

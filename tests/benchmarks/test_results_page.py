@@ -14,6 +14,7 @@ from benchmarks.results_curves import curve_points
 from benchmarks.results_page import BLOCKS, FIGURE, PAGES, dots, filled
 from benchmarks.results_tables import MEASURES, Records, label, measured
 from csrlhf_kit.data.sources import data_folder
+from csrlhf_kit.recipes.claims.trained import of_ablation
 from csrlhf_kit.theory.intervals import Estimate
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds, rate_over_seeds
 
@@ -200,6 +201,22 @@ def test_the_prose_beside_the_curves_holds(records):
     assert any(row["over_refusal"]["rate"] > 0.9 for row in points["steps 256"])
     talks = gap("talks 25", "turns")
     assert talks.low < 0 < talks.high
+
+
+def test_the_prose_beside_the_ablation_holds(records):
+    rate = {(cost, method): of_ablation(records.evidence, f"{cost} + {method}")
+            for cost in ("bradley_terry", "semantic") for method in ("fixed_penalty", "lagrangian")}  # fmt: skip
+    gap = difference(rate["bradley_terry", "fixed_penalty"], rate["semantic", "fixed_penalty"])
+    assert -0.02 < gap.low < 0 < gap.high < 0.02
+    assert all(
+        rate[cost, "lagrangian"].value > rate[cost, "fixed_penalty"].value
+        for cost in ("bradley_terry", "semantic")
+    )
+    base = measured(records.evidence.main("sft"), "helpfulness").value
+    useless = [
+        c.policy["helpfulness"] < base / 2 for c in records.evidence.ablation if c.method == "lagrangian"
+    ]
+    assert sum(useless) > len(useless) / 2
 
 
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
