@@ -198,14 +198,16 @@ def every_policy_that_helps_gives_way(f: Figure):
 
 @says(
     "10",
-    "Without wrappers in training twice as much harm; behind a filter less than half",
-    "A dot is a seed. The filters read the answers of the recipe's own five policies; every other row is five more.",
+    "A wider base with a strict filter reaches what no single change reaches",
+    'A dot is a seed. Without "wider base" a filter reads the answers of the recipe\'s own five policies.',
 )
-def wrappers_and_a_filter(f: Figure):
+def a_wider_base_with_a_strict_filter(f: Figure):
     dots, rows = f["recorded runs", "x2"], f.layout["yaxis"]["ticktext"]
     harm = {row: dots.x[np.round(dots.y) == place].mean() for place, row in enumerate(rows)}
     assert len(dots.x) == 5 * len(rows)
-    recipe, filters = harm.pop("the recipe"), [harm.pop(row) for row in rows if "filter" in row]
+    recipe, wider = harm.pop("the recipe"), [harm.pop(row) for row in rows if row.startswith("wider base")]
+    assert len(wider) == 2 and max(wider) < 2 < min(harm.values())  # 2%: the goal
+    filters = [harm.pop(row) for row in rows if row.endswith("as a filter") and row in harm]
     assert near(harm.pop("no wrappers in training"), 2 * recipe, 0.2 * recipe)
     assert len(filters) == 2 and max(filters) < recipe / 2
     assert near(list(harm.values()), recipe, 0.5 * recipe)  # nothing else does half as much
