@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.behind_a_filter import DRAWS, JUDGES
 from benchmarks.results_tables import MEASURES, Records, label, measured, table, text_of
 from benchmarks.what_it_takes import CURVES, LABELS, STEPS, WIDTH
-from csrlhf_kit.evaluation.results import PolicyRow, policy_rows, read_json
+from csrlhf_kit.evaluation.results import PolicyRow, policy_rows
 from csrlhf_kit.recipes.claims.evidence import shown
 from csrlhf_kit.recipes.experiments.plans import MAIN
 from csrlhf_kit.theory.over_seeds import mean_over_seeds, rate_over_seeds
@@ -31,7 +31,7 @@ CURVE_TITLES = {  # of benchmarks/what_it_takes.py: what a row is called
 def curve_points(records: Records) -> dict[tuple[str, int], list[PolicyRow]]:
     """(curve, value) -> the policies that `benchmarks/what_it_takes.py` has recorded there, one per seed."""
     points: dict[tuple[str, int], list[PolicyRow]] = {}
-    for told in map(read_json, sorted(records.data.glob("runs/what_it_takes/*.json"))):
+    for told in records.recorded("what_it_takes/*.json"):
         row = PolicyRow("fixed_penalty", seed=told["seed"], policy=told["policy"])
         points.setdefault((told["curve"], told["value"]), []).append(row)
     return points
@@ -39,8 +39,7 @@ def curve_points(records: Records) -> dict[tuple[str, int], list[PolicyRow]]:
 
 def spread(records: Records) -> str:
     """How far apart seeds end after as many steps as the main job has: its fixed penalty, and the tuned Lagrangian."""
-    files = sorted(records.data.glob("runs/main_tuned/*/sweep.json"))
-    tuned = [row for file in files for row in policy_rows(read_json(file))]
+    tuned = [row for told in records.recorded("main_tuned/*/sweep.json") for row in policy_rows(told)]
     rows = []
     for cells in (curve_points(records)["steps", MAIN.ppo.steps], tuned):
         found = {name: measured(cells, name) for name in MEASURES}
@@ -61,7 +60,7 @@ def behind_filter(
     records: Records, folder: str = "filter", policies: str = "The converged fixed penalty"
 ) -> str:
     """A trained policy, and what cost models behind it change, policy by policy; thresholds were chosen on validation."""
-    seeds = [read_json(file) for file in sorted(records.data.glob(f"runs/{folder}/seed_*.json"))]
+    seeds = records.recorded(f"{folder}/seed_*.json")
     titles = {
         **MEASURES,
         "robust": f"hold after {seeds[0]['tries']} tries",
@@ -95,8 +94,8 @@ def behind_filter(
 
 def thresholds(records: Records) -> str:
     """What each threshold of a filter does to the answers of the policies on the wider base."""
-    seeds = [read_json(file) for file in sorted(records.data.glob(f"runs/filter_{WIDER}/seed_*.json"))]
-    wide = map(read_json, sorted(records.data.glob(f"runs/what_it_takes/width_{WIDER}_*.json")))
+    seeds = records.recorded(f"filter_{WIDER}/seed_*.json")
+    wide = records.recorded(f"what_it_takes/width_{WIDER}_*.json")
     free = [told["unconstrained"]["helpfulness"] for told in wide]
 
     def over_seeds(split: str, place: int) -> list[PolicyRow]:
@@ -127,9 +126,7 @@ def what_it_takes(records: Records) -> str:
     """More or less of one thing at a time, and the converged runs in the middle of each curve."""
     points = curve_points(records)
     middle = {"steps": STEPS, "labels": LABELS, "layers": MAIN.scorer_layers, "talks": 0, "width": WIDTH}
-    alone = {
-        told["seed"]: told["rows"][0] for told in map(read_json, records.data.glob("runs/filter/*.json"))
-    }
+    alone = {told["seed"]: told["rows"][0] for told in records.recorded("filter/*.json")}
     usual = [
         replace(row, policy=row.policy | {"turns": alone[row.seed]["turns"]}) if row.seed in alone else row
         for row in records.evidence.main("fixed_penalty")

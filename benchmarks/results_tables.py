@@ -97,6 +97,10 @@ class Records:
             data, Evidence.read(data), [read_json(file) for file in files], {row["id"]: row for row in rows}
         )
 
+    def recorded(self, pattern: str) -> list[Any]:
+        """The records below `runs/` whose paths match, in the order of their names."""
+        return [read_json(file) for file in sorted(self.data.glob(f"runs/{pattern}"))]
+
 
 def quoted(row: Mapping[str, Any], name: str) -> str:
     """One of a claim's rates as text."""

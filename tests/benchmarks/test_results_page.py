@@ -109,7 +109,7 @@ def share(row: dict, name: str) -> float:
 
 
 def test_the_prose_beside_the_filters_holds(records):
-    seeds = [json.loads(file.read_text()) for file in sorted(records.data.glob("runs/filter/*.json"))]
+    seeds = records.recorded("filter/*.json")
     assert len(seeds) >= 3
     for told in seeds:
         alone, *ruled = told["rows"]
@@ -138,8 +138,8 @@ def test_the_prose_beside_the_filters_holds(records):
 
 
 def test_the_prose_beside_the_thresholds_holds(records):
-    seeds = [json.loads(file.read_text()) for file in sorted(records.data.glob("runs/filter_192/*.json"))]
-    wide = [json.loads(file.read_text()) for file in records.data.glob("runs/what_it_takes/width_192_*.json")]
+    seeds = records.recorded("filter_192/*.json")
+    wide = records.recorded("what_it_takes/width_192_*.json")
     unconstrained = {told["seed"]: told["unconstrained"]["helpfulness"] for told in wide}
     free = sum(unconstrained.values()) / 5
     assert len(seeds) == len(wide) == 5
@@ -183,7 +183,7 @@ def test_the_prose_beside_the_thresholds_holds(records):
 def test_the_prose_beside_the_curves_holds(records):
     found = curve_points(records).items()
     points = {f"{curve} {value}": [row.policy for row in rows] for (curve, value), rows in found}
-    usual = [json.loads(f.read_text())["rows"][0] for f in sorted(records.data.glob("runs/filter/*.json"))]
+    usual = [told["rows"][0] for told in records.recorded("filter/*.json")]
 
     def mean(rows: list[dict], name: str) -> Estimate:
         return mean_over_seeds([share(row, name) for row in rows])
@@ -212,6 +212,8 @@ def test_the_prose_beside_the_ablation_holds(records):
         rate[cost, "lagrangian"].value > rate[cost, "fixed_penalty"].value
         for cost in ("bradley_terry", "semantic")
     )
+    pairs = (rate["bradley_terry", method] for method in ("lagrangian", "fixed_penalty"))
+    assert difference(*pairs).low > 0
     base = measured(records.evidence.main("sft"), "helpfulness").value
     useless = [
         c.policy["helpfulness"] < base / 2 for c in records.evidence.ablation if c.method == "lagrangian"
