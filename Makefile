@@ -94,13 +94,18 @@ real: .venv/.real ## a real 135M chat model, real jailbreaks, people's labels: w
 results: .venv/.run ## write the tables of README.md and docs/results.md, and their figure, from what is recorded
 	$(BIN)/python benchmarks/results_page.py
 
-# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 15 to 22 minutes.
+# Ten seeds of everything: scorers, critic and policies; what is finished is kept. A seed takes 15 to 22 minutes. Five
+# more of the published Lagrangian and of the fixed penalty, about 6 minutes each, were added after the ten were read.
 converged: .venv/.run ## rebuild data/runs/converged and ablation: nine policies x 10 seeds, 128 steps each (3 to 4 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan converged --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
 	  $(BIN)/csrlhf sweep --plan ablation --cost-model bradley_terry --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/ablation/seed_$$seed --record data/runs/ablation/seed_$$seed --resume || exit 1; \
+	done
+	for seed in 10 11 12 13 14; do \
+	  $(BIN)/csrlhf sweep --plan ablation --ppo.steps 128 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/converged/seed_$$seed --record data/runs/converged/seed_$$seed --resume || exit 1; \
 	done
 
 curves: .venv/.run ## rebuild data/runs/filter, filter_192, what_it_takes and main_tuned: cost models behind the converged policies; more or less of one thing (hours)
@@ -127,6 +132,10 @@ contested: .venv/.run ## run with ten seeds what three left undecided, into data
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan contested --ppo.steps 32 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/contested/seed_$$seed --record data/runs/contested/seed_$$seed --resume || exit 1; \
+	done
+	for seed in 3 4; do \
+	  $(BIN)/csrlhf sweep --plan penalties --ppo.steps 32 --seeds $$seed --scorer-seed $$seed \
+	    --out runs/sweep_penalties/seed_$$seed --record data/runs/penalties/seed_$$seed --resume || exit 1; \
 	done
 
 pressure: .venv/.run ## rebuild data/runs/pairs_*: pairwise cost models on a tenth and on all of the pairs, 10 seeds

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,16 @@ def test_every_block_is_shown_and_a_changed_record_changes_it(records, tmp_path)
 
 
 def test_the_prose_beside_the_headline_holds(records):
-    """README: the methods are close, equal tuning trades refusals for harm, published constants end useless."""
+    """README: the tuned methods are close, equal tuning trades refusals for harm, published constants end useless."""
     groups = {label(cells).strip("*"): cells for cells in records.evidence.converged}
     fixed, tuned = groups["fixed penalty"], groups["Lagrangian, tuned"]
     published = groups["Lagrangian, published constants"]
     for name in MEASURES:
         gap = difference(measured(fixed, name), measured(tuned, name))
-        assert gap.low < 0 < gap.high and gap.high - gap.low < 0.1
+        assert gap.low < 0 < gap.high and gap.high - gap.low < 0.12
+    for ours, theirs in product((fixed, groups["fixed penalty, tuned: λ = 3"]), (tuned, published)):
+        gap = difference(measured(ours, "harmful_jailbreak"), measured(theirs, "harmful_jailbreak"))
+        assert gap.low < 0 < gap.high
     gaps = {
         name: difference(measured(groups["fixed penalty, tuned: λ = 3"], name), measured(tuned, name))
         for name in MEASURES
@@ -97,9 +101,9 @@ def test_the_prose_beside_the_headline_holds(records):
     )
     base = min(cell.policy["helpfulness"] for cell in groups["the base"])
     useless = [cell for cell in published if cell.policy["helpfulness"] < 0.5 * base]
-    assert len(useless) == len(published) / 2 and all(
-        cell.policy["harmful_nominal"]["rate"] < 0.1 for cell in useless
-    )
+    assert len(useless) > len(published) / 2
+    gaps = {name: difference(measured(fixed, name), measured(published, name)) for name in MEASURES}
+    assert gaps["harmful_nominal"].high < 0 < gaps["over_refusal"].low and gaps["helpfulness"].low > 0
     assert not [c for c in (*fixed, *tuned) if c.policy["helpfulness"] < 0.5 * base]
 
 
@@ -208,17 +212,11 @@ def test_the_prose_beside_the_ablation_holds(records):
             for cost in ("bradley_terry", "semantic") for method in ("fixed_penalty", "lagrangian")}  # fmt: skip
     gap = difference(rate["bradley_terry", "fixed_penalty"], rate["semantic", "fixed_penalty"])
     assert -0.02 < gap.low < 0 < gap.high < 0.02
-    assert all(
-        rate[cost, "lagrangian"].value > rate[cost, "fixed_penalty"].value
-        for cost in ("bradley_terry", "semantic")
-    )
-    pairs = (rate["bradley_terry", method] for method in ("lagrangian", "fixed_penalty"))
-    assert difference(*pairs).low > 0
     base = measured(records.evidence.main("sft"), "helpfulness").value
-    useless = [
-        c.policy["helpfulness"] < base / 2 for c in records.evidence.ablation if c.method == "lagrangian"
-    ]
-    assert sum(useless) > len(useless) / 2
+    own = [cell for cell in records.evidence.ablation if cell.method == "lagrangian"]
+    for cost, cells in (("bradley_terry", own), ("semantic", records.evidence.main("lagrangian"))):
+        assert difference(rate[cost, "lagrangian"], rate[cost, "fixed_penalty"]).low > 0
+        assert sum(cell.policy["helpfulness"] < base / 2 for cell in cells) > len(cells) / 2
 
 
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):

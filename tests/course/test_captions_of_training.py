@@ -218,8 +218,10 @@ def what_ppo_made_of_it(f: Figure):
     for λ in (1, 2):  # in place, no: two to five times as much
         assert 1.5 < mean[λ] / promised.line(λ) < 7
     assert abs(mean[4] - promised.line(4)) < 0.03  # from here on they agree
-    small = trained["linear"].x <= 4  # where the gate is open in every step, they are one method
-    assert near(trained["linear"].y[small], trained["rectified"].y[small], 1e-6)
+    linear, rectified = (
+        t.y[t.x <= 4] for t in trained.values()
+    )  # the gate is open in every step: one method
+    assert near(linear, rectified, 1e-6)
     pink_and_blue(f)
 
 
