@@ -128,7 +128,7 @@ sweeps: .venv/.run ## rebuild data/runs: methods x settings x 3 seeds (177 polic
 	  $(BIN)/csrlhf sweep --plan $$plan --out runs/sweep_$$plan --record data/runs/$$plan --resume || exit 1; \
 	done
 
-contested: .venv/.run ## run with ten seeds what three left undecided, into data/runs/contested; `make claims` then goes by it (3 hours on 2 cores)
+contested: .venv/.run ## run with ten seeds what three left undecided, into data/runs/contested; `make claims` then goes by it (4 hours on 2 cores)
 	for seed in 0 1 2 3 4 5 6 7 8 9; do \
 	  $(BIN)/csrlhf sweep --plan contested --ppo.steps 32 --seeds $$seed --scorer-seed $$seed \
 	    --out runs/contested/seed_$$seed --record data/runs/contested/seed_$$seed --resume || exit 1; \

@@ -219,6 +219,19 @@ def test_the_prose_beside_the_ablation_holds(records):
         assert sum(cell.policy["helpfulness"] < base / 2 for cell in cells) > len(cells) / 2
 
 
+def test_the_prose_beside_the_strengths_holds(records):
+    rectified, linear = (records.evidence.swept(f"{name}_penalty", "penalty") for name in ("fixed", "linear"))
+    for low in (1.0, 2.0):
+        assert [c.policy["cost"] for c in rectified[low]] == [c.policy["cost"] for c in linear[low]]
+    assert [c.policy["cost"] for c in rectified[4.0]] != [c.policy["cost"] for c in linear[4.0]]
+    for swept in (rectified, linear):
+        assert (
+            difference(measured(swept[8.0], "helpfulness"), measured(swept[32.0], "helpfulness")).value > 0.05
+        )
+    gap = difference(measured(rectified[64.0], "helpfulness"), measured(linear[64.0], "helpfulness"))
+    assert gap.low < 0 < gap.value
+
+
 def test_what_a_filter_changes_is_paired_by_policy(records, tmp_path):
     (tmp_path / "runs/filter").mkdir(parents=True)
     for seed, harm in enumerate((0.3, 0.9)):  # the policies differ by much, the change by nothing
