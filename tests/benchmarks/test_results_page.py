@@ -198,7 +198,7 @@ def test_the_prose_beside_the_curves_holds(records):
     jailbreak = mean(usual, "harmful_jailbreak").value
     assert 1.6 < mean(points["families 0"], "harmful_jailbreak").value / jailbreak < 2.4
     assert gap("families 0", "harmful_jailbreak").low > 0
-    for point in ("steps 64", "labels 1000", "width 192"):
+    for point in ("steps 64", "labels 1000", "labels 32000", "width 192"):
         found = gap(point, "harmful_jailbreak")
         assert abs(found.value) < 0.02 and found.low < 0 < found.high
     assert gap("width 192", "over_refusal").high < 0 and mean(points["width 192"], "over_refusal").high < 0.02
