@@ -91,8 +91,8 @@ def second_look(early: int, late: int) -> str:
     share = {row["rule"]: float(row["share"]) for row in found if row["seeds"] == last}
     return (
         f" The last {late - early} seeds of the {late} were added when the first {early} had been read and had left "
-        f"much undecided. Who looks twice calls two equal methods different more often: in simulations with {last} "
-        f"seeds {share['kit, two looks']:.1%} of them, against {share['kit, answers recorded']:.1%} "
+        f"much undecided. Who looks twice takes equal methods for different ones more often: in simulations with {last} "
+        f"seeds in {share['kit, two looks']:.1%} of the cases, against {share['kit, answers recorded']:.1%} "
         "(`benchmarks/interval_rule.py`)."
     )
 
