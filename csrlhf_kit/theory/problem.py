@@ -248,17 +248,15 @@ class FiniteProblem:
         """The multiplier at which the tilt's cost equals the threshold; 0 if slack, inf if there is none.
 
         Newton's method on the logarithm of the cost above the smallest, which is nearly linear since costs decay
-        exponentially in the multiplier; bisection keeps it inside a bracket.
+        exponentially in the multiplier; bisection keeps it inside a bracket, and out of jumping to and fro for ever.
         """
         room, spread, tiny = self._room, self._spread(), 4 * np.finfo(float).eps
         low, price, high = 0.0, 0.0, np.inf
         cost, slope = self._cost_and_slope(low)
-        if cost <= max(room, 0):
-            return 0.0
-        if room <= _TIGHT * spread:
-            return np.inf
+        if cost <= max(room, 0) or room <= _TIGHT * spread:
+            return 0.0 if cost <= max(room, 0) else np.inf
         step = self.beta / spread
-        for _ in range(_MOST_STEPS):
+        for count in range(_MOST_STEPS):
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 newton = price + np.log(cost / room) * cost / -np.float64(slope)
             if cost <= room:
@@ -266,7 +264,8 @@ class FiniteProblem:
             else:
                 low = max(low, price)
             middle = 4 * low + step if np.isinf(high) else (low + high) / 2
-            price = float(newton if low < newton < min(high, 16 * low + 16 * step) else middle)
+            inside = low < newton < min(high, 16 * low + 16 * step)
+            price = float(newton if inside and count % 8 < 7 else middle)
             cost, slope = self._cost_and_slope(price)
             found = abs(cost - room) <= tiny * max(room, cost)
             if found or (np.isfinite(high) and high - low <= tiny * low):
