@@ -65,13 +65,14 @@ def headline(records: Records) -> str:
     steps = sorted({run["command"].split("--ppo.steps ")[1].split()[0] for run in told})
     where = "; ".join(f"{count} on {name}" for name, count in sorted(processors.items()))
     base = measured(records.evidence.main("sft"), "helpfulness").value
+    groups = {label(cells).strip("*"): cells for cells in records.evidence.converged}
     useless = {
-        label(cells).strip("*"): sum(c.policy["helpfulness"] < base for c in cells)
-        for cells in records.evidence.converged
+        name: sum(cell.policy["helpfulness"] < base for cell in cells)
+        for name, cells in groups.items()
         if cells[0].method != "sft"
     }
     told_of = ", ".join(f"{name} {count}" for name, count in useless.items() if count) or "none"
-    seeds = {label(cells).strip("*"): len(cells) for cells in records.evidence.converged}
+    seeds = {name: len(cells) for name, cells in groups.items()}
     fewest, most = min(seeds.values()), max(seeds.values())
     more = ", ".join(f"{name} {count}" for name, count in seeds.items() if count > fewest)
     return policies_table(records.evidence.converged) + (

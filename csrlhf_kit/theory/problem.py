@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are loaded when they are first used
 from scipy.special import logsumexp, xlogy
 
 from csrlhf_kit.errors import UserError
 
 Penalty = Literal["rectified", "linear", "per_sample"]
 Status = Literal["slack", "active", "tight", "given"]
-_MOST_STEPS = 200
 _TIGHT = 1e-13  # a threshold this close to the smallest cost (relative to the spread of costs) equals it
 
 
@@ -237,40 +237,29 @@ class FiniteProblem:
         weight = np.exp(logits - logits.max(axis=1, keepdims=True))
         return weight / weight.sum(axis=1, keepdims=True)
 
-    def _cost_and_slope(self, price: float) -> tuple[float, float]:
-        """E[cost above the smallest] of a tilt, and its derivative -Var(cost)/beta."""
-        policy = self._tilt(price, self._excess)
-        mean = (policy * self._excess).sum(axis=1)
-        variance = (policy * (self._excess - mean[:, None]) ** 2).sum(axis=1)
-        return self._mean(mean), self._mean(-variance / self.beta)
+    def _cost_above(self, price: float) -> float:
+        """E[cost above the smallest] of a tilt."""
+        return self._mean((self._tilt(price, self._excess) * self._excess).sum(axis=1))
 
     def _solve_multiplier(self) -> float:
         """The multiplier at which the tilt's cost equals the threshold; 0 if slack, inf if there is none.
 
-        Newton's method on the logarithm of the cost above the smallest, which is nearly linear since costs decay
-        exponentially in the multiplier; bisection keeps it inside a bracket, and out of jumping to and fro for ever.
+        Brent's method on the logarithm of the cost above the smallest, which is nearly linear since costs decay
+        exponentially in the multiplier.
         """
-        room, spread, tiny = self._room, self._spread(), 4 * np.finfo(float).eps
-        low, price, high = 0.0, 0.0, np.inf
-        cost, slope = self._cost_and_slope(low)
-        if cost <= max(room, 0) or room <= _TIGHT * spread:
-            return 0.0 if cost <= max(room, 0) else np.inf
-        step = self.beta / spread
-        for count in range(_MOST_STEPS):
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                newton = price + np.log(cost / room) * cost / -np.float64(slope)
-            if cost <= room:
-                high = min(high, price)
-            else:
-                low = max(low, price)
-            middle = 4 * low + step if np.isinf(high) else (low + high) / 2
-            inside = low < newton < min(high, 16 * low + 16 * step)
-            price = float(newton if inside and count % 8 < 7 else middle)
-            cost, slope = self._cost_and_slope(price)
-            found = abs(cost - room) <= tiny * max(room, cost)
-            if found or (np.isfinite(high) and high - low <= tiny * low):
-                break
-        return price
+        room, spread, tiny = self._room, self._spread(), np.finfo(float).tiny
+        if self._cost_above(0.0) <= max(room, 0):
+            return 0.0
+        if room <= _TIGHT * spread:
+            return np.inf
+        high = self.beta / spread
+        while self._cost_above(high) > room:
+            high *= 4
+
+        def excess(price: float) -> float:
+            return float(np.log(max(self._cost_above(price), tiny) / room))
+
+        return float(scipy.optimize.brentq(excess, 0.0, high, xtol=tiny))
 
 
 def violation_bound(suboptimality: float, *, penalty: float, multiplier: float) -> float:

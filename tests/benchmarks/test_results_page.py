@@ -88,7 +88,7 @@ def test_the_prose_beside_the_headline_holds(records):
     published = groups["Lagrangian, published constants"]
     for name in MEASURES:
         gap = difference(measured(fixed, name), measured(tuned, name))
-        assert gap.low < 0 < gap.high and gap.high - gap.low < 0.12
+        assert gap.low < 0 < gap.high and gap.high - gap.low < 0.1
     for ours, theirs in product((fixed, groups["fixed penalty, tuned: λ = 3"]), (tuned, published)):
         gap = difference(measured(ours, "harmful_jailbreak"), measured(theirs, "harmful_jailbreak"))
         assert gap.low < 0 < gap.high

@@ -54,7 +54,7 @@ def test_a_tight_constraint_leaves_only_the_least_cost():
 
 @THOROUGH
 @given(st.integers(0, 2**32 - 1), st.floats(1e-9, 1e-3))
-@example(493, 0.0003269361746281074)  # Newton's steps alone jump to and fro between two multipliers
+@example(493, 0.0003269361746281074)  # a solver by Newton's steps jumped to and fro here
 def test_thresholds_a_hair_above_the_least_cost_are_met(seed, hair):
     problem = random_problem(seed, depth=1 - hair)
     best = problem.constrained_optimum()
