@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import tempfile
@@ -68,6 +69,7 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int:
     On a GPU from the caching allocator's counters; on a CPU from the profiler's record of every allocation.
     """
     run()  # first calls allocate workspaces that stay
+    gc.collect()  # what an earlier run left in reference cycles, freed during this one, would lower the peak
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 
 import pytest
 import torch
@@ -27,6 +28,22 @@ def test_peak_extra_bytes_counts_what_is_alive_at_once():
     assert peak_extra_bytes(one_after_the_other, CPU) == 1_000_000
     assert peak_extra_bytes(together, CPU) == 3_000_000
     assert peak_extra_bytes(lambda: kept.sum(), CPU) < 1000
+
+
+def test_peak_extra_bytes_ignores_garbage_of_an_earlier_measurement():
+    measured = iter([False, True, False, True])  # each measurement runs once before it looks
+
+    def leaves_a_cycle():
+        if next(measured):
+            gc.collect()  # Python may do so at any moment; here at the one that would count
+        cycle = [torch.empty(1_000_000, dtype=torch.uint8)]
+        cycle.append(cycle)
+
+    gc.disable()
+    try:
+        assert [peak_extra_bytes(leaves_a_cycle, CPU) for _ in range(2)] == [1_000_000] * 2
+    finally:
+        gc.enable()
 
 
 def test_runs_take_turns():
