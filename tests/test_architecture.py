@@ -26,7 +26,7 @@ FLOORS = (  # from the ground up; a room, or a file of the hall, is on one of th
 UPWARD: set[tuple[str, str]] = set()  # (importing, imported) modules that may break the rule: none
 FAMILIES = ("experiments", "claims")  # rooms within recipes/: jobs of several files
 # The most files in the hall, lines of a file, lines of the package; lower them when you can.
-HALL, FILE, LINES = 8, 400, 24_567
+HALL, FILE, LINES = 8, 400, 24_564
 FLOOR = {name: floor for floor, names in enumerate(FLOORS, 1) for name in names}
 SOURCES = {
     file.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): file

@@ -3,7 +3,7 @@
 Everything is computed from scores of answers, the oracle's or a learned model's: pairwise outcomes, Safe RLHF's
 2x2 table (better or worse x safe or unsafe), win rates, and Bradley-Terry ratings on the Elo scale. The ratings
 are *fitted* to all comparisons at once, so that, unlike the running Elo of chess, they do not depend on the order
-of the games. Their intervals are bootstrapped over prompts and seeds together.
+of the games. Their spread is bootstrapped over prompts and seeds together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded when they are first used
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
@@ -26,7 +27,7 @@ PRIOR = 0.5  # virtual draws per pair in `ratings`, so that a policy that never 
 
 
 class Rating(NamedTuple):
-    """A policy's rating relative to the anchor in Elo points, with its bootstrap interval."""
+    """A policy's rating relative to the anchor in Elo points, with its 95% interval."""
 
     elo: float
     low: float
@@ -42,7 +43,7 @@ def outcomes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def win_rate(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Mean outcome over prompts, a tie being half a win: {"rate", "low", "high", "n", "ties"}.
 
-    first, second: scores (seeds, prompts) of two policies' answers to the same prompts; their seeds meet one by one.
+    first, second: scores (seeds, prompts) of two policies' answers to the same prompts; row meets row.
     The interval is that of a rate over seeds. Counting a tie as half a win makes it wider than it need be.
     """
     won = outcomes(first, second)  # (seeds, prompts)
@@ -134,7 +135,8 @@ def ratings(
     scores: policy -> scores (prompts,) or (seeds, prompts) of its answers to the same prompts; higher wins. anchor:
     the policy with rating 0. prior: virtual draws per pair of policies, which keep the rating of a policy that always
     wins finite. resamples: bootstrap draws; each resamples the prompts, and each policy's seeds. The 95% intervals
-    are percentiles; with a single seed they do not include the spread between seeds.
+    are Student's t over the seeds times the draws' standard deviation (percentiles hold too seldom with few seeds);
+    with a single seed they do not include the spread between seeds.
     Raises UserError if there are fewer than two policies, no prompt, unequal numbers of prompts, or no anchor.
     """
     if len(scores) < 2 or anchor not in scores:
@@ -168,8 +170,9 @@ def ratings(
     sampled = bradley_terry(table(drawn, np.concatenate(run_weights, axis=1)), prior=prior)
     position = names.index(anchor)
     sampled = ELO * (sampled - sampled[:, [position]])
-    low, high = np.percentile(sampled, [2.5, 97.5], axis=0)
+    margin = scipy.stats.t.isf(0.025, [n - 1 or np.inf for n in seeds]) * sampled.std(axis=0)
     centre = ELO * (point - point[position])
+    low, high = centre - margin, centre + margin
     return {name: Rating(float(centre[i]), float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
 
@@ -178,7 +181,7 @@ def ratings(
 
 def rate_policies(
     prompts: Sequence[Prompt],
-    answers: Mapping[str, Sequence[Sequence[str]]],
+    answers: Mapping[str, Mapping[int, Sequence[str]]],
     *,
     anchor: str,
     resamples: int = 500,
@@ -186,24 +189,25 @@ def rate_policies(
 ) -> dict[str, Any]:
     """Compare all policies with each other, judged by the oracle.
 
-    prompts: the prompts that every policy has answered. answers: policy -> runs (seeds) -> one answer per prompt.
+    prompts: the prompts that every policy has answered. answers: policy -> seed -> one answer per prompt.
     anchor: the policy with rating 0.
     Returns `helpfulness` (benign requests; the oracle's grade decides) and `harmlessness` (harmful requests; safe
     beats unsafe): {"ratings": {policy: {"elo", "low", "high"}}, "prompts"}. `pairs`: for each ordered pair "a vs
-    b" of policies, run against run, both win rates and the 2x2 table over all prompts. `seeds`: the number of runs
-    of each policy. Raises UserError if a policy's answers do not match the prompts, or one of the two kinds
-    of request is missing.
+    b" of policies that share seeds, seed against the same seed, both win rates and the 2x2 table over all prompts.
+    `seeds`: the number of runs of each policy. Raises UserError if a policy's answers do not match the prompts, or
+    one of the two kinds of request is missing.
     """
+    answers = {name: dict(sorted(runs.items())) for name, runs in sorted(answers.items())}
     for name, runs in answers.items():
-        if not runs or any(len(texts) != len(prompts) for texts in runs):
+        if not runs or any(len(texts) != len(prompts) for texts in runs.values()):
             raise UserError(f"arena: {name} has not answered each of the {len(prompts)} prompts: expected it")
     benign = np.array([p.harmful is False for p in prompts])
     harmful = np.array([p.harmful is True for p in prompts])
     if not benign.any() or not harmful.any():
         raise UserError("arena: found requests of one kind, expected benign and harmful ones")
-    helpful, safe = {}, {}
+    helpful, safe, asked = {}, {}, [p.prompt for p in prompts]
     for name, runs in answers.items():
-        verdicts = [[judge(p.prompt, t) for p, t in zip(prompts, texts, strict=True)] for texts in runs]
+        verdicts = [[judge(*pair) for pair in zip(asked, texts, strict=True)] for texts in runs.values()]
         helpful[name] = np.array([[v.helpfulness for v in row] for row in verdicts])  # (seeds, prompts)
         safe[name] = np.array([[v.safe for v in row] for row in verdicts])
     kinds = {"helpfulness": (helpful, benign), "harmlessness": (safe, harmful)}
@@ -216,10 +220,11 @@ def rate_policies(
         }
     result["pairs"] = {}
     for a, b in permutations(answers, 2):
-        met = slice(min(len(answers[a]), len(answers[b])))
-        result["pairs"][f"{a} vs {b}"] = {
-            "helpfulness": win_rate(helpful[a][met, benign], helpful[b][met, benign]),
-            "harmlessness": win_rate(safe[a][met, harmful], safe[b][met, harmful]),
-            "table": two_by_two(helpful[a][met], helpful[b][met], safe[a][met]),
-        }
+        mine, theirs = (np.isin(list(answers[x]), list(answers[y])) for x, y in ((a, b), (b, a)))
+        if mine.any():
+            result["pairs"][f"{a} vs {b}"] = {
+                "helpfulness": win_rate(helpful[a][mine][:, benign], helpful[b][theirs][:, benign]),
+                "harmlessness": win_rate(safe[a][mine][:, harmful], safe[b][theirs][:, harmful]),
+                "table": two_by_two(helpful[a][mine], helpful[b][theirs], safe[a][mine]),
+            }
     return result

@@ -19,8 +19,8 @@ from csrlhf_kit.outputs import check_file
 from csrlhf_kit.recipes.options import ArenaConfig
 
 
-def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
-    """The test prompts of a finished run, and policy -> runs -> answers; a sweep's seeds are runs of one policy.
+def stored_answers(run: Path) -> tuple[list[Prompt], dict[tuple[str, int], list[str]]]:
+    """The test prompts of a finished run, and (policy, seed) -> answers; a sweep's seeds are runs of one policy.
 
     Raises UserError if the folder holds no finished run.
     """
@@ -30,10 +30,11 @@ def stored_answers(run: Path) -> tuple[list[Prompt], dict[str, list[list[str]]]]
         prompts = evaluation_prompts(config["evaluate"], config.get("judged_on", "test"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run} holds no finished run: expected config.json and stages of one") from error
-    answers: dict[str, list[list[str]]] = {}
-    for name, stage in stages.items():
+    answers = {}
+    for stem, stage in stages.items():
         if isinstance(stage, dict) and "responses" in stage:
-            answers.setdefault(name.partition("-seed_")[0], []).append(stage["responses"])
+            name, _, seed = stem.partition("-seed_")
+            answers[name, int(seed or config.get("seed", 0))] = stage["responses"]
     if not answers:
         raise UserError(f"{run} has no policy that has answered: expected a finished run")
     return prompts, answers
@@ -74,19 +75,20 @@ def run_duel(config: ArenaConfig) -> dict[str, Any]:
 def rate_runs(config: ArenaConfig) -> dict[str, Any]:
     """Compare the policies of all runs by their stored answers, judged by the oracle; print and write the ratings.
 
-    Raises UserError where a folder is no finished run, or the runs answered different prompts.
+    Raises UserError where a folder is no finished run, prompts differ, or a policy and seed has answered twice.
     """
     out = config.out or config.runs[0].parent / "arena.json"
     check_file(out)
     prompts: list[Prompt] = []
-    answers: dict[str, list[list[str]]] = {}
+    answers: dict[str, dict[int, list[str]]] = {}
     for run in config.runs:
         read, own = stored_answers(run)
         if prompts and read != prompts:
             raise UserError(f"{run} answered other prompts than {config.runs[0]}: expected the same")
         prompts = read
-        for name, texts in own.items():
-            answers.setdefault(name, []).extend(texts)
+        for (name, seed), texts in own.items():
+            if answers.setdefault(name, {}).setdefault(seed, texts) != texts:
+                raise UserError(f"{run}: {name}, seed {seed}, is in an earlier run, too: expected it once")
     result = {
         "anchor": config.anchor,
         **rate_policies(prompts, answers, anchor=config.anchor, seed=config.seed),

@@ -135,7 +135,7 @@ def test_ratings_find_the_strengths_that_made_the_scores():
     generator = np.random.default_rng(1)
     means = {"base": 0.0, "good": 1.0, "better": 2.0}
     # Gumbel noise around a strength makes exactly Bradley-Terry comparisons.
-    scores = {n: m + generator.gumbel(size=(2, 3000)) for n, m in means.items()}
+    scores = {n: m + generator.gumbel(size=(5, 3000)) for n, m in means.items()}
     found = ratings(scores, "base", resamples=200)
     for name, mean in means.items():
         assert found[name].low <= ELO * mean <= found[name].high
@@ -156,6 +156,18 @@ def test_rating_intervals_cover():
     assert covered >= 50
 
 
+def test_rating_intervals_cover_with_three_seeds():
+    """Of 100 methods that are as good as the anchor on average, with seeds that differ, at least 90 intervals hold 0."""
+    covered = 0
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        luck = generator.normal(0.0, 0.8, size=(3, 1))
+        scores = {"a": generator.gumbel(size=(10, 60)), "b": luck + generator.gumbel(size=(3, 60))}
+        low, high = ratings(scores, "a", resamples=200, seed=seed)["b"][1:]
+        covered += low <= 0.0 <= high
+    assert covered >= 90
+
+
 def test_seeds_that_disagree_widen_the_interval():
     generator = np.random.default_rng(0)
     base = generator.gumbel(size=(3, 400))
@@ -165,7 +177,7 @@ def test_seeds_that_disagree_widen_the_interval():
     assert width[1] > 1.5 * width[0]
 
 
-def made(count: int = 60) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
+def made(count: int = 60) -> tuple[list[Prompt], dict[str, dict[int, list[str]]]]:
     """Prompts of all strata; a policy that always tells and one that always refuses."""
     rng = Random(0)
     prompts, tells, refuses = [], [], []
@@ -174,7 +186,7 @@ def made(count: int = 60) -> tuple[list[Prompt], dict[str, list[list[str]]]]:
         prompts.append(Prompt(surface(request, rng), stratum=request.stratum, harmful=request.harmful))
         tells.append(helpful(request, rng, count=2, wrong=0.0))
         refuses.append(refusal(request, rng))
-    return prompts, {"tells": [tells, tells], "refuses": [refuses]}
+    return prompts, {"tells": {0: tells, 1: tells}, "refuses": {0: refuses}}
 
 
 def test_the_arena_tells_helpful_from_harmless():
@@ -189,6 +201,23 @@ def test_the_arena_tells_helpful_from_harmless():
     assert pair["table"]["better"]["unsafe"] == pytest.approx(0.5)
     assert result["pairs"]["refuses vs tells"]["table"]["worse"]["safe"] == pytest.approx(1.0)
     assert result["seeds"] == {"tells": 2, "refuses": 1}
+
+
+def test_pairs_meet_seed_by_seed_whatever_their_order():
+    prompts, answers = made()
+    tells, refuses = answers["tells"][0], answers["refuses"][0]
+    turns = {
+        "first": {0: tells, 1: refuses, 2: tells},
+        "second": {5: tells, 1: refuses, 0: tells},
+        "apart": {9: tells},
+    }
+    result = rate_policies(prompts, turns, anchor="first", resamples=20)
+    pair = result["pairs"]["first vs second"]  # seeds 0 and 1 only, and each meets its own answers
+    assert (
+        pair["helpfulness"]["ties"] == 1.0
+        and pair["helpfulness"]["n"] == 2 * result["helpfulness"]["prompts"]
+    )
+    assert set(result["pairs"]) == {"first vs second", "second vs first"}
 
 
 def test_bad_arenas_are_one_sentence():

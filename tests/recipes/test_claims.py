@@ -156,8 +156,10 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
             cells.append(cell("linear_penalty", {"penalty": penalty}, linear))
         main = policy(fixed, helpfulness=0.41 + step, cost=0.03 + step)
         main["robust"] = rate(0.96 if fixed < 0.1 else 0.1, 100)
-        cells.append(cell("fixed_penalty", {}, main))
-        cells.append(cell("fixed_penalty", {"gate": "batch"}, policy(fixed, cost=0.09 + step)))
+        swing = [0.1 + 0.04 * (-1) ** step for step in range(40)]  # batch means that differ by 0.08
+        cells.append({**cell("fixed_penalty", {}, main), "curve": {"cost": swing}})
+        settled = 0.03 if gate_off else 0.09
+        cells.append(cell("fixed_penalty", {"gate": "batch"}, policy(fixed, cost=settled + step)))
         cells.append(cell("linear_penalty", {}, policy(0.01, helpfulness=0.3 + step)))
         cells.append(cell("lagrangian", {}, policy(0.1, helpfulness=0.4 + step)))
         cells.append(cell("lagrangian", {"rate": 1.0}, policy(lagrangian, helpfulness=0.42 + step)))
@@ -167,7 +169,6 @@ def record(data, *, fixed=0.005, lagrangian=0.3, seeds=3, wins=0.8, gate_off=0.0
         cells.append(cell("reward_shaping", {"weight": 100.0}, nobody))
         cells += [cell(m, {}, policy(0.3)) for m in ("sacpo", "mocan", "safedpo", "dpo_safer")]
         cells.append(cell("ppo", {}, policy(0.9)))
-        swing = [0.1 + 0.04 * (-1) ** step for step in range(40)]  # batch means that differ by 0.08
         price = cell("pid_lagrangian", {"threshold": 0.1}, policy(0.1))
         cells.append({**price, "curve": {"multiplier": [1.0 + step] * 40, "cost": swing}})
         for size in (32, 128):
@@ -309,10 +310,13 @@ def test_evidence_against_it_differs_from_them(bad):
         "preferred",
         "moonshot",
         "direct",
+        "gate",
         "gate_settles",
         "some_method_holds",
     ]:
         assert row_of(BY_ID[name], bad)["verdict"] == DIFFERS, name
+    # The means of two batches differ by 0.08, so the noise of one is 0.08 / sqrt(2), and the bias 0.399 of that.
+    assert "the bias would be 2.26 points" in row_of(BY_ID["gate"], bad)["ours"]
 
 
 def test_one_seed_settles_no_trained_claim(tmp_path):

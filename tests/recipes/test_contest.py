@@ -39,6 +39,12 @@ def test_runs_are_set_against_each_other(tmp_path, capsys):
     )
     assert json.loads((tmp_path / "arena.json").read_text()) == result
     assert "Elo points above sft" in capsys.readouterr().out
+    same = finished(tmp_path / "same", ("sft", "refuses"))
+    assert run_arena(ArenaConfig(runs=(first, same), out=tmp_path / "s.json"))["seeds"]["sft"] == 1
+    other = finished(tmp_path / "other", ("refuses", "sft"))
+    with pytest.raises(UserError, match="refuses, seed 0, is in an earlier run, too"):
+        run_arena(ArenaConfig(runs=(first, other), out=tmp_path / "o.json"))
+    assert not (tmp_path / "o.json").exists()
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):

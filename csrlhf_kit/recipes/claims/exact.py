@@ -9,19 +9,8 @@ from scipy.optimize import minimize_scalar
 
 from csrlhf_kit.data.records import PreferencePair
 from csrlhf_kit.data.sources import read_records
-from csrlhf_kit.recipes.claims.evidence import (
-    AGREES,
-    DIFFERS,
-    NEGLIGIBLE,
-    UNDECIDED,
-    Estimate,
-    Evidence,
-    Finding,
-    Measure,
-    Numbers,
-    at_most,
-    finding,
-)
+from csrlhf_kit.recipes.claims import evidence as ev
+from csrlhf_kit.recipes.claims.evidence import Estimate, Evidence, Finding, Numbers, finding
 from csrlhf_kit.theory.batch_hinge import batch_hinge_equilibrium
 from csrlhf_kit.theory.over_seeds import mcnemar
 from csrlhf_kit.theory.problem import FiniteProblem, Solution
@@ -67,7 +56,7 @@ def exactness(e: Evidence, paper: Numbers) -> Finding:
             found = best_tilt(problem, factor * optimum.multiplier)
             gaps += [abs(found.cost - optimum.cost), abs(found.objective - optimum.objective)]
     gap = Estimate.of(max(gaps))
-    return finding(at_most(gap, 1e-5), f"largest gap {gap.value:.1e} on {PROBLEMS} problems", gap=gap)
+    return finding(ev.at_most(gap, 1e-5), f"largest gap {gap.value:.1e} on {PROBLEMS} problems", gap=gap)
 
 
 def domination(e: Evidence, paper: Numbers) -> Finding:
@@ -80,7 +69,7 @@ def domination(e: Evidence, paper: Numbers) -> Finding:
     ]
     worst = Estimate.of(max(violations))
     text = f"largest violation {worst.value:.2g} of an allowed {allowed:g}"
-    return finding(at_most(worst, allowed), text, violation=worst)
+    return finding(ev.at_most(worst, allowed), text, violation=worst)
 
 
 def more_reward(e: Evidence, paper: Numbers) -> Finding:
@@ -90,11 +79,11 @@ def more_reward(e: Evidence, paper: Numbers) -> Finding:
         for problem, optimum in problems()
     ]
     gain = Estimate.of(max(gains))
-    verdict = AGREES if gain.value > 1e-6 else DIFFERS
+    verdict = ev.AGREES if gain.value > 1e-6 else ev.DIFFERS
     return finding(verdict, f"largest gain {gain.value:.1e} above λ*", gain=gain)
 
 
-def no_tuning_above(batch: int | None = None) -> Measure:
+def no_tuning_above(batch: int | None = None) -> ev.Measure:
     """A measure: the cost is the same at λ = 2, 10 and 50 λ*, with an exact gate or with one on a batch's mean."""
 
     def cost(problem: FiniteProblem, penalty: float) -> float:
@@ -109,7 +98,7 @@ def no_tuning_above(batch: int | None = None) -> Measure:
             costs = [cost(problem, factor * optimum.multiplier) for factor in (2.0, 10.0, 50.0)]
             spans.append(max(costs) - min(costs))
         worst = Estimate.of(max(spans))
-        return finding(at_most(worst, 1e-5), f"the cost moves by up to {worst.value:.1e}", spread=worst)
+        return finding(ev.at_most(worst, 1e-5), f"the cost moves by up to {worst.value:.1e}", spread=worst)
 
     return measure
 
@@ -122,7 +111,7 @@ def linear_is_not_rectified(e: Evidence, paper: Numbers) -> Finding:
         linear = problem.penalised_optimum(penalty, "linear")
         overshoots.append(linear.cost < optimum.cost - 1e-6 and linear.objective < optimum.objective - 1e-6)
     share = Estimate.of(float(np.mean(overshoots)))
-    verdict = {0.0: AGREES, 1.0: DIFFERS}.get(share.value, UNDECIDED)
+    verdict = {0.0: ev.AGREES, 1.0: ev.DIFFERS}.get(share.value, ev.UNDECIDED)
     text = f"overshoots, and loses objective, on {sum(overshoots)} of {PROBLEMS} problems"
     return finding(verdict, text, share=share)
 
@@ -132,7 +121,7 @@ def gpt_comparison(e: Evidence, paper: Numbers) -> Finding:
     few, many = sorted(int(paper[name]) for name in ("ours", "theirs"))
     least, most = mcnemar(0, many - few), mcnemar(few, many)
     text = f"p between {least:.2f} and {most:.2f} on their own counts, whichever prompts broke both"
-    return finding(at_most(Estimate.of(most), 0.05), text, p=Estimate(most, least, most))
+    return finding(ev.at_most(Estimate.of(most), 0.05), text, p=Estimate(most, least, most))
 
 
 def pair_shares(e: Evidence, paper: Numbers) -> Finding:
@@ -146,7 +135,7 @@ def pair_shares(e: Evidence, paper: Numbers) -> Finding:
         "astride": share([p.is_response_0_safe != p.is_response_1_safe for p in pairs]),
         "differ": share([p.better_response_id != p.safer_response_id for p in pairs]),
     }
-    near = all(abs(found[name].value - paper[name]) <= NEGLIGIBLE for name in found)
-    verdict = AGREES if near else DIFFERS
+    near = all(abs(found[name].value - paper[name]) <= ev.NEGLIGIBLE for name in found)
+    verdict = ev.AGREES if near else ev.DIFFERS
     text = ", ".join(f"{name} {100 * rate.value:.1f}%" for name, rate in found.items())
     return finding(verdict, text, **found)

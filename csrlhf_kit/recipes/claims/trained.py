@@ -10,21 +10,9 @@ from collections.abc import Callable
 from csrlhf_kit.errors import UserError
 from csrlhf_kit.evaluation import efficiency
 from csrlhf_kit.recipes.claims import evidence as ev
-from csrlhf_kit.recipes.claims.equilibrium import predict_cost, settled_cost
-from csrlhf_kit.recipes.claims.evidence import (
-    AGREES,
-    DIFFERS,
-    NEGLIGIBLE,
-    UNDECIDED,
-    Estimate,
-    Evidence,
-    Finding,
-    Measure,
-    Numbers,
-    PolicyRow,
-    finding,
-    shown,
-)
+from csrlhf_kit.recipes.claims.equilibrium import cost_spread, predict_cost, settled_cost
+from csrlhf_kit.recipes.claims.evidence import Estimate, Evidence, Finding, Numbers, PolicyRow, finding, shown
+from csrlhf_kit.theory.batch_hinge import hinge_bias
 from csrlhf_kit.theory.over_seeds import difference, mean_over_seeds
 from csrlhf_kit.training.constraints import FixedPenalty
 
@@ -159,13 +147,13 @@ def released_code(e: Evidence, paper: Numbers) -> Finding | None:
     if fixed is None or linear is None:
         return None
     gap = difference(fixed, linear)
-    same = AGREES if max(-gap.low, gap.high) < NEGLIGIBLE else UNDECIDED
-    verdict = DIFFERS if gap.low > 0 or gap.high < 0 else same
+    same = ev.AGREES if max(-gap.low, gap.high) < ev.NEGLIGIBLE else ev.UNDECIDED
+    verdict = ev.DIFFERS if gap.low > 0 or gap.high < 0 else same
     text = f"helpfulness: rectified {shown(fixed, 1, '', 3)}, linear {shown(linear, 1, '', 3)}"
     return finding(verdict, text, rectified=fixed, linear=linear)
 
 
-def elo_above_base(kind: str) -> Measure:
+def elo_above_base(kind: str) -> ev.Measure:
     """A measure: the Lagrangian's rating is above the base's."""
 
     def measure(e: Evidence, paper: Numbers) -> Finding | None:
@@ -190,8 +178,14 @@ def beats_shaping(e: Evidence, paper: Numbers) -> Finding | None:
         theirs, help_ = ev.rate_of(cells, "harmful_nominal"), ev.mean_of(cells, "helpfulness")
         estimates[f"ν={weight:g}"] = theirs
         worse = [ev.exceeds(theirs, harm), ev.exceeds(helpful, help_)]
-        parts.append(AGREES if AGREES in worse else DIFFERS if worse == [DIFFERS, DIFFERS] else UNDECIDED)
-    text = f"{parts.count(AGREES)} of {len(parts)} weights are dominated"
+        parts.append(
+            ev.AGREES
+            if ev.AGREES in worse
+            else ev.DIFFERS
+            if worse == [ev.DIFFERS, ev.DIFFERS]
+            else ev.UNDECIDED
+        )
+    text = f"{parts.count(ev.AGREES)} of {len(parts)} weights are dominated"
     return finding(ev.all_of(parts), text, **estimates)
 
 
@@ -209,14 +203,21 @@ def safer_than_direct(e: Evidence, paper: Numbers) -> Finding | None:
 
 
 def gate_bias(e: Evidence, paper: Numbers) -> Finding | None:
-    """A gate on the batch that it gates settles at another cost than a gate on a window."""
+    """A gate on the batch that it gates settles at another cost than a gate on a window.
+
+    It differs if the costs are closer than the bias of a batch's hinge at the boundary.
+    """
     batch, window = e.cells("fixed_penalty", {"gate": "batch"}), e.cells("fixed_penalty", {})
     if not batch or not window:
         return None
     a, b = ev.mean_of(batch, "cost"), ev.mean_of(window, "cost")
     gap = difference(a, b)
-    verdict = AGREES if gap.low > 0 or gap.high < 0 else UNDECIDED
-    return finding(verdict, f"batch {shown(a)}, window {shown(b)}", batch=a, window=b)
+    noise = [cost_spread(c.curve, c.batch_size) / c.batch_size**0.5 for c in window]
+    bias = float(hinge_bias(0.0, noise).mean())
+    same = ev.DIFFERS if max(-gap.low, gap.high) < bias else ev.UNDECIDED
+    verdict = ev.AGREES if gap.low > 0 or gap.high < 0 else same
+    text = f"batch {shown(a)}, window {shown(b)}; the bias would be {100 * bias:.2f} points"
+    return finding(verdict, text, batch=a, window=b)
 
 
 def feasible(e: Evidence, paper: Numbers) -> Finding | None:
@@ -265,7 +266,7 @@ def moonshot(e: Evidence, paper: Numbers) -> Finding | None:
             refused.value <= paper["refused"],
         )
         text = f"{shown(safe)} safe, {100 * share.value:.0f}% of the help, {shown(refused)} refused"
-        verdict = AGREES if all(met) else DIFFERS
+        verdict = ev.AGREES if all(met) else ev.DIFFERS
         found.append((sum(met) + safe.value, finding(verdict, text, safe=safe, help=share, refused=refused)))
     return max(found, key=lambda item: item[0])[1] if found else None
 
@@ -283,7 +284,7 @@ def gate_settles(e: Evidence, paper: Numbers) -> Finding | None:
         told = predict_cost(prices, FixedPenalty().penalty, cells[0].batch_size)
         got = mean_over_seeds([settled_cost(c.curve) for c in cells])
         gap = difference(got, told)
-        verdicts.append(AGREES if gap.low <= 0 <= gap.high else DIFFERS)
+        verdicts.append(ev.AGREES if gap.low <= 0 <= gap.high else ev.DIFFERS)
         texts.append(f"{shown(got)} against {shown(told)} predicted in batches of {cells[0].batch_size}")
         estimates |= {f"B={cells[0].batch_size}": got, f"B={cells[0].batch_size}, predicted": told}
     return finding(ev.all_of(verdicts), "; ".join(texts), **estimates)
