@@ -155,7 +155,7 @@ attacks: converged ## rebuild data/runs/red_team, arena.json, rounds_* and stric
 	  $(BIN)/csrlhf red-team --seed $$seed --requests 100 --out data/runs/red_team/sft/seed_$$seed.json || exit 1; \
 	done
 	$(BIN)/csrlhf arena --runs runs/converged/seed_* --out data/runs/arena.json
-	for seed in 0 1 2; do \
+	for seed in 0 1 2 3 4 5; do \
 	  $(BIN)/csrlhf rounds --seed $$seed --out runs/rounds_$$seed --resume || exit 1; \
 	  mkdir -p data/runs/rounds_$$seed && cp runs/rounds_$$seed/rounds.json data/runs/rounds_$$seed/; \
 	done
