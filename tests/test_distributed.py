@@ -23,7 +23,7 @@ PPO = (
 SFT = "--rank 4 --alpha 8 --epochs 2 --batch-size 4 --no-progress --learning-rate 0.001"
 FULL = "--adaptation full --epochs 2 --batch-size 4 --no-progress --learning-rate 0.001"
 RUN_ALL = """
-import json, sys
+import json, os, sys
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from csrlhf_kit import cli
 from csrlhf_kit.training.supervised import TimedCheckpoints
@@ -45,7 +45,8 @@ AcceleratorState.__init__ = shard_on_cpus
 for arguments in json.load(open(sys.argv[1])):
     stopping = arguments[:1] == ["stop"]
     TimedCheckpoints.on_save = stop if stopping else saved
-    print(arguments[0], cli.main(arguments[stopping:]), flush=True)
+    code = cli.main(arguments[stopping:])
+    os.write(1, f"{arguments[0]} {code}\\n".encode())  # in one piece: both processes write to one pipe
 """
 
 
