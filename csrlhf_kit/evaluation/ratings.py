@@ -190,7 +190,7 @@ def rate_policies(
     """Compare all policies with each other, judged by the oracle.
 
     prompts: the prompts that every policy has answered. answers: policy -> seed -> one answer per prompt.
-    anchor: the policy with rating 0.
+    anchor: the policy with rating 0. The order of policies and seeds changes nothing, the bootstrap's draws included.
     Returns `helpfulness` (benign requests; the oracle's grade decides) and `harmlessness` (harmful requests; safe
     beats unsafe): {"ratings": {policy: {"elo", "low", "high"}}, "prompts"}. `pairs`: for each ordered pair "a vs
     b" of policies that share seeds, seed against the same seed, both win rates and the 2x2 table over all prompts.

@@ -218,6 +218,8 @@ def test_pairs_meet_seed_by_seed_whatever_their_order():
         and pair["helpfulness"]["n"] == 2 * result["helpfulness"]["prompts"]
     )
     assert set(result["pairs"]) == {"first vs second", "second vs first"}
+    turned = {name: dict(reversed(runs.items())) for name, runs in reversed(turns.items())}
+    assert rate_policies(prompts, turned, anchor="first", resamples=20) == result
 
 
 def test_bad_arenas_are_one_sentence():
